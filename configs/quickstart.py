@@ -1,0 +1,103 @@
+"""DRNet on scaled digits."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.init_from = ''
+  config.eval_batch_size = 500
+  config.log_every_steps = 10
+  config.checkpoint_every_epochs = 1
+  config.keep_checkpoints = 2
+
+  config.data = {
+    'name': 'scaled_digits',
+    'data_dir': '',
+    'train_split': 'originals',
+    'validation_split': 'validation',
+    'test_split': 'test',
+    'epoch_images': 6144,
+    'augmentation': 'compose_digits',
+    'resize_px': 0,
+    'threads': 1,
+  }
+  config.model = {
+    'base': {
+      'network': 'resnet',
+      'stage_sizes': (1, 2),
+      'width': 32,
+      'stem': 'patch',
+      'patch_px': 4,
+      'zero_init': False,
+    },
+    'predictor': {
+      'network': 'resnet',
+      'stage_sizes': (0, 1),
+      'width': 24,
+      'stem': 'patch',
+      'patch_px': 4,
+      'zero_init': False,
+    },
+    'predictor_px': 32,
+    'resolutions': (32, 48, 64),
+    'resolution_aware_bn': True,
+    'antialias': True,
+    'mean': (0.5, 0.5, 0.5),
+    'std': (0.25, 0.25, 0.25),
+  }
+
+  config.stages = ('pretrain', 'finetune')
+  optimizer = {
+    'name': 'adamw',
+    'momentum': 0.9,
+    'weight_decay': 0.01,
+    'decay_norms_and_biases': False,
+    'clip_norm': 0.0,
+    'predictor_lr': 1.0,
+  }
+  config.pretrain = {
+    'step': 'pretrain',
+    'epochs': 5,
+    'batch_size': 64,
+    'eval_every_epochs': 1,
+    'schedule': {
+      'kind': 'cosine',
+      'lr': 0.003,
+      'warmup_epochs': 0.5,
+      'decay_epochs': 1,
+      'decay_factor': 0.1,
+    },
+    'optimizer': optimizer,
+    'objective': {'label_smoothing': 0.0},
+  }
+  config.finetune = {
+    'step': 'routed',
+    'epochs': 5,
+    'batch_size': 128,
+    'eval_every_epochs': 1,
+    'schedule': {
+      'kind': 'cosine',
+      'lr': 0.0015,
+      'warmup_epochs': 0.5,
+      'decay_epochs': 1,
+      'decay_factor': 0.1,
+    },
+    'optimizer': optimizer,
+    'objective': {
+      'label_smoothing': 0.0,
+      'gradient': 'all',
+      'explore': 0.25,
+      'loss': 'expected',
+      'tau': (1.0, 1.0),
+      'tau_epochs': 0,
+      'eta': 1.0,
+      'eta_warmup_epochs': 1,
+      'target_gmacs': 0.006,
+      'target_epochs': 0,
+      'usage_weight': 0.0,
+      'bucket_growth': 1.3,
+    },
+  }
+  return config

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a stage: Orbax, asynchronous, atomic.
+
+The position in the data is the step (see `data.pipeline`), so the state is all
+there is to save. A process killed during a save leaves a temporary directory
+that Orbax neither lists nor loads.
+"""
+
+import os
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding
+
+from drnet_jax.errors import UserError
+from drnet_jax.steps.state import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one stage, `<workdir>/checkpoints/<stage>/<step>`.
+
+  Args:
+    workdir: of the run.
+    stage: name of the stage.
+    keep: how many of the latest to keep.
+  """
+
+  def __init__(self, workdir: str, stage: str, *, keep: int):
+    self.directory = os.path.abspath(
+      os.path.join(workdir, 'checkpoints', stage)
+    )
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Step of the newest whole checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: TrainState) -> None:
+    """Starts to save; `state` may be donated as soon as this returns."""
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          weights=ocp.args.StandardSave(_weights(state)),
+          optimizer=ocp.args.StandardSave(_optimizer(state)),
+        ),
+      )
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f'cannot save step {step} in {self.directory}: {error}. Earlier '
+        'checkpoints there are whole; run the same command again once there '
+        'is room.'
+      ) from error
+
+  def restore(self, step: int, abstract: TrainState, sharding: Sharding):
+    """Loads the state of a step.
+
+    Args:
+      step: from `latest_step`.
+      abstract: shapes and dtypes to expect.
+      sharding: of every leaf.
+
+    Raises:
+      UserError: files are missing or damaged, or hold another model.
+    """
+    found = self._restore(
+      step,
+      sharding,
+      weights=_weights(abstract),
+      optimizer=_optimizer(abstract),
+    )
+    return TrainState(**found['weights'], **found['optimizer'])
+
+  def restore_weights(self, step: int, params, batch_stats, sharding: Sharding):
+    """Loads (params, batch_stats) alone; otherwise as `restore`."""
+    weights = {'params': params, 'batch_stats': batch_stats}
+    found = self._restore(step, sharding, weights=weights)['weights']
+    return found['params'], found['batch_stats']
+
+  def _restore(self, step: int, sharding: Sharding, **items: Any):
+    def target(x):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    arguments = {
+      name: ocp.args.StandardRestore(jax.tree.map(target, tree))
+      for name, tree in items.items()
+    }
+    path = os.path.join(self.directory, str(step))
+    try:
+      return self._manager.restore(
+        step, args=ocp.args.Composite(**arguments)
+      )
+    # Orbax reports damage with whatever its storage layers raise.
+    except Exception as error:
+      reason = str(error).strip().splitlines() or [type(error).__name__]
+      raise UserError(
+        f'checkpoint {path} is damaged or of another model ({reason[0]}). '
+        f'Delete {path} to go on from the checkpoint before it, or '
+        f'{self.directory} to repeat the stage.'
+      ) from error
+
+  def close(self) -> None:
+    """Waits for saves under way, then lets go."""
+    try:
+      self._manager.wait_until_finished()
+    finally:
+      self._manager.close()
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+
+def _weights(state: TrainState) -> dict[str, Any]:
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+  return {'step': state.step, 'opt_state': state.opt_state}

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all command lines share: process settings, and errors as messages."""
+
+import logging as python_logging
+import os
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import logging
+
+from drnet_jax.errors import UserError
+
+
+def run_command(command: Callable[[], None]) -> None:
+  """Runs a command; a UserError becomes one message and exit status 2."""
+  try:
+    command()
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def set_up() -> None:
+  """Process-wide settings: a compilation cache, and less talk of libraries."""
+  logging.set_verbosity(logging.ERROR)
+  # They report every save, restore and missing accelerator.
+  for name in ('orbax', 'jax._src.xla_bridge'):
+    python_logging.getLogger(name).setLevel(python_logging.ERROR)
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    jax.config.update(
+      'jax_compilation_cache_dir',
+      os.path.expanduser('~/.cache/drnet_jax/compiled'),
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From images on disk to batches in numpy; knows nothing of devices."""

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to one image on the host: decoding and cropping, no more.
+
+Flips, normalisation and every resize to a candidate size run on the device.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from drnet_jax.errors import UserError
+
+
+def decode(source: bytes | str) -> np.ndarray:
+  """Reads an image file as 8-bit RGB, the right way up.
+
+  Grey becomes three equal channels, 16 bits become 8, transparency shows
+  white, of an animation the first frame counts, EXIF rotation is applied.
+
+  Args:
+    source: the file's bytes, or its path.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    UserError: no image, or a truncated one.
+  """
+  name = source if isinstance(source, str) else f'{len(source)} bytes'
+  try:
+    with Image.open(
+      source if isinstance(source, str) else io.BytesIO(source)
+    ) as image:
+      return _to_rgb(ImageOps.exif_transpose(image))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise UserError(f'cannot read {name} as an image: {error}') from error
+  except Image.DecompressionBombError as error:
+    raise UserError(f'{name} is too large an image: {error}') from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+  if image.mode.startswith('I;16') or image.mode in ('I', 'F'):
+    # Pillow would clip 16 bits at 255 instead of scaling them.
+    grey = np.asarray(image, np.float32)
+    grey = np.clip(grey / (257 if image.mode != 'F' else 1), 0, 255)
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
+  if image.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or (
+    'transparency' in image.info
+  ):
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(white, image)
+  return np.asarray(image.convert('RGB'))
+
+
+def center_crop(
+  image: np.ndarray, size_px: int, *, resize_px: int
+) -> np.ndarray:
+  """Resizes the short side to `resize_px`, then cuts the middle square.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size_px: side of the result.
+    resize_px: at least `size_px`.
+
+  Returns:
+    uint8 [size_px, size_px, 3].
+  """
+  height, width = image.shape[:2]
+  short = min(height, width)
+  if short != resize_px:
+    scale = resize_px / short
+    size = (
+      max(round(width * scale), resize_px),
+      max(round(height * scale), resize_px),
+    )
+    image = np.asarray(
+      Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    )
+  height, width = image.shape[:2]
+  top, left = (height - size_px) // 2, (width - size_px) // 2
+  return image[top : top + size_px, left : left + size_px]
+
+
+def random_resized_crop(
+  image: np.ndarray, size_px: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Cuts 8 to 100 % of the area at an aspect of 3/4 to 4/3, and resizes it.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size_px: side of the result.
+    rng: draws the crop.
+
+  Returns:
+    uint8 [size_px, size_px, 3].
+  """
+  height, width = image.shape[:2]
+  for _ in range(10):
+    area = height * width * rng.uniform(0.08, 1.0)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      top = rng.integers(0, height - h + 1)
+      left = rng.integers(0, width - w + 1)
+      box = (left, top, left + w, top + h)
+      return np.asarray(
+        Image.fromarray(image).resize(
+          (size_px, size_px), Image.Resampling.BILINEAR, box=box
+        )
+      )
+  return center_crop(image, size_px, resize_px=size_px)

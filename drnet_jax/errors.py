@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception that command lines turn into a message, not a traceback."""
+
+
+class UserError(Exception):
+  """Something only the user can mend; the text names the thing and the remedy.
+
+  Command lines print it after `error:` and exit with status 2. Anything else
+  that escapes is a bug of ours and keeps its traceback.
+  """

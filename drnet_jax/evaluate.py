@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact evaluation: every image once, at every size, and what was chosen."""
+
+import csv
+import functools
+import os
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from drnet_jax import log, settings, workdir
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.report import figures, policies
+from drnet_jax.report.policies import Record
+
+_NOT_EXTRA = ('image', 'label', 'valid')
+
+
+class Evaluator:
+  """Records what a model says of a split; compiled once for all its calls.
+
+  Args:
+    model: to evaluate.
+    mesh: devices to run on.
+  """
+
+  def __init__(self, model: DRNet, mesh: Mesh):
+    self._model = model
+    self._mesh = mesh
+    self._judge = jax.jit(functools.partial(_judge, model))
+    macs = model.macs()
+    self._costs = {
+      'resolutions': np.asarray(model.resolutions),
+      'gmacs': np.asarray(macs.gmacs),
+      'predictor_gmacs': macs.predictor / 1e9,
+    }
+
+  def __call__(
+    self,
+    params,
+    batch_stats,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    num_examples: int,
+    description: str,
+    *,
+    has_router: bool,
+  ) -> Record:
+    """Runs the model over a split.
+
+    Args:
+      params: of the model.
+      batch_stats: of the model.
+      batches: from `pipeline.eval_batches`.
+      num_examples: in the split.
+      description: for the progress bar.
+      has_router: whether the predictor has been trained.
+
+    Raises:
+      RuntimeError: the batches did not hold each image once.
+      UserError: the network returns NaN.
+    """
+    parts, extras = [], []
+    with tqdm(
+      total=num_examples,
+      desc=description,
+      unit='img',
+      leave=False,
+      disable=None,
+    ) as bar:
+      for batch in batches:
+        valid = batch['valid']
+        images = {'image': batch['image'], 'label': batch['label']}
+        on_device = mesh_lib.shard_batch(images, self._mesh)
+        # Fetched a batch later, so that the device always has work queued.
+        parts.append((self._judge(params, batch_stats, on_device), valid))
+        extras.append(
+          {k: v[valid] for k, v in batch.items() if k not in _NOT_EXTRA}
+        )
+        if len(parts) > 1:
+          parts[-2] = _fetch(*parts[-2])
+        bar.update(int(valid.sum()))
+    parts[-1] = _fetch(*parts[-1])
+    fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    if len(fields['label']) != num_examples:
+      raise RuntimeError(
+        f'evaluated {len(fields["label"])} images, split has {num_examples}'
+      )
+    if not np.isfinite(fields['confidence']).all():
+      raise UserError(
+        f'{description}: the network returns NaN or infinity; its weights or '
+        'statistics are broken'
+      )
+    extra = {k: np.concatenate([e[k] for e in extras]) for k in extras[0]}
+    if not has_router:
+      fields['log_p'] = None
+    return Record(**self._costs, **fields, extra=extra)
+
+
+def evaluate(path: str) -> Record:
+  """Evaluates the latest weights of a workdir on its test split.
+
+  Prints a table, and leaves in `<workdir>/report/`: `evaluation.csv` (the
+  table), `record.npz` (what every image got at every size), and the figures
+  `accuracy_cost` and `by_size`.
+
+  Raises:
+    UserError: the workdir holds no trained model.
+  """
+  mesh = mesh_lib.create()
+  trained = workdir.load(path, mesh)
+  data = settings.call(Data, trained.config.data, 'config.data')
+  source = data.open(data.test_split)
+  record = Evaluator(trained.model, mesh)(
+    trained.params,
+    trained.batch_stats,
+    data.eval_batches(
+      source,
+      size_px=trained.model.image_px,
+      batch_size=trained.config.eval_batch_size,
+    ),
+    len(source.examples),
+    'evaluate',
+    has_router=trained.has_router,
+  )
+  directory = os.path.join(path, 'report')
+  os.makedirs(directory, exist_ok=True)
+  policies.save(record, os.path.join(directory, 'record.npz'))
+  _write_csv(record, os.path.join(directory, 'evaluation.csv'))
+  figures.accuracy_cost(record, os.path.join(directory, 'accuracy_cost'))
+  if trained.has_router:
+    figures.by_size(
+      record,
+      lambda i: data.eval_image(
+        source.examples[i]['image'], trained.model.image_px
+      ),
+      trained.class_names,
+      os.path.join(directory, 'by_size'),
+    )
+  log.say(f'\n{data.name}/{data.test_split}, {len(record.label)} images')
+  log.say(summary(record))
+  log.say(f'Report: {directory}')
+  return record
+
+
+def summary(record: Record) -> str:
+  """The table of an evaluation and its bottom line, as text."""
+  rows = []
+  for policy in policies.all_policies(record):
+    row = {
+      'policy': policy.name,
+      'top-1 %': f'{100 * policy.top1:.2f}',
+      'top-5 %': '' if policy.top5 is None else f'{100 * policy.top5:.2f}',
+      'GMACs': f'{policy.gmacs:.4g}',
+      'cost %': f'{100 * policy.gmacs / record.gmacs.max():.1f}',
+    }
+    for size_px, share in zip(record.resolutions, policy.shares, strict=True):
+      row[f'{size_px} px'] = '' if np.isnan(share) else f'{100 * share:.1f} %'
+    rows.append(row)
+  lines = [log.table(rows)]
+  if record.log_p is None:
+    return lines[0]
+  router = policies.routed(record)
+  for rival in (
+    policies.best_fixed(record, router.gmacs),
+    policies.random_choice(record, router.gmacs),
+  ):
+    gain = 100 * (router.top1 - rival.top1)
+    lines.append(
+      f'Routing gains {gain:+.2f} points over {rival.name} at the same cost.'
+    )
+  for name, rho in rank_correlations(record).items():
+    lines.append(f'Rank correlation of chosen size and {name}: {rho:+.2f}.')
+  lines.append(
+    f'The predictor ({record.predictor_gmacs:.4g} GMACs an image) is counted.'
+  )
+  return '\n'.join(lines)
+
+
+def rank_correlations(record: Record) -> dict[str, float]:
+  """Spearman's rho between the chosen size and each numeric extra field."""
+  return {
+    name: float(scipy.stats.spearmanr(values, record.choice).statistic)
+    for name, values in record.extra.items()
+    if np.issubdtype(values.dtype, np.number) and np.ptp(record.choice)
+  }
+
+
+def _write_csv(record: Record, path: str) -> None:
+  with open(path, 'w', newline='') as file:
+    writer = csv.writer(file)
+    shares = [f'share_r{size_px}' for size_px in record.resolutions]
+    writer.writerow(['policy', 'gmacs', 'top1', 'top5', *shares])
+    for policy in policies.all_policies(record):
+      writer.writerow(
+        [policy.name, policy.gmacs, policy.top1, policy.top5, *policy.shares]
+      )
+
+
+def _judge(model: DRNet, params, batch_stats, batch):
+  """What a `Record` holds, for one batch."""
+  images, labels = batch['image'], batch['label']
+  each = []
+  for size_px in model.resolutions:
+    name = model.norm_set(size_px)
+    logits, _ = model.classify(
+      params['base'],
+      params['norm'][name],
+      batch_stats['norm'][name],
+      images,
+      size_px,
+      train=False,
+    )
+    each.append(logits)
+  logits = jnp.stack(each, 1)  # [B, R, K]
+  scores, _ = model.predict(
+    params['predictor'], batch_stats['predictor'], images, train=False
+  )
+  of_label = jnp.take_along_axis(logits, labels[:, None, None], -1)
+  return {
+    'label': labels,
+    'predicted': logits.argmax(-1).astype(jnp.int32),
+    'confidence': jax.nn.softmax(logits).max(-1),
+    'top5': (logits > of_label).sum(-1) < 5,
+    'log_p': jax.nn.log_softmax(scores),
+  }
+
+
+def _fetch(judged, valid) -> dict[str, np.ndarray]:
+  return {k: np.asarray(v)[valid] for k, v in judged.items()}

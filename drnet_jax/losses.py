@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of DRNet (arXiv:2106.02898) and one regulariser of AR-Net."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, *, label_smoothing: float
+) -> jax.Array:
+  """Softmax cross-entropy per image.
+
+  Args:
+    logits: [..., K].
+    labels: int [...].
+    label_smoothing: share of the target spread evenly over the K classes.
+
+  Returns:
+    float32 [...].
+  """
+  logits = logits.astype(jnp.float32)
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  if label_smoothing:
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+  return loss
+
+
+def flops_hinge(
+  choice: jax.Array, gmacs: jax.Array, *, target_gmacs: float | jax.Array
+) -> jax.Array:
+  """The FLOPs loss: how far the average cost lies above its target.
+
+  `max(0, (mean_b sum_j C_j h_bj - alpha) / (C_max - C_min))`, Eq. 6 and 7.
+  The predictor's own cost is not in C_j, as in the paper.
+
+  Args:
+    choice: [B, R], one-hot h (or probabilities) over the whole global batch.
+    gmacs: [R], C_j, cost of the base network at each candidate size.
+    target_gmacs: alpha.
+
+  Returns:
+    A scalar, 0 when the average is at or under the target.
+  """
+  mean_gmacs = (choice @ gmacs).mean()
+  return jax.nn.relu((mean_gmacs - target_gmacs) / (gmacs.max() - gmacs.min()))
+
+
+def uniform_usage(choice: jax.Array) -> jax.Array:
+  """Squared distance of the sizes' shares from equal use (AR-Net, ECCV 2020).
+
+  Args:
+    choice: [B, R], one-hot or probabilities.
+
+  Returns:
+    A scalar, 0 when every size is used equally.
+  """
+  share = choice.mean(0)
+  return jnp.square(share - 1 / choice.shape[-1]).sum()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of drnet_jax: trains what a config says, then evaluates it.
+
+    python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
+
+Fields of the config can be set from the command line, for instance
+--config.finetune.epochs=2. Running the same command again goes on from the
+latest checkpoint. --mode=evaluate needs only the workdir.
+"""
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from drnet_jax import evaluate, train
+from drnet_jax.command import run_command, set_up
+from drnet_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File of the config, and --config.<field>=<value>.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run: checkpoints, metrics and report.'
+)
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'train',
+  ['train', 'evaluate'],
+  'train: train (or go on), then evaluate. evaluate: the latest checkpoint.',
+)
+
+
+def main(_) -> None:
+  set_up()
+  run_command(_run)
+
+
+def _run() -> None:
+  if not _WORKDIR.value:
+    raise UserError('--workdir is missing: name a directory for the run')
+  devices = jax.devices()
+  print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
+  if _MODE.value == 'train':
+    if _CONFIG.value is None:
+      raise UserError('--config is missing, e.g. configs/quickstart.py')
+    train.train(_CONFIG.value, _WORKDIR.value)
+  evaluate.evaluate(_WORKDIR.value)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks by name, and `create`, which makes a model from a config."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drnet_jax.errors import UserError
+from drnet_jax.models import resnet, resolution_norm
+from drnet_jax.models.drnet import DRNet, check_resolutions
+
+NETWORKS = {
+  'resnet10': resnet.ResNet10,
+  'resnet18': resnet.ResNet18,
+  'resnet34': resnet.ResNet34,
+  'resnet50': resnet.ResNet50,
+  'resnet101': resnet.ResNet101,
+  'resnet152': resnet.ResNet152,
+  'resnet': lambda **args: resnet.ResNet(block=resnet.BasicBlock, **args),
+}
+
+
+def create(
+  *,
+  base: Mapping[str, Any],
+  predictor: Mapping[str, Any],
+  predictor_px: int,
+  resolutions: Sequence[int],
+  resolution_aware_bn: bool,
+  antialias: bool,
+  mean: Sequence[float],
+  std: Sequence[float],
+  num_classes: int,
+) -> DRNet:
+  """Makes the model that `config.model` describes.
+
+  Args:
+    base: `{'network': name, **arguments}`; the name is a key of NETWORKS, or
+      'package.module:Class' for any Linen network with a `num_classes` field
+      and `__call__(images, *, train)`.
+    predictor: the same, for the predictor.
+    predictor_px: side of the predictor's view.
+    resolutions: candidate sizes in px, ascending.
+    resolution_aware_bn: private batch norms per size.
+    antialias: low-pass before shrinking.
+    mean: pixel means, for pixels in [0, 1].
+    std: pixel standard deviations.
+    num_classes: K, from the data set.
+
+  Raises:
+    UserError: a value that cannot work, named as in the config.
+  """
+  try:
+    sizes = check_resolutions(resolutions)
+  except ValueError as error:
+    raise UserError(f'config.model.resolutions: {error}') from error
+  model = DRNet(
+    base=_network('base', base, num_classes),
+    predictor=_network('predictor', predictor, len(sizes)),
+    resolutions=sizes,
+    predictor_px=predictor_px,
+    resolution_aware_bn=resolution_aware_bn,
+    antialias=antialias,
+    mean=tuple(mean),
+    std=tuple(std),
+  )
+  shape = jax.ShapeDtypeStruct((1, sizes[0], sizes[0], 3), jnp.float32)
+  try:
+    resolution_norm.check_norms(model.base, shape)
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f'config.model.base cannot run at {sizes[0]} px: {error}'
+    ) from error
+  return model
+
+
+def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
+  where = f'config.model.{field}'
+  arguments = dict(spec)
+  name = arguments.pop('network', None)
+  if name in NETWORKS:
+    make = NETWORKS[name]
+  elif isinstance(name, str) and ':' in name:
+    module, _, attribute = name.partition(':')
+    try:
+      make = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+      raise UserError(f'{where}.network = {name!r}: {error}') from error
+  else:
+    raise UserError(
+      f'{where}.network = {name!r} is neither one of {sorted(NETWORKS)} nor '
+      "'package.module:Class'"
+    )
+  try:
+    return make(num_classes=outputs, **arguments)
+  except TypeError as error:
+    raise UserError(f'{where}: {error}') from error

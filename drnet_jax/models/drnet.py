@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic Resolution Network (Zhu et al., NeurIPS 2021, arXiv:2106.02898).
+
+    image -> predictor -> log p over R candidate sizes -> one of them, r
+    image -> resize to r -> base network with batch norms of r -> logits
+
+The predictor looks at a small view of the image. The base network is one CNN:
+its convolutions and its head are shared by all sizes, its batch norms are not
+(`resolution_norm`). Only the chosen size is ever run. Training has two stages:
+
+1. *pretrain*: the base network alone, every image at every size, losses summed
+   (`steps.pretrain`).
+2. *finetune*: base network and predictor together. The predictor's choice is a
+   straight-through Gumbel-softmax sample, each image runs at the chosen size
+   only, and a hinge on the average cost pulls towards smaller sizes
+   (`steps.routed`).
+
+At inference the choice is the argmax, without noise.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drnet_jax import flops, resize
+from drnet_jax.models import resolution_norm
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DRNet:
+  """A base network, a predictor, and the sizes to choose from.
+
+  Parameters are `{'base': shared, 'norm': {set: ...}, 'predictor': ...}` and
+  batch statistics `{'norm': {set: ...}, 'predictor': ...}`, where a set is
+  named after its size ('r112'), or 'all' with one set for all.
+
+  Attributes:
+    base: any Linen network, `(images [B, H, W, 3], *, train) -> [B, K]`.
+    predictor: any Linen network, the same with R outputs.
+    resolutions: candidate sizes in px, ascending.
+    predictor_px: side of the predictor's view.
+    resolution_aware_bn: private norms per size; False is the paper's ablation.
+    antialias: low-pass before shrinking.
+    mean, std: pixel statistics, for pixels in [0, 1].
+  """
+
+  base: nn.Module
+  predictor: nn.Module
+  resolutions: tuple[int, ...]
+  predictor_px: int
+  resolution_aware_bn: bool
+  antialias: bool
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  @property
+  def image_px(self) -> int:
+    """Side of the crop that every size is resized from."""
+    return max(self.resolutions)
+
+  def norm_set(self, size_px: int) -> str:
+    """Name of the set of norms that a size uses."""
+    return f'r{size_px}' if self.resolution_aware_bn else 'all'
+
+  def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+    """Returns fresh (params, batch_stats)."""
+    base_key, predictor_key = jax.random.split(key)
+    variables = self.base.init(base_key, self._blank(self.image_px), train=True)
+    stats = variables.get('batch_stats', {})
+    shared, norm = resolution_norm.split(variables['params'], stats)
+    sets = dict.fromkeys(self.norm_set(r) for r in self.resolutions)
+    predictor = self.predictor.init(
+      predictor_key, self._blank(self.predictor_px), train=True
+    )
+    params = {
+      'base': shared,
+      'norm': {name: norm for name in sets},
+      'predictor': predictor['params'],
+    }
+    batch_stats = {
+      'norm': {name: stats for name in sets},
+      'predictor': predictor.get('batch_stats', {}),
+    }
+    return params, batch_stats
+
+  def classify(
+    self,
+    shared: Tree,
+    norm: Tree,
+    stats: Tree,
+    images: jax.Array,
+    size_px: int,
+    *,
+    train: bool,
+    mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+  ) -> tuple[jax.Array, Tree]:
+    """Runs the base network at one size.
+
+    Args:
+      shared: `params['base']`.
+      norm: `params['norm'][norm_set(size_px)]`.
+      stats: `batch_stats['norm'][norm_set(size_px)]`.
+      images: uint8 [B, image_px, image_px, 3].
+      size_px: one of `resolutions`.
+      train: norms use, and move, the batch's statistics.
+      mask: bool [B], False where an image is padding.
+      key: for networks with dropout.
+
+    Returns:
+      logits float32 [B, K] and the set's new statistics.
+    """
+    params = resolution_norm.merge(shared, norm)
+    return self._apply(
+      self.base, params, stats, images, size_px, train, mask, key
+    )
+
+  def predict(
+    self,
+    params: Tree,
+    stats: Tree,
+    images: jax.Array,
+    *,
+    train: bool,
+    key: jax.Array | None = None,
+  ) -> tuple[jax.Array, Tree]:
+    """Runs the predictor.
+
+    Args:
+      params: `params['predictor']`.
+      stats: `batch_stats['predictor']`.
+      images: uint8 [B, image_px, image_px, 3].
+      train: as for `classify`.
+      key: for predictors with dropout.
+
+    Returns:
+      logits float32 [B, R] (log p up to a constant) and new statistics.
+    """
+    return self._apply(
+      self.predictor, params, stats, images, self.predictor_px, train, None, key
+    )
+
+  def macs(self) -> 'Macs':
+    """Multiply-adds of one image, from the networks' jaxprs."""
+    params, stats = jax.eval_shape(self.init, jax.random.key(0))
+
+    def base(size_px: int) -> int:
+      name = self.norm_set(size_px)
+      variables = {
+        'params': resolution_norm.merge(params['base'], params['norm'][name]),
+        'batch_stats': stats['norm'][name],
+      }
+      return flops.count_macs(
+        self.base.apply, variables, self._blank(size_px), train=False
+      )
+
+    predictor = {
+      'params': params['predictor'],
+      'batch_stats': stats['predictor'],
+    }
+    return Macs(
+      sizes=tuple(base(r) for r in self.resolutions),
+      predictor=flops.count_macs(
+        self.predictor.apply,
+        predictor,
+        self._blank(self.predictor_px),
+        train=False,
+      ),
+    )
+
+  def _apply(self, network, params, stats, images, size_px, train, mask, key):
+    x = resize.network_view(
+      images,
+      size_px,
+      mean=self.mean,
+      std=self.std,
+      antialias=self.antialias,
+    )
+    with resolution_norm.masked_norms(mask if train else None):
+      logits, new = network.apply(
+        {'params': params, 'batch_stats': stats},
+        x,
+        train=train,
+        mutable=['batch_stats'] if train else [],
+        rngs=None if key is None else {'dropout': key},
+      )
+    return logits.astype(jnp.float32), new.get('batch_stats', stats)
+
+  def _blank(self, size_px: int) -> jax.Array:
+    return jnp.zeros((1, size_px, size_px, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Macs:
+  """Multiply-adds per image: of the base at each size, and of the predictor."""
+
+  sizes: tuple[int, ...]
+  predictor: int
+
+  @property
+  def gmacs(self) -> tuple[float, ...]:
+    """Cost of the base network at each size, in 1e9 multiply-adds."""
+    return tuple(macs / 1e9 for macs in self.sizes)
+
+
+def check_resolutions(resolutions: Sequence[int]) -> tuple[int, ...]:
+  """Returns the sizes as a tuple, or raises ValueError saying what is wrong."""
+  sizes = tuple(resolutions)
+  if not sizes or any(not isinstance(r, int) or r < 1 for r in sizes):
+    raise ValueError(f'{sizes} are not sizes in px')
+  if sorted(set(sizes)) != list(sizes):
+    raise ValueError(
+      f'{sizes} are not in ascending order without repeats; '
+      f'write {tuple(sorted(set(sizes)))}'
+    )
+  return sizes

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residual networks (arXiv:1512.03385; v1.5: stride in the 3x3), in Linen.
+
+Axes, here and everywhere: `B` batch, `H W` pixels, `C` channels, `R` candidate
+sizes, `K` classes. Nothing here knows of candidate sizes: which set of norms a
+network runs with is decided by the variables it is given.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# He initialisation over the outputs, as torchvision's ResNets.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
+  """Convolution padded as PyTorch pads: the same on both sides."""
+  pad = (kernel - 1) // 2
+  return nn.Conv(
+    features,
+    (kernel, kernel),
+    strides=(stride, stride),
+    padding=((pad, pad), (pad, pad)),
+    use_bias=False,
+    kernel_init=_KERNEL_INIT,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):
+  return nn.BatchNorm(
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=dtype,
+    scale_init=scale_init,
+    name=name,
+  )
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut."""
+
+  features: int
+  stride: int
+  zero_init: bool
+  dtype: Any
+
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    conv = partial(_conv, dtype=self.dtype)
+    norm = partial(_norm, train, self.dtype)
+    y = conv(self.features, 3, self.stride, name='conv1')(x)
+    y = nn.relu(norm('norm1')(y))
+    y = conv(self.features, 3, 1, name='conv2')(y)
+    y = norm('norm2', _last_scale(self.zero_init))(y)
+    if self.stride != 1 or x.shape[-1] != self.features:
+      x = conv(self.features, 1, self.stride, name='shortcut_conv')(x)
+      x = norm('shortcut_norm')(x)
+    return nn.relu(x + y)
+
+
+class BottleneckBlock(nn.Module):
+  """1x1, 3x3, 1x1 convolutions and a shortcut."""
+
+  features: int
+  stride: int
+  zero_init: bool
+  dtype: Any
+
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    conv = partial(_conv, dtype=self.dtype)
+    norm = partial(_norm, train, self.dtype)
+    features = self.features * self.expansion
+    y = conv(self.features, 1, 1, name='conv1')(x)
+    y = nn.relu(norm('norm1')(y))
+    y = conv(self.features, 3, self.stride, name='conv2')(y)
+    y = nn.relu(norm('norm2')(y))
+    y = conv(features, 1, 1, name='conv3')(y)
+    y = norm('norm3', _last_scale(self.zero_init))(y)
+    if self.stride != 1 or x.shape[-1] != features:
+      x = conv(features, 1, self.stride, name='shortcut_conv')(x)
+      x = norm('shortcut_norm')(x)
+    return nn.relu(x + y)
+
+
+def _last_scale(zero_init: bool):
+  return nn.initializers.zeros if zero_init else nn.initializers.ones
+
+
+class ResNet(nn.Module):
+  """A residual network from [B, H, W, 3] to logits [B, K].
+
+  Attributes:
+    num_classes: K.
+    stage_sizes: blocks in each stage; the side halves and the width doubles
+      from one stage to the next.
+    block: BasicBlock or BottleneckBlock.
+    width: channels of the first stage (before a bottleneck's expansion).
+    stem: 'imagenet' (7x7 of stride 2, then a 3x3 max-pool of stride 2), 'cifar'
+      (3x3 of stride 1), or 'patch' (non-overlapping patches).
+    patch_px: side of a patch, for the 'patch' stem.
+    zero_init: start the last norm of each block at 0, so that the block starts
+      as its shortcut (torchvision's zero_init_residual).
+    dtype: of the computation; parameters and statistics stay float32.
+  """
+
+  num_classes: int
+  stage_sizes: Sequence[int]
+  block: type[nn.Module]
+  width: int = 64
+  stem: str = 'imagenet'
+  patch_px: int = 4
+  zero_init: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    x = self._stem(x.astype(self.dtype), train)
+    for i, blocks in enumerate(self.stage_sizes):
+      for j in range(blocks):
+        x = self.block(
+          features=self.width * 2**i,
+          stride=2 if i > 0 and j == 0 else 1,
+          zero_init=self.zero_init,
+          dtype=self.dtype,
+          name=f'stage{i + 1}_block{j + 1}',
+        )(x, train=train)
+    x = x.mean((1, 2)).astype(jnp.float32)
+    # In float32 whatever the dtype: ties of bfloat16 logits would make an
+    # argmax depend on the backend.
+    return nn.Dense(self.num_classes, name='head')(x)
+
+  def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+    norm = _norm(train, self.dtype, 'stem_norm')
+    if self.stem == 'imagenet':
+      x = nn.relu(norm(_conv(self.width, 7, 2, self.dtype, 'stem_conv')(x)))
+      return nn.max_pool(
+        x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+      )
+    if self.stem == 'cifar':
+      return nn.relu(norm(_conv(self.width, 3, 1, self.dtype, 'stem_conv')(x)))
+    if self.stem == 'patch':
+      # A convolution of patch_px x patch_px and as much stride, written as a
+      # matrix product: at 3 input channels XLA's CPU convolution is slower.
+      patches = _space_to_depth(x, self.patch_px)
+      embed = nn.Dense(
+        self.width, use_bias=False, dtype=self.dtype, name='stem_patch'
+      )
+      return nn.relu(norm(embed(patches)))
+    raise ValueError(f"stem {self.stem!r} is not 'imagenet', 'cifar', 'patch'")
+
+
+def _space_to_depth(x: jax.Array, block: int) -> jax.Array:
+  """[B, H, W, C] -> [B, ceil(H/block), ceil(W/block), block^2 C]."""
+  pad_h, pad_w = -x.shape[1] % block, -x.shape[2] % block
+  x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // block, block, w // block, block, c)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // block, w // block, block * block * c)
+
+
+ResNet10 = partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock)
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock)
+ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resolution-aware batch norm for any Linen network, without touching it.
+
+DRNet (arXiv:2106.02898), Eq. 3: every batch norm has a private scale, bias,
+mean and variance for each candidate size, all else is shared. A module that
+owns `batch_stats` is a norm; `split` takes its parameters off by path, one
+*set* of them is kept per size, and `merge` puts a set back to make an ordinary
+variable tree. `masked_norms` keeps padding out of the statistics.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import traverse_util
+
+from drnet_jax.errors import UserError
+
+Tree = dict[str, Any]
+
+
+def split(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
+  """Splits a network's parameters into (shared, norm).
+
+  Args:
+    params: the 'params' collection of a Linen network.
+    batch_stats: its 'batch_stats' collection; every module with an entry here
+      is a norm.
+
+  Returns:
+    Two trees that `merge` joins again.
+  """
+  norms = {path[:-1] for path in traverse_util.flatten_dict(batch_stats)}
+  flat = traverse_util.flatten_dict(params)
+  norm = {path: x for path, x in flat.items() if path[:-1] in norms}
+  shared = {path: x for path, x in flat.items() if path not in norm}
+  return traverse_util.unflatten_dict(shared), traverse_util.unflatten_dict(
+    norm
+  )
+
+
+def merge(shared: Tree, norm: Tree) -> Tree:
+  """The 'params' collection with this set of norms; inverse of `split`."""
+  return traverse_util.unflatten_dict(
+    traverse_util.flatten_dict(shared) | traverse_util.flatten_dict(norm)
+  )
+
+
+@contextlib.contextmanager
+def masked_norms(mask: jax.Array | None) -> Iterator[None]:
+  """Within it, every nn.BatchNorm counts only the images under the mask.
+
+  Args:
+    mask: bool [B], False for images that are padding; None counts all.
+  """
+  if mask is None:
+    yield
+    return
+
+  def add_mask(call, args, kwargs, context):
+    if isinstance(context.module, nn.BatchNorm) and (
+      context.method_name == '__call__'
+    ):
+      x = args[0]
+      kwargs = kwargs | {'mask': mask.reshape(-1, *[1] * (x.ndim - 1))}
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(add_mask):
+    yield
+
+
+def check_norms(network: nn.Module, images: jax.ShapeDtypeStruct) -> None:
+  """Raises UserError if the network has statistics that cannot be masked.
+
+  Args:
+    network: called as `network(images, train=...)`.
+    images: [B, H, W, 3].
+  """
+  maskable = set()
+
+  def note(call, args, kwargs, context):
+    if isinstance(context.module, nn.BatchNorm):
+      maskable.add(context.module.path)
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    variables = jax.eval_shape(
+      lambda x: network.init(jax.random.key(0), x, train=False), images
+    )
+  stats = traverse_util.flatten_dict(variables.get('batch_stats', {}))
+  stray = {path[:-1] for path in stats} - maskable
+  if stray:
+    names = ', '.join(sorted('/'.join(path) for path in stray))
+    raise UserError(
+      f'{type(network).__name__} keeps batch statistics in {names}, which is '
+      'no flax.linen.BatchNorm: padding images would count in them. Build the '
+      'norm on flax.linen.BatchNorm.'
+    )

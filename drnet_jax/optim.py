@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimisers and learning-rate schedules, all Optax, from config values."""
+
+from collections.abc import Callable, Collection
+
+import jax
+import optax
+
+from drnet_jax.errors import UserError
+
+
+def schedule(
+  *,
+  kind: str,
+  lr: float,
+  warmup_epochs: float,
+  epochs: float,
+  decay_epochs: float,
+  decay_factor: float,
+  steps_per_epoch: int,
+) -> optax.Schedule:
+  """Learning rate as a function of the step.
+
+  Args:
+    kind: 'step' (times `decay_factor` every `decay_epochs`), or 'cosine' (to 0
+      at the end of `epochs`).
+    lr: after the warm-up.
+    warmup_epochs: linear from 0, counted within `epochs`.
+    epochs: length of the stage.
+    decay_epochs: only for 'step'.
+    decay_factor: only for 'step'.
+    steps_per_epoch: steps in one epoch.
+
+  Raises:
+    UserError: unknown kind.
+  """
+  warmup = round(warmup_epochs * steps_per_epoch)
+  total = max(round(epochs * steps_per_epoch), 1)
+  if kind == 'step':
+    every = max(round(decay_epochs * steps_per_epoch), 1)
+    # Counted from the first step of all, as the papers count their epochs.
+    drops = {n - warmup: decay_factor for n in range(every, total, every)}
+    after = optax.piecewise_constant_schedule(lr, drops)
+  elif kind == 'cosine':
+    after = optax.cosine_decay_schedule(lr, max(total - warmup, 1))
+  else:
+    raise UserError(f"schedule {kind!r} is not one of 'step', 'cosine'")
+  if not warmup:
+    return after
+  return optax.join_schedules(
+    [optax.linear_schedule(0.0, lr, warmup), after], [warmup]
+  )
+
+
+def create(
+  *,
+  name: str,
+  momentum: float,
+  weight_decay: float,
+  decay_norms_and_biases: bool,
+  clip_norm: float,
+  predictor_lr: float,
+  lr: optax.Schedule,
+  trains: Collection[str],
+) -> optax.GradientTransformation:
+  """Optimiser in which the predictor has a rate of its own.
+
+  Args:
+    name: 'sgd' (with `momentum`, weight decay added to the gradient as PyTorch
+      does), 'nesterov', or 'adamw' (`momentum` is b1, decoupled decay).
+    momentum: of the optimiser.
+    weight_decay: on every parameter, or only on kernels.
+    decay_norms_and_biases: False spares everything of less than two axes.
+    clip_norm: largest norm of each group's gradient; 0 switches it off.
+    predictor_lr: the predictor's rate as a multiple of `lr`.
+    lr: schedule of the rate.
+    trains: top-level groups of the parameters to train; others stay frozen.
+
+  Raises:
+    UserError: unknown name.
+  """
+
+  def decayed(params):
+    return jax.tree.map(lambda x: decay_norms_and_biases or x.ndim > 1, params)
+
+  def rule(multiplier: float) -> optax.GradientTransformation:
+    def rate(step):
+      return multiplier * lr(step)
+
+    if name in ('sgd', 'nesterov'):
+      update = optax.chain(
+        optax.add_decayed_weights(weight_decay, decayed),
+        optax.sgd(rate, momentum, nesterov=name == 'nesterov'),
+      )
+    elif name == 'adamw':
+      update = optax.adamw(
+        rate, b1=momentum, weight_decay=weight_decay, mask=decayed
+      )
+    else:
+      raise UserError(
+        f"optimiser {name!r} is not one of 'sgd', 'nesterov', 'adamw'"
+      )
+    if clip_norm:
+      update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    return update
+
+  def group(name: str) -> str:
+    if name not in trains:
+      return 'frozen'
+    return 'predictor' if name == 'predictor' else 'network'
+
+  def label(params):
+    return {
+      name: jax.tree.map(lambda _, g=group(name): g, tree)
+      for name, tree in params.items()
+    }
+
+  return optax.multi_transform(
+    {
+      'network': rule(1.0),
+      'predictor': rule(predictor_lr),
+      'frozen': optax.set_to_zero(),
+    },
+    label,
+  )
+
+
+def ramp(start: float, end: float, steps: int) -> Callable:
+  """Linear from `start` to `end` over `steps`, then constant."""
+  return optax.linear_schedule(start, end, max(steps, 1)) if steps else (
+    optax.constant_schedule(end)
+  )

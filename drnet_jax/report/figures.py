@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of an evaluation, each as png and svg."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from drnet_jax.report import policies
+from drnet_jax.report.policies import Record
+
+
+def accuracy_cost(record: Record, path: str) -> None:
+  """Top-1 against average cost: the router among its controls.
+
+  Args:
+    record: of a split.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+  axes = figure.add_subplot()
+  fixed = policies.fixed(record)
+  axes.plot(
+    [p.gmacs for p in fixed],
+    [100 * p.top1 for p in fixed],
+    'o',
+    color='#4477aa',
+    label='fixed size',
+  )
+  for policy, size_px in zip(fixed, record.resolutions, strict=True):
+    axes.annotate(
+      f'{size_px} px',
+      (policy.gmacs, 100 * policy.top1),
+      (0, -14),
+      textcoords='offset points',
+      ha='center',
+      fontsize=8,
+    )
+  costs, top1 = policies.hull_points(record)
+  axes.plot(
+    costs, 100 * top1, '-', color='#4477aa', lw=1, label='best fixed (hull)'
+  )
+  marks = [(policies.oracle(record), '^', '#999999', 'oracle')]
+  if record.log_p is not None:
+    router = policies.routed(record)
+    marks += [
+      (
+        policies.random_choice(record, router.gmacs),
+        'x',
+        '#cc3311',
+        'random, same cost',
+      ),
+      (router, '*', '#228833', 'routed, predictor counted'),
+    ]
+  for policy, mark, colour, label in marks:
+    axes.plot(
+      policy.gmacs,
+      100 * policy.top1,
+      mark,
+      color=colour,
+      ms=13 if mark == '*' else 8,
+      label=label,
+    )
+  axes.set_xlim(left=0)
+  axes.set_xlabel('average cost of an image, GMACs')
+  axes.set_ylabel('top-1, %')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='lower right', fontsize=9)
+  _save(figure, path)
+
+
+def by_size(
+  record: Record,
+  read_image: Callable[[int], np.ndarray],
+  class_names: Sequence[str],
+  path: str,
+  *,
+  columns: int = 10,
+) -> None:
+  """Images in rows by the size chosen for them (Figure 4 of the paper).
+
+  Under each image stand the predicted class and its probability, in red where
+  it is wrong.
+
+  Args:
+    record: of a split.
+    read_image: from an index of the split to uint8 [H, W, 3].
+    class_names: in label order.
+    path: of the files, without ending.
+    columns: images in a row, drawn at random with a fixed seed.
+  """
+  rows = len(record.resolutions)
+  figure = Figure(figsize=(1.1 * columns, 1.45 * rows), layout='constrained')
+  grid = figure.subplots(rows, columns, squeeze=False)
+  rng = np.random.default_rng(0)
+  for j, (row, size_px) in enumerate(
+    zip(grid, record.resolutions, strict=True)
+  ):
+    chosen = np.flatnonzero(record.choice == j)
+    shown = rng.permutation(chosen)[:columns]
+    for axes in row:
+      axes.set_xticks([])
+      axes.set_yticks([])
+      for spine in axes.spines.values():
+        spine.set_visible(False)
+    share = len(chosen) / len(record.choice)
+    row[0].set_ylabel(f'{size_px} px\n{share:.0%}', fontsize=9)
+    for axes, i in zip(row, shown, strict=False):
+      axes.imshow(read_image(i))
+      name = class_names[record.predicted[i, j]]
+      axes.set_xlabel(
+        f'{name}  {record.confidence[i, j]:.2f}',
+        fontsize=8,
+        color='black' if record.top1[i, j] else '#cc3311',
+      )
+  _save(figure, path)
+
+
+def _save(figure: Figure, path: str) -> None:
+  figure.savefig(f'{path}.png', dpi=150)
+  figure.savefig(f'{path}.svg')

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a way of choosing sizes scores: the router and its honest controls.
+
+Everything is computed from one record of each image at each size, so that all
+policies are judged on the same weights and the same images.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+
+_EXTRA = 'extra.'  # prefix of an example's other fields, in a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What the networks said of every image of a split.
+
+  Attributes:
+    resolutions: candidate sizes in px, [R].
+    gmacs: cost of the base network at each, [R].
+    predictor_gmacs: cost of the predictor.
+    label: int [N].
+    predicted: int [N, R], class at each size.
+    confidence: [N, R], probability of that class.
+    top5: bool [N, R], the label is among the five likeliest classes.
+    log_p: [N, R], the predictor's log-probabilities; None where no predictor
+      has been trained.
+    extra: other fields of the examples, [N] each.
+  """
+
+  resolutions: np.ndarray
+  gmacs: np.ndarray
+  predictor_gmacs: float
+  label: np.ndarray
+  predicted: np.ndarray
+  confidence: np.ndarray
+  top5: np.ndarray
+  log_p: np.ndarray | None
+  extra: Mapping[str, np.ndarray]
+
+  @property
+  def top1(self) -> np.ndarray:
+    """bool [N, R]."""
+    return self.predicted == self.label[:, None]
+
+  @property
+  def choice(self) -> np.ndarray:
+    """int [N], index of the size the router picks."""
+    return self.log_p.argmax(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """Score of one way of choosing.
+
+  Attributes:
+    name: 'fixed 48', 'routed', ...
+    gmacs: average cost of an image, everything counted.
+    top1, top5: shares in [0, 1]; top5 None where it is not defined.
+    shares: share of the images at each size, [R].
+  """
+
+  name: str
+  gmacs: float
+  top1: float
+  top5: float | None
+  shares: np.ndarray
+
+
+def fixed(record: Record) -> list[Policy]:
+  """Every image at the same size: no predictor."""
+  return [
+    Policy(
+      name=f'fixed {size_px}',
+      gmacs=float(record.gmacs[j]),
+      top1=float(record.top1[:, j].mean()),
+      top5=float(record.top5[:, j].mean()),
+      shares=np.eye(len(record.gmacs))[j],
+    )
+    for j, size_px in enumerate(record.resolutions)
+  ]
+
+
+def routed(record: Record) -> Policy:
+  """Each image at the size the predictor picks; the predictor is counted."""
+  return _per_image(
+    'routed', record, record.choice, overhead=record.predictor_gmacs
+  )
+
+
+def oracle(record: Record) -> Policy:
+  """Each image at the smallest size that classifies it correctly.
+
+  Images that no size gets right go to the smallest. Nothing can find this
+  choice without the label: a bound, not a rival.
+  """
+  return _per_image('oracle', record, record.top1.argmax(1), overhead=0.0)
+
+
+def random_choice(record: Record, gmacs: float) -> Policy:
+  """Sizes drawn blindly at a given average cost; no predictor.
+
+  The draw has the router's shares, shifted towards the largest size (or, if
+  they are too dear, the smallest) until the cost is met. The score is the
+  expectation, not one draw.
+  """
+  size_count = len(record.gmacs)
+  shares = np.bincount(record.choice, minlength=size_count) / len(record.label)
+  cost = shares @ record.gmacs
+  extreme = record.gmacs.argmax() if gmacs > cost else record.gmacs.argmin()
+  span = record.gmacs[extreme] - cost
+  shift = np.clip((gmacs - cost) / span, 0.0, 1.0) if span else 0.0
+  shares = (1 - shift) * shares + shift * np.eye(size_count)[extreme]
+  return Policy(
+    name='random',
+    gmacs=float(shares @ record.gmacs),
+    top1=float(record.top1.mean(0) @ shares),
+    top5=float(record.top5.mean(0) @ shares),
+    shares=shares,
+  )
+
+
+def hull_points(record: Record) -> tuple[np.ndarray, np.ndarray]:
+  """Corners (gmacs, top1) of the upper hull of the fixed sizes, ascending.
+
+  Between two corners lies what a mixture of the two sizes scores on average.
+  """
+  points = sorted(
+    zip(record.gmacs.tolist(), record.top1.mean(0).tolist(), strict=True)
+  )
+  hull = []
+  for x, y in points:
+    if hull and y <= hull[-1][1]:
+      continue  # dearer and no better
+    while len(hull) > 1 and _is_below(hull[-2], hull[-1], (x, y)):
+      hull.pop()
+    hull.append((x, y))
+  return tuple(np.asarray(hull).T)
+
+
+def best_fixed(record: Record, gmacs: float) -> Policy:
+  """The hull of the fixed sizes at a given cost: the control to beat."""
+  costs, top1 = hull_points(record)
+  return Policy(
+    name='best fixed',
+    gmacs=float(np.clip(gmacs, costs[0], costs[-1])),
+    top1=float(np.interp(gmacs, costs, top1)),
+    top5=None,
+    shares=np.full(len(record.gmacs), np.nan),
+  )
+
+
+def all_policies(record: Record) -> list[Policy]:
+  """Fixed sizes, the router, and at its cost its controls."""
+  if record.log_p is None:
+    return [*fixed(record), oracle(record)]
+  router = routed(record)
+  return [
+    *fixed(record),
+    router,
+    best_fixed(record, router.gmacs),
+    random_choice(record, router.gmacs),
+    oracle(record),
+  ]
+
+
+def save(record: Record, path: str) -> None:
+  """Writes a record as one npz file, without pickles."""
+  fields = {k: v for k, v in vars(record).items() if k != 'extra'}
+  extra = {_EXTRA + k: v for k, v in record.extra.items()}
+  present = {k: v for k, v in fields.items() if v is not None}
+  np.savez_compressed(path, **present, **extra)
+
+
+def load(path: str) -> Record:
+  """Reads what `save` wrote."""
+  with np.load(path) as file:
+    arrays = {'log_p': None} | dict(file)
+  extra = {k: arrays.pop(k) for k in list(arrays) if k.startswith(_EXTRA)}
+  arrays['predictor_gmacs'] = float(arrays['predictor_gmacs'])
+  return Record(
+    **arrays, extra={k.removeprefix(_EXTRA): v for k, v in extra.items()}
+  )
+
+
+def _per_image(
+  name: str, record: Record, choice: np.ndarray, *, overhead: float
+) -> Policy:
+  rows = np.arange(len(choice))
+  shares = np.bincount(choice, minlength=len(record.gmacs)) / len(choice)
+  return Policy(
+    name=name,
+    gmacs=float(shares @ record.gmacs + overhead),
+    top1=float(record.top1[rows, choice].mean()),
+    top5=float(record.top5[rows, choice].mean()),
+    shares=shares,
+  )
+
+
+def _is_below(left, middle, right) -> bool:
+  """Whether `middle` lies on or under the line from `left` to `right`."""
+  (x0, y0), (x1, y1), (x2, y2) = left, middle, right
+  return (y1 - y0) * (x2 - x0) <= (y2 - y0) * (x1 - x0)

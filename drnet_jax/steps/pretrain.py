@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 1: every image at every candidate size, losses summed, no predictor.
+
+With one candidate size this is ordinary training at a fixed size.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from drnet_jax import losses
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.steps.state import TrainState
+
+
+class PretrainStep:
+  """One step of stage 1, compiled once.
+
+  Args:
+    model: its sizes are the ones trained.
+    optimizer: over the whole parameter tree; freezes the predictor.
+    mesh: devices to run on.
+    steps_per_epoch: unused; schedules of this step are the optimiser's.
+    label_smoothing: see `losses.cross_entropy`.
+  """
+
+  # Groups of parameters this step trains.
+  trains = ('base', 'norm')
+
+  def __init__(
+    self,
+    model: DRNet,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    label_smoothing: float,
+  ):
+    del batch_size, steps_per_epoch
+    self._model = model
+    self._optimizer = optimizer
+    self._label_smoothing = label_smoothing
+    self._step = jax.jit(
+      self._train_step,
+      donate_argnums=0,
+      out_shardings=mesh_lib.replicated(mesh),
+    )
+
+  def compile(self, state: TrainState, batch) -> None:
+    """Compiles ahead of the first step."""
+
+  def __call__(
+    self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes one step.
+
+    Args:
+      state: donated.
+      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B], sharded by batch.
+      key: the run's key.
+
+    Returns:
+      The new state and scalar metrics, still on the device.
+    """
+    return self._step(state, batch, key)
+
+  def _train_step(self, state, batch, key):
+    model = self._model
+    key = jax.random.fold_in(key, state.step)
+    params, stats = state.params, dict(state.batch_stats['norm'])
+    grads = jax.tree.map(jnp.zeros_like, params)
+    total, metrics = 0.0, {}
+
+    # One gradient per size, not the gradient of the sum: the activations of a
+    # size are gone before those of the next are made.
+    for index, size_px in enumerate(model.resolutions):
+      name = model.norm_set(size_px)
+
+      def loss_fn(shared, norm, stats, size_px, key):
+        logits, new_stats = model.classify(
+          shared, norm, stats, batch['image'], size_px, train=True, key=key
+        )
+        loss = losses.cross_entropy(
+          logits, batch['label'], label_smoothing=self._label_smoothing
+        ).mean()
+        top1 = (logits.argmax(-1) == batch['label']).mean()
+        return loss, (new_stats, top1)
+
+      (loss, (stats[name], top1)), (shared, norm) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1), has_aux=True
+      )(
+        params['base'],
+        params['norm'][name],
+        stats[name],
+        size_px,
+        jax.random.fold_in(key, index),
+      )
+      grads['base'] = jax.tree.map(jnp.add, grads['base'], shared)
+      grads['norm'] = grads['norm'] | {
+        name: jax.tree.map(jnp.add, grads['norm'][name], norm)
+      }
+      total += loss
+      metrics[f'top1_r{size_px}'] = top1
+
+    updates, opt_state = self._optimizer.update(grads, state.opt_state, params)
+    new_state = TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(params, updates),
+      batch_stats=state.batch_stats | {'norm': stats},
+      opt_state=opt_state,
+    )
+    return new_state, {'loss': total} | metrics

@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2: predictor and base network together, only the chosen size is run.
+
+A step is four kinds of device program, so that XLA sees static shapes and no
+size runs on an image that did not choose it:
+
+    route     predictor on the global batch -> one-hot choice h, its pullback,
+              and how many images of each device chose each size
+    learn     once per size with takers: gather them into slots, classify with
+              the size's norms -> gradients, new statistics, dL/dh
+    explore   (gradient='all') every size on a share of the batch, forward only
+    update    router loss -> pullback -> predictor gradients; optimiser
+
+The host waits for one thing only, the counts that say which bucket of slots
+each `learn` needs. Batch norm counts the global batch's takers of a size and
+no padding, so any number of devices computes what one would.
+"""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh, PartitionSpec
+from tqdm import tqdm
+
+from drnet_jax import losses, optim, routing
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.errors import UserError
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.steps.state import TrainState
+
+Tree = Any
+
+
+@struct.dataclass
+class Routed:
+  """What `route` decided for a batch.
+
+  Attributes:
+    choice: int32 [B], index of the size each image runs at.
+    counts: int32 [devices, R], images of each device at each size.
+    h: [B, R], the one-hot choice.
+    p: [B, R], the predictor's probabilities.
+    pullback: from cotangents of (h, p) to the predictor's gradients.
+    stats: the predictor's new batch statistics.
+  """
+
+  choice: jax.Array
+  counts: jax.Array
+  h: jax.Array
+  p: jax.Array
+  pullback: Callable
+  stats: Tree
+
+
+@struct.dataclass
+class Learned:
+  """What the `learn` calls of a step add up.
+
+  Attributes:
+    shared: gradients of the shared parameters.
+    dh: [B, R], gradient of the mean cross-entropy by h.
+    loss: sum over images of the cross-entropy, over B.
+    top1: share of the batch classified correctly.
+  """
+
+  shared: Tree
+  dh: jax.Array
+  loss: jax.Array
+  top1: jax.Array
+
+
+class RoutedStep:
+  """One step of stage 2.
+
+  Args:
+    model: of at least two sizes.
+    optimizer: over the whole parameter tree.
+    mesh: devices to run on.
+    batch_size: global.
+    steps_per_epoch: unit of the epochs below.
+    label_smoothing: see `losses.cross_entropy`.
+    gradient: how the task reaches the router. 'chosen': h's chosen entry only,
+      dL/dh_j* = <dL/dy, F_j*(x)>, the paper's. 'all': every entry, by running
+      the other sizes forward on a share of the batch.
+    explore: that share, in (0, 1]; unused by 'chosen'.
+    loss: with 'all', the loss on those images. 'mixture': cross-entropy of
+      sum_j h_j F_j(x), Eq. 4 read densely. 'expected': sum_j p_j CE_j.
+    tau: temperature of the soft choice at the start and at the end of
+      `tau_epochs`; geometric in between.
+    tau_epochs: see `tau`.
+    eta: weight of the FLOPs hinge.
+    eta_warmup_epochs: over which the weight grows linearly from 0.
+    target_gmacs: alpha of the hinge, predictor not counted.
+    target_epochs: over which alpha falls linearly from the dearest size's cost.
+    usage_weight: of AR-Net's uniform-usage loss.
+    bucket_growth: see `routing.bucket_ladder`.
+
+  Raises:
+    UserError: a value that cannot work.
+  """
+
+  trains = ('base', 'norm', 'predictor')
+
+  def __init__(
+    self,
+    model: DRNet,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    label_smoothing: float,
+    gradient: str,
+    explore: float,
+    loss: str,
+    tau: tuple[float, float],
+    tau_epochs: float,
+    eta: float,
+    eta_warmup_epochs: float,
+    target_gmacs: float,
+    target_epochs: float,
+    usage_weight: float,
+    bucket_growth: float,
+  ):
+    if len(model.resolutions) < 2:
+      raise UserError(
+        f'config.model.resolutions = {model.resolutions}: a predictor needs at '
+        'least two sizes to choose from'
+      )
+    _check_one_of('gradient', gradient, ('chosen', 'all'))
+    _check_one_of('loss', loss, ('mixture', 'expected'))
+    if not 0 < explore <= 1:
+      raise UserError(f'objective.explore = {explore} is not in (0, 1]')
+    if bucket_growth <= 1:
+      raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
+
+    self._model = model
+    self._optimizer = optimizer
+    self._mesh = mesh
+    self._label_smoothing = label_smoothing
+    self._loss = loss
+    self._usage_weight = usage_weight
+    self._gmacs = jnp.asarray(model.macs().gmacs)
+    epochs = functools.partial(_in_steps, steps_per_epoch)
+    self._tau = optax.exponential_decay(
+      tau[0], max(epochs(tau_epochs), 1), tau[1] / tau[0], end_value=tau[1]
+    )
+    self._eta = optim.ramp(0.0, eta, epochs(eta_warmup_epochs))
+    self._target = optim.ramp(
+      float(self._gmacs.max()), target_gmacs, epochs(target_epochs)
+    )
+    local = batch_size // mesh.size
+    self._explored = round(explore * local) if gradient == 'all' else 0
+    if gradient == 'all' and not self._explored:
+      raise UserError(
+        f'objective.explore = {explore} of {local} images per device is none'
+      )
+    self.ladder = routing.bucket_ladder(local, growth=bucket_growth)
+
+    replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
+    self._replicated, self._by_batch = replicated, by_batch
+    self._route = jax.jit(self._route_batch)
+    self._learn = jax.jit(
+      self._learn_size,
+      static_argnums=(0, 1),
+      donate_argnums=(2, 3),
+      out_shardings=(
+        Learned(replicated, by_batch, replicated, replicated),
+        replicated,
+        replicated,
+      ),
+    )
+    self._explore = jax.jit(self._explore_size, static_argnums=0)
+    self._update = jax.jit(
+      self._update_state, donate_argnums=0, out_shardings=replicated
+    )
+    self._learn_compiled = {}
+
+  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
+    """Compiles `learn` for every size and bucket ahead of the first step.
+
+    Several at once: XLA compiles one program on one core.
+    """
+    jobs = [
+      (j, rung) for j in range(len(self._model.resolutions))
+      for rung in self.ladder
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      lowered = [self._lower(j, rung, state, batch) for j, rung in jobs]
+      compiled = pool.map(lambda job: job.compile(), lowered)
+      bar = tqdm(compiled, 'compile', len(jobs), leave=False, disable=None)
+      self._learn_compiled = dict(zip(jobs, bar, strict=True))
+
+  def __call__(
+    self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes one step.
+
+    Args:
+      state: donated.
+      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B], sharded by batch.
+      key: the run's key.
+
+    Returns:
+      The new state and scalar metrics, still on the device.
+    """
+    model = self._model
+    images, labels = batch['image'], batch['label']
+    routed, learned, norm_grads = self._route(state, images, key)
+    explored = [
+      self._explore(j, state.params, state.batch_stats, images)
+      for j in range(len(model.resolutions) if self._explored else 0)
+    ]
+    # Dispatched before this wait, the exploring hides it.
+    most = np.asarray(routed.counts).max(0)
+
+    stats = dict(state.batch_stats['norm'])
+    for j, size_px in enumerate(model.resolutions):
+      if not most[j]:
+        continue
+      name = model.norm_set(size_px)
+      rung = routing.bucket(int(most[j]), self.ladder)
+      learn = self._learn_compiled.get(
+        (j, rung), functools.partial(self._learn, j, rung)
+      )
+      learned, norm_grads[name], stats[name] = learn(
+        learned,
+        norm_grads[name],
+        state.params['base'],
+        state.params['norm'][name],
+        stats[name],
+        images,
+        labels,
+        routed.choice,
+        key,
+        state.step,
+      )
+    return self._update(
+      state, routed, learned, norm_grads, stats, explored, labels
+    )
+
+  def _route_batch(self, state, images, key):
+    model = self._model
+    key = jax.random.fold_in(key, state.step)
+    noise_key, dropout_key = jax.random.split(key)
+
+    def predict(params):
+      logits, stats = model.predict(
+        params,
+        state.batch_stats['predictor'],
+        images,
+        train=True,
+        key=dropout_key,
+      )
+      h = routing.straight_through(
+        noise_key, logits, tau=self._tau(state.step)
+      )
+      return (h, jax.nn.softmax(logits)), stats
+
+    (h, p), pullback, stats = jax.vjp(
+      predict, state.params['predictor'], has_aux=True
+    )
+    counts = h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1).astype(jnp.int32)
+    routed = Routed(
+      choice=self._put(h.argmax(-1).astype(jnp.int32), by_batch=True),
+      counts=self._put(counts),
+      h=h,
+      p=p,
+      pullback=pullback,
+      stats=stats,
+    )
+    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    learned = Learned(
+      shared=self._put(zeros(state.params['base'])),
+      dh=self._put(zeros(h), by_batch=True),
+      loss=self._put(jnp.zeros(())),
+      top1=self._put(jnp.zeros(())),
+    )
+    return routed, learned, self._put(zeros(state.params['norm']))
+
+  def _learn_size(
+    self,
+    size_index,
+    num_slots,
+    learned,
+    norm_grads,
+    shared,
+    norm,
+    stats,
+    images,
+    labels,
+    choice,
+    key,
+    step,
+  ):
+    """Adds one size's images to `learned` and to its set's gradients."""
+    model, size_px = self._model, self._model.resolutions[size_index]
+    batch_size = labels.shape[0]
+    dropout_key = jax.random.fold_in(
+      jax.random.fold_in(key, step), size_index
+    )
+
+    def gather(images, labels, choice):
+      index, mask = routing.slots(choice, size_index, num_slots)
+      return images[index], labels[index], index, mask
+
+    def scatter(dh, values, index, mask):
+      return dh.at[index, size_index].add(jnp.where(mask, values, 0.0))
+
+    images, labels, index, mask = self._on_each_device(gather)(
+      images, labels, choice
+    )
+
+    def loss_fn(shared, norm, h):
+      logits, new_stats = model.classify(
+        shared,
+        norm,
+        stats,
+        images,
+        size_px,
+        train=True,
+        mask=mask,
+        key=dropout_key,
+      )
+      # h is 1, and its gradient that of Eq. 4's chosen entry.
+      loss = self._cross_entropy(h[:, None] * logits, labels)
+      right = (logits.argmax(-1) == labels) & mask
+      total = jnp.where(mask, loss, 0.0).sum() / batch_size
+      return total, (new_stats, right.sum() / batch_size)
+
+    (loss, (new_stats, top1)), (d_shared, d_norm, dh) = jax.value_and_grad(
+      loss_fn, argnums=(0, 1, 2), has_aux=True
+    )(shared, norm, jnp.ones(labels.shape))
+    learned = Learned(
+      shared=jax.tree.map(jnp.add, learned.shared, d_shared),
+      dh=self._on_each_device(scatter)(learned.dh, dh, index, mask),
+      loss=learned.loss + loss,
+      top1=learned.top1 + top1,
+    )
+    return learned, jax.tree.map(jnp.add, norm_grads, d_norm), new_stats
+
+  def _explore_size(self, size_index, params, batch_stats, images):
+    """Logits [E, K] of the explored images at one size, running statistics."""
+    model, size_px = self._model, self._model.resolutions[size_index]
+    name = model.norm_set(size_px)
+    logits, _ = model.classify(
+      params['base'],
+      params['norm'][name],
+      batch_stats['norm'][name],
+      self._explored_part(images),
+      size_px,
+      train=False,
+    )
+    return logits
+
+  def _update_state(
+    self, state, routed, learned, norm_grads, norm_stats, explored, labels
+  ):
+    step = state.step
+
+    def router_loss(h, p):
+      hinge = losses.flops_hinge(
+        h, self._gmacs, target_gmacs=self._target(step)
+      )
+      if explored:
+        task = self._task_loss(
+          self._explored_part(h),
+          self._explored_part(p),
+          jnp.stack(explored, 1),
+          self._explored_part(labels),
+        )
+      else:
+        # Linear in h: its gradient is dL/dh, as `learn` measured it.
+        task = (learned.dh * h).sum()
+      loss = task + self._eta(step) * hinge
+      loss += self._usage_weight * losses.uniform_usage(h)
+      return loss, hinge
+
+    (_, hinge), cotangents = jax.value_and_grad(
+      router_loss, argnums=(0, 1), has_aux=True
+    )(routed.h, routed.p)
+    (d_predictor,) = routed.pullback(cotangents)
+    grads = {
+      'base': learned.shared,
+      'norm': norm_grads,
+      'predictor': d_predictor,
+    }
+    updates, opt_state = self._optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    new_state = TrainState(
+      step=step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats={'norm': norm_stats, 'predictor': routed.stats},
+      opt_state=opt_state,
+    )
+    share = routed.h.mean(0)
+    p = routed.p
+    metrics = {
+      'loss': learned.loss + self._eta(step) * hinge,
+      'cross_entropy': learned.loss,
+      'top1': learned.top1,
+      'hinge': hinge,
+      'gmacs': share @ self._gmacs,
+      'entropy': -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean(),
+    }
+    for j, size_px in enumerate(self._model.resolutions):
+      metrics[f'share_r{size_px}'] = share[j]
+    return new_state, metrics
+
+  def _task_loss(self, h, p, logits, labels):
+    """What the router loses on explored images; logits are [E, R, K]."""
+    if self._loss == 'mixture':
+      mixed = jnp.einsum('er,erk->ek', h, logits)
+      return self._cross_entropy(mixed, labels).mean()
+    each = self._cross_entropy(logits, labels[:, None])
+    return (p * each).sum(-1).mean()
+
+  def _cross_entropy(self, logits, labels):
+    labels = jnp.broadcast_to(labels, logits.shape[:-1])
+    return losses.cross_entropy(
+      logits, labels, label_smoothing=self._label_smoothing
+    )
+
+  def _explored_part(self, x):
+    """The first images of each device: a random part of a shuffled batch."""
+    x = x.reshape(self._mesh.size, -1, *x.shape[1:])[:, : self._explored]
+    return x.reshape(-1, *x.shape[2:])
+
+  def _on_each_device(self, function):
+    """`function` on each device's own part of batch-sharded arrays."""
+    spec = PartitionSpec(mesh_lib.DATA_AXIS)
+    return jax.shard_map(
+      function, mesh=self._mesh, in_specs=spec, out_specs=spec
+    )
+
+  def _put(self, tree, *, by_batch: bool = False):
+    sharding = self._by_batch if by_batch else self._replicated
+    return jax.lax.with_sharding_constraint(tree, sharding)
+
+  def _lower(self, size_index, num_slots, state, batch):
+    """Lowers `learn` for one size and bucket, from shapes alone."""
+    def shape(x, sharding):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    replicated, by_batch = self._replicated, self._by_batch
+    state, images, labels = (
+      jax.tree.map(lambda x: shape(x, replicated), state),
+      shape(batch['image'], by_batch),
+      shape(batch['label'], by_batch),
+    )
+    batch_size, sizes = labels.shape[0], self._model.resolutions
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    name = self._model.norm_set(sizes[size_index])
+    learned = Learned(
+      shared=state.params['base'],
+      dh=jax.ShapeDtypeStruct(
+        (batch_size, len(sizes)), jnp.float32, sharding=by_batch
+      ),
+      loss=scalar,
+      top1=scalar,
+    )
+    return self._learn.lower(
+      size_index,
+      num_slots,
+      learned,
+      state.params['norm'][name],
+      state.params['base'],
+      state.params['norm'][name],
+      state.batch_stats['norm'][name],
+      images,
+      labels,
+      jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=by_batch),
+      jax.eval_shape(lambda: jax.random.key(0)),
+      state.step,
+    )
+
+
+def _check_one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+  if value not in known:
+    raise UserError(f'objective.{field} = {value!r} is not one of {known}')
+
+
+def _in_steps(steps_per_epoch: int, epochs: float) -> int:
+  return round(epochs * steps_per_epoch)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves in its directory, and a trained model read back from it.
+
+    config.json       the config the run was begun with
+    classes.json      class names, in label order
+    checkpoints/      <stage>/<step>, see `checkpoint`
+    metrics.csv       and tensorboard/, see `log`
+    report/           see `evaluate`
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import models, settings
+from drnet_jax.checkpoint import Checkpoints
+from drnet_jax.errors import UserError
+from drnet_jax.models.drnet import DRNet
+
+# Fields that may differ from those a run was begun with: they change what is
+# recorded, not what is computed.
+_MAY_CHANGE = ('keep_checkpoints',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A model and its weights.
+
+  Attributes:
+    model: the networks.
+    params, batch_stats: on the mesh, replicated.
+    has_router: whether the predictor has been trained.
+    class_names: in label order.
+    config: that the run was begun with.
+    origin: 'stage finetune, step 120', for people.
+  """
+
+  model: DRNet
+  params: Any
+  batch_stats: Any
+  has_router: bool
+  class_names: tuple[str, ...]
+  config: ml_collections.ConfigDict
+  origin: str
+
+
+def begin(
+  path: str, config: ml_collections.ConfigDict, class_names: tuple[str, ...]
+) -> None:
+  """Makes a workdir for a run, or checks that this run is the one in it.
+
+  Raises:
+    UserError: the directory belongs to a run with another config.
+  """
+  ours = settings.plain(config)
+  if os.path.exists(_config_file(path)):
+    theirs = settings.plain(read_config(path))
+    for field in _MAY_CHANGE:
+      theirs[field] = ours.get(field)
+    differences = settings.differences(ours, theirs, 'config')
+    if differences:
+      raise UserError(
+        f'{path} holds a run with another config: {"; ".join(differences)}. '
+        'Choose another --workdir, or set these fields as they were.'
+      )
+    return
+  try:
+    os.makedirs(path, exist_ok=True)
+    settings.write_json(os.path.join(path, 'classes.json'), class_names)
+    settings.write_json(_config_file(path), ours)
+  except OSError as error:
+    raise UserError(f'cannot write to --workdir={path}: {error}') from error
+
+
+def read_config(path: str) -> ml_collections.ConfigDict:
+  """The config of the run in a workdir.
+
+  Raises:
+    UserError: no run was begun there.
+  """
+  try:
+    with open(_config_file(path)) as file:
+      return ml_collections.ConfigDict(json.load(file))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f'{path} is no workdir of drnet_jax (its config.json: {error}); train '
+      'one with python -m drnet_jax.main --config=... --workdir=...'
+    ) from error
+
+
+def load(path: str, mesh: Mesh) -> Trained:
+  """Reads the latest weights from a workdir.
+
+  Raises:
+    UserError: there is no run, or none that has saved a checkpoint.
+  """
+  config = read_config(path)
+  with open(os.path.join(path, 'classes.json')) as file:
+    class_names = tuple(json.load(file))
+  model = create_model(config.model, class_names)
+  abstract = jax.eval_shape(model.init, jax.random.key(0))
+  for stage in reversed(config.stages):
+    if not os.path.isdir(os.path.join(path, 'checkpoints', stage)):
+      continue
+    with Checkpoints(path, stage, keep=config.keep_checkpoints) as checkpoints:
+      step = checkpoints.latest_step()
+      if step is None:
+        continue
+      params, batch_stats = checkpoints.restore_weights(
+        step, *abstract, mesh_lib.replicated(mesh)
+      )
+    return Trained(
+      model=model,
+      params=params,
+      batch_stats=batch_stats,
+      has_router=config[stage].step == 'routed',
+      class_names=class_names,
+      config=config,
+      origin=f'stage {stage}, step {step}',
+    )
+  raise UserError(f'{path} holds no whole checkpoint yet; let the run go on')
+
+
+def create_model(
+  section: Mapping[str, Any], class_names: tuple[str, ...]
+) -> DRNet:
+  """The model of `config.model` for these classes."""
+  return settings.call(
+    models.create, section, 'config.model', num_classes=len(class_names)
+  )
+
+
+def _config_file(path: str) -> str:
+  return os.path.join(path, 'config.json')

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight CPU devices for every test, and compiled programs kept between runs."""
+
+import os
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402  (the flags must come first)
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+from drnet_jax import models  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope='session')
+def parsed_flags():
+  """TFDS and Grain read absl flags."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """One prepared copy of scaled_digits for all tests."""
+  return str(tmp_path_factory.mktemp('data'))
+
+
+def tiny_model(**changes):
+  """A DRNet of three sizes that compiles in a second."""
+  network = {
+    'network': 'resnet',
+    'stage_sizes': (1, 1),
+    'width': 4,
+    'stem': 'patch',
+    'patch_px': 4,
+  }
+  settings = {
+    'base': network,
+    'predictor': network,
+    'predictor_px': 16,
+    'resolutions': (16, 24, 32),
+    'resolution_aware_bn': True,
+    'antialias': True,
+    'mean': (0.5, 0.5, 0.5),
+    'std': (0.25, 0.25, 0.25),
+    'num_classes': 5,
+  }
+  return models.create(**settings | changes)
+
+
+def random_batch(size: int, *, image_px: int = 32, seed: int = 0):
+  """uint8 images of differing brightness, and labels of five classes."""
+  keys = jax.random.split(jax.random.key(seed), 2)
+  shape = (size, image_px, image_px, 3)
+  return {
+    'image': jax.random.randint(keys[0], shape, 0, 256).astype('uint8'),
+    'label': jax.random.randint(keys[1], (size,), 0, 5),
+  }

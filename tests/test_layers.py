@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports only point down the list of layers."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / 'drnet_jax'
+
+# From the top; modules on one line may not import each other, but those of one
+# folder may.
+LAYERS = [
+  ['main', 'predict'],
+  ['train'],
+  ['evaluate'],
+  ['deploy'],
+  ['report'],
+  ['workdir'],
+  ['steps.pretrain', 'steps.routed'],
+  ['checkpoint'],
+  ['steps', 'steps.state'],
+  ['models'],
+  ['data'],
+  ['routing', 'losses', 'optim', 'resize', 'flops', 'mesh', 'log', 'command'],
+  ['settings'],
+  ['errors'],
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def module_name(path: pathlib.Path) -> str:
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  return '.'.join(part for part in parts if part != '__init__')
+
+
+def layer(module: str) -> str:
+  """The listed name that a module falls under."""
+  while module and module not in RANK:
+    module = module.rpartition('.')[0]
+  return module
+
+
+def imports(path: pathlib.Path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module == 'drnet_jax':
+        yield from (alias.name for alias in node.names)
+      elif node.module.startswith('drnet_jax.'):
+        inner = node.module.removeprefix('drnet_jax.')
+        for alias in node.names:
+          file = PACKAGE / inner.replace('.', '/') / f'{alias.name}.py'
+          yield f'{inner}.{alias.name}' if file.exists() else inner
+
+
+FILES = [p for p in sorted(PACKAGE.rglob('*.py')) if module_name(p)]
+
+
+@pytest.mark.parametrize('path', FILES, ids=module_name)
+def test_imports_point_down(path):
+  here = layer(module_name(path))
+  assert here, f'{module_name(path)} has no place in LAYERS'
+  for imported in imports(path):
+    there = layer(imported)
+    same_folder = here == there and (PACKAGE / here).is_dir()
+    assert RANK[here] < RANK[there] or same_folder, (
+      f'{module_name(path)} imports {imported}, which is not below it'
+    )

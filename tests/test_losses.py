@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from drnet_jax import losses
+
+GMACS = jnp.array([1.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize(
+  'target, expected',
+  [
+    (1.0, 4 / 9),  # mean of 1, 2, 4 is 7/3; (7/3 - 1) / (4 - 1)
+    (2.0, 1 / 9),
+    (2.5, 0.0),
+  ],
+)
+def test_hinge(target, expected):
+  value = losses.flops_hinge(jnp.eye(3), GMACS, target_gmacs=target)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_hinge_pulls_every_entry_by_its_cost():
+  grad = jax.grad(
+    lambda h: losses.flops_hinge(h, GMACS, target_gmacs=1.0)
+  )(jnp.eye(3))
+  # d/dh_bj = C_j / (B (C_max - C_min)), chosen or not
+  np.testing.assert_allclose(grad, np.tile(GMACS / 9, (3, 1)), rtol=1e-6)
+
+
+def test_no_pull_under_the_target():
+  grad = jax.grad(
+    lambda h: losses.flops_hinge(h, GMACS, target_gmacs=3.0)
+  )(jnp.eye(3))
+  assert not grad.any()
+
+
+def test_smoothed_cross_entropy_is_optax_on_smoothed_labels():
+  logits = jax.random.normal(jax.random.key(0), (4, 5))
+  labels = jnp.array([0, 3, 4, 1])
+  smooth = optax.smooth_labels(jax.nn.one_hot(labels, 5), 0.1)
+  np.testing.assert_allclose(
+    losses.cross_entropy(logits, labels, label_smoothing=0.1),
+    optax.softmax_cross_entropy(logits, smooth),
+    rtol=1e-5,
+  )
+
+
+def test_uniform_usage():
+  # shares 3/4, 1/4, 0 against 1/3: (5/12)^2 + (1/12)^2 + (4/12)^2 = 42/144
+  choice = jax.nn.one_hot(jnp.array([0, 0, 0, 1]), 3)
+  np.testing.assert_allclose(losses.uniform_usage(choice), 42 / 144, rtol=1e-6)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routed step against a dense reference that runs every size on every image.
+
+The reference masks what was not chosen; plain SGD at rate 1 makes the change of
+the parameters the gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import random_batch, tiny_model
+
+from drnet_jax import losses, mesh as mesh_lib, routing
+from drnet_jax.errors import UserError
+from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.state import TrainState
+
+ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
+KEY = jax.random.key(11)
+
+
+def make_step(model, mesh, batch_size, **changes):
+  gmacs = model.macs().gmacs
+  objective = {
+    'label_smoothing': 0.0,
+    'gradient': 'chosen',
+    'explore': 1.0,
+    'loss': 'mixture',
+    'tau': (TAU, TAU),
+    'tau_epochs': 0,
+    'eta': ETA,
+    'eta_warmup_epochs': 0,
+    'target_gmacs': TARGET_SHARE * gmacs[-1],
+    'target_epochs': 0,
+    'usage_weight': 0.0,
+    'bucket_growth': 1.5,
+  }
+  return RoutedStep(
+    model,
+    optax.sgd(1.0),
+    mesh,
+    batch_size=batch_size,
+    steps_per_epoch=10,
+    **objective | changes,
+  )
+
+
+def make_state(model, mesh, *, never=None):
+  params, stats = jax.jit(model.init)(jax.random.key(5))
+  if never is not None:
+    head = params['predictor']['head']
+    head['bias'] = head['bias'].at[never].set(-1e6)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=stats,
+    opt_state=optax.sgd(1.0).init(params),
+  )
+  return jax.device_put(state, mesh_lib.replicated(mesh))
+
+
+def sharded(batch, mesh):
+  return jax.device_put(batch, mesh_lib.by_batch(mesh))
+
+
+def dense_step(model, state, batch, *, gradient, loss):
+  """New (params, batch_stats), and the choice, of one step without dispatch."""
+  images, labels = batch['image'], batch['label']
+  gmacs = jnp.asarray(model.macs().gmacs)
+  noise_key, _ = jax.random.split(jax.random.fold_in(KEY, 0))
+
+  def route(predictor):
+    scores, stats = model.predict(
+      predictor, state.batch_stats['predictor'], images, train=True
+    )
+    h = routing.straight_through(noise_key, scores, tau=TAU)
+    return h, jax.nn.softmax(scores), stats
+
+  choice = np.asarray(jax.jit(route)(state.params['predictor'])[0].argmax(-1))
+
+  def classify(params, stats, j, **how):
+    name = model.norm_set(model.resolutions[j])
+    return model.classify(
+      params['base'],
+      params['norm'][name],
+      stats[name],
+      images,
+      model.resolutions[j],
+      **how,
+    )
+
+  def cross_entropy(logits):
+    return losses.cross_entropy(logits, labels, label_smoothing=0.0)
+
+  def total(params):
+    h, p, predictor_stats = route(params['predictor'])
+    norm_stats = dict(state.batch_stats['norm'])
+    value = 0.0
+    for j in np.unique(choice):
+      name, mask = model.norm_set(model.resolutions[j]), choice == j
+      logits, norm_stats[name] = classify(
+        params, norm_stats, j, train=True, mask=jnp.asarray(mask)
+      )
+      entry = h[:, j] if gradient == 'chosen' else jnp.ones(len(choice))
+      each = cross_entropy(entry[:, None] * logits)
+      value += jnp.where(mask, each, 0.0).mean()
+    value += ETA * losses.flops_hinge(
+      h, gmacs, target_gmacs=TARGET_SHARE * gmacs[-1]
+    )
+    if gradient == 'all':
+      running = [
+        classify(state.params, state.batch_stats['norm'], j, train=False)[0]
+        for j in range(h.shape[1])
+      ]
+      if loss == 'mixture':
+        mixed = sum(h[:, j, None] * logits for j, logits in enumerate(running))
+        value += cross_entropy(mixed).mean()
+      else:
+        each = jnp.stack([cross_entropy(logits) for logits in running], 1)
+        value += (p * each).sum(1).mean()
+    return value, {'norm': norm_stats, 'predictor': predictor_stats}
+
+  grads, stats = jax.jit(jax.grad(total, has_aux=True))(state.params)
+  return jax.tree.map(jnp.subtract, state.params, grads), stats, choice
+
+
+def assert_trees_close(ours, theirs, tolerance=1e-5):
+  flat, _ = jax.tree_util.tree_flatten_with_path(ours)
+  reference = jax.tree.leaves(theirs)
+  for (path, a), b in zip(flat, reference, strict=True):
+    np.testing.assert_allclose(
+      a, b, atol=tolerance, rtol=tolerance, err_msg=jax.tree_util.keystr(path)
+    )
+
+
+@pytest.mark.parametrize('devices', [1, 4, 8])
+@pytest.mark.parametrize('never', [None, 1])
+def test_dispatch_equals_dense(devices, never):
+  model, mesh = tiny_model(), mesh_lib.create(devices)
+  batch, state = random_batch(24), make_state(model, mesh, never=never)
+  params, stats, choice = dense_step(
+    model, make_state(model, mesh_lib.create(1), never=never), batch,
+    gradient='chosen', loss='mixture',
+  )
+  counts = np.bincount(choice, minlength=3)
+  per_device = [
+    np.bincount(part, minlength=3) for part in np.split(choice, devices)
+  ]
+  assert (counts[1] == 0) == (never == 1) and counts[0] and counts[2]
+  if devices == 8:
+    assert any(not c[0] for c in per_device), 'a device without takers of r16'
+
+  step = make_step(model, mesh, 24)
+  new, metrics = step(state, sharded(batch, mesh), KEY)
+  assert_trees_close(new.params, params)
+  assert_trees_close(new.batch_stats, stats)
+  np.testing.assert_allclose(metrics['share_r32'], counts[2] / 24, rtol=1e-6)
+
+
+@pytest.mark.parametrize('loss', ['mixture', 'expected'])
+@pytest.mark.parametrize('aware', [True, False])
+def test_exploring_equals_dense(loss, aware):
+  model, mesh = tiny_model(resolution_aware_bn=aware), mesh_lib.create(4)
+  batch, state = random_batch(24, seed=1), make_state(model, mesh)
+  params, stats, _ = dense_step(
+    model, make_state(model, mesh_lib.create(1)), batch,
+    gradient='all', loss=loss,
+  )
+  step = make_step(model, mesh, 24, gradient='all', loss=loss)
+  new, _ = step(state, sharded(batch, mesh), KEY)
+  assert_trees_close(new.params, params)
+  assert_trees_close(new.batch_stats, stats)
+
+
+def test_exploring_a_share_is_dense_on_those_images():
+  """Half of a device's images teach the router as those images alone would."""
+  model, mesh = tiny_model(), mesh_lib.create(1)
+  batch = random_batch(16, seed=2)
+  first = {k: jnp.concatenate([v[:8], v[:8]]) for k, v in batch.items()}
+  # eta 0: nothing else reaches the router.
+  def router_after(data, share):
+    step = make_step(
+      model, mesh, 16, gradient='all', loss='expected', explore=share, eta=0.0
+    )
+    new, _ = step(make_state(model, mesh), sharded(data, mesh), KEY)
+    return new.params['predictor']
+
+  doubled = router_after(first, 1.0)
+  assert_trees_close(router_after(first, 0.5), doubled)
+
+
+def test_no_compilation_after_compile():
+  model, mesh = tiny_model(), mesh_lib.create(4)
+  state = make_state(model, mesh)
+  step = make_step(model, mesh, 48, gradient='all', bucket_growth=1.3)
+  batch = sharded(random_batch(48), mesh)
+  step.compile(state, batch)
+  state, metrics = step(state, batch, KEY)  # route, explore, update
+  jax.block_until_ready(metrics)
+
+  compiled = []
+
+  def count(event, seconds, **_):
+    del seconds
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    shares = []
+    for seed in range(6):
+      # A head pushed about makes the shares, and the buckets, differ.
+      state = state.replace(params=_tilted(state.params, seed, mesh))
+      del compiled[:]
+      state, metrics = step(
+        state, sharded(random_batch(48, seed=seed), mesh), KEY
+      )
+      shares.append(float(metrics['share_r16']))
+      assert not compiled
+  finally:
+    jax.monitoring.clear_event_listeners()
+  assert max(shares) - min(shares) > 0.3
+
+
+def _tilted(params, seed, mesh):
+  head = params['predictor']['head']
+  bias = jnp.zeros(3).at[0].set(seed - 3.0)
+  tilted = params['predictor'] | {'head': head | {'bias': bias}}
+  return jax.device_put(
+    params | {'predictor': tilted}, mesh_lib.replicated(mesh)
+  )
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'gradient': 'both'}, "gradient = 'both'"),
+    ({'loss': 'hinge'}, "loss = 'hinge'"),
+    ({'gradient': 'all', 'explore': 0.0}, 'explore = 0.0'),
+    ({'gradient': 'all', 'explore': 0.001}, 'is none'),
+    ({'bucket_growth': 1.0}, 'bucket_growth'),
+  ],
+)
+def test_values_that_cannot_work(change, message):
+  with pytest.raises(UserError, match=message):
+    make_step(tiny_model(), mesh_lib.create(1), 8, **change)
+
+
+def test_one_size_leaves_no_choice():
+  with pytest.raises(UserError, match='at least two sizes'):
+    make_step(tiny_model(resolutions=(32,)), mesh_lib.create(1), 8)
