@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
   }
   config.finetune = {
     'step': 'routed',
-    'epochs': 5,
+    'epochs': 4,
     'batch_size': 128,
     'eval_every_epochs': 1,
     'schedule': {
@@ -97,7 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
       'target_gmacs': 0.006,
       'target_epochs': 0,
       'usage_weight': 0.0,
-      'bucket_growth': 1.3,
+      'bucket_growth': 1.5,
     },
   }
   return config

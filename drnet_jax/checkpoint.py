@@ -93,9 +93,7 @@ class Checkpoints:
     }
     path = os.path.join(self.directory, str(step))
     try:
-      return self._manager.restore(
-        step, args=ocp.args.Composite(**arguments)
-      )
+      return self._manager.restore(step, args=ocp.args.Composite(**arguments))
     # Orbax reports damage with whatever its storage layers raise.
     except Exception as error:
       reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -4,10 +4,10 @@
 import logging as python_logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
-from absl import logging
+from absl import app, logging
 
 from drnet_jax.errors import UserError
 
@@ -18,6 +18,16 @@ def run_command(command: Callable[[], None]) -> None:
     command()
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+  """absl's parsing, with an unknown config field told in one line."""
+  try:
+    return app.parse_flags_with_usage(arguments)
+  except AttributeError as error:
+    what = ' '.join(str(error).split())
+    print(f'error: --config has no field {what}', file=sys.stderr)
     sys.exit(2)
 
 

@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from drnet_jax import evaluate, train
-from drnet_jax.command import run_command, set_up
+from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,11 +41,16 @@ def _run() -> None:
   devices = jax.devices()
   print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
   if _MODE.value == 'train':
-    if _CONFIG.value is None:
+    try:
+      config = _CONFIG.value
+    except OSError as error:
+      what = ' '.join(str(error.__cause__ or error).split())
+      raise UserError(f'--config cannot be read: {what}') from error
+    if config is None:
       raise UserError('--config is missing, e.g. configs/quickstart.py')
-    train.train(_CONFIG.value, _WORKDIR.value)
+    train.train(config, _WORKDIR.value)
   evaluate.evaluate(_WORKDIR.value)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

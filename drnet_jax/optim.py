@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimisers and learning-rate schedules, all Optax, from config values."""
 
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Collection
 
 import jax
 import optax
@@ -111,7 +112,7 @@ def create(
 
   def label(params):
     return {
-      name: jax.tree.map(lambda _, g=group(name): g, tree)
+      name: jax.tree.map(functools.partial(_constant, group(name)), tree)
       for name, tree in params.items()
     }
 
@@ -125,8 +126,12 @@ def create(
   )
 
 
-def ramp(start: float, end: float, steps: int) -> Callable:
+def _constant(value: str, _) -> str:
+  return value
+
+
+def ramp(start: float, end: float, steps: int) -> optax.Schedule:
   """Linear from `start` to `end` over `steps`, then constant."""
-  return optax.linear_schedule(start, end, max(steps, 1)) if steps else (
-    optax.constant_schedule(end)
-  )
+  if not steps:
+    return optax.constant_schedule(end)
+  return optax.linear_schedule(start, end, steps)

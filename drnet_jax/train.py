@@ -8,6 +8,7 @@ depend on the step alone, so the numbers are those of a run never cut off.
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -246,17 +247,17 @@ class _StageRunner:
 
   def _loop(self, state, start, checkpoints, writer, evaluator, validation):
     run, stage = self._run, self._stage
+    # By name, not by place: a stage run alone, from another run's weights, is
+    # the same as in one go.
+    stage_id = zlib.crc32(self.name.encode()) % 2**20
     batches = self._data.train_batches(
       self._source,
       size_px=self._model.image_px,
       batch_size=stage.batch_size,
-      # Another order in every stage.
-      seed=run.seed + 1000 * list(run.stages).index(self.name),
+      seed=run.seed + stage_id,
       start_step=start,
     )
-    key = jax.random.fold_in(
-      jax.random.key(run.seed), list(run.stages).index(self.name)
-    )
+    key = jax.random.fold_in(jax.random.key(run.seed), stage_id)
     eval_every = self._in_steps(stage.eval_every_epochs)
     save_every = self._in_steps(run.checkpoint_every_epochs)
     pending, epoch_shares = [], []
@@ -276,9 +277,7 @@ class _StageRunner:
         pending.append((step, metrics))
         if step < self._last:
           # Made and sent while the device is at work on this step.
-          batch = mesh_lib.shard_batch(
-            _for_training(next(batches)), self._mesh
-          )
+          batch = mesh_lib.shard_batch(_for_training(next(batches)), self._mesh)
         bar.update(stage.batch_size)
 
         saves = due(step, save_every, self._last)

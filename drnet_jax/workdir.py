@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves in its directory, and a trained model read back from it.
 
-    config.json       the config the run was begun with
-    classes.json      class names, in label order
-    checkpoints/      <stage>/<step>, see `checkpoint`
-    metrics.csv       and tensorboard/, see `log`
-    report/           see `evaluate`
+config.json       the config the run was begun with
+classes.json      class names, in label order
+checkpoints/      <stage>/<step>, see `checkpoint`
+metrics.csv       and tensorboard/, see `log`
+report/           see `evaluate`
 """
 
 import dataclasses

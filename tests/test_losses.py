@@ -24,17 +24,17 @@ def test_hinge(target, expected):
 
 
 def test_hinge_pulls_every_entry_by_its_cost():
-  grad = jax.grad(
-    lambda h: losses.flops_hinge(h, GMACS, target_gmacs=1.0)
-  )(jnp.eye(3))
+  grad = jax.grad(lambda h: losses.flops_hinge(h, GMACS, target_gmacs=1.0))(
+    jnp.eye(3)
+  )
   # d/dh_bj = C_j / (B (C_max - C_min)), chosen or not
   np.testing.assert_allclose(grad, np.tile(GMACS / 9, (3, 1)), rtol=1e-6)
 
 
 def test_no_pull_under_the_target():
-  grad = jax.grad(
-    lambda h: losses.flops_hinge(h, GMACS, target_gmacs=3.0)
-  )(jnp.eye(3))
+  grad = jax.grad(lambda h: losses.flops_hinge(h, GMACS, target_gmacs=3.0))(
+    jnp.eye(3)
+  )
   assert not grad.any()
 
 

@@ -44,8 +44,9 @@ def test_draws_have_the_predicted_probabilities():
 
 
 def test_inference_has_no_noise():
-  assert routing.choose(jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]])).tolist(
-  ) == [1, 0]
+  assert routing.choose(
+    jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]])
+  ).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize('largest', [1, 2, 10, 64, 128, 1000])

@@ -3,8 +3,8 @@
 
 Made from the 1,797 handwritten digits (8x8, UCI; E. Alpaydin and C. Kaynak)
 that scikit-learn carries: no download. Each image is one digit, enlarged to a
-size drawn log-uniformly from 9 to 56 px, at a random place and in a
-bright colour on a dark textured canvas of 64 px. The smallest input size that suffices
+size drawn log-uniformly from 9 to 56 px, at a random place and in a bright
+colour on a dark textured canvas of 64 px. The smallest input size that suffices
 therefore differs from image to image, and we know why: the digit's size.
 """
 
@@ -70,9 +70,7 @@ def _enlargement(from_px: int, to_px: int) -> np.ndarray:
   quarter of the time of a call into Pillow.
   """
   identity = Image.fromarray(np.eye(from_px, dtype=np.float32))
-  return np.asarray(
-    identity.resize((from_px, to_px), Image.Resampling.BICUBIC)
-  )
+  return np.asarray(identity.resize((from_px, to_px), Image.Resampling.BICUBIC))
 
 
 def compose_example(

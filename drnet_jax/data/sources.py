@@ -8,7 +8,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from drnet_jax.data import scaled_digits as _  # registers the builder
 from drnet_jax.errors import UserError
 
 

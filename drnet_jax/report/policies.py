@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
 
 

@@ -190,7 +190,8 @@ class RoutedStep:
     Several at once: XLA compiles one program on one core.
     """
     jobs = [
-      (j, rung) for j in range(len(self._model.resolutions))
+      (j, rung)
+      for j in range(len(self._model.resolutions))
       for rung in self.ladder
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -260,18 +261,18 @@ class RoutedStep:
         train=True,
         key=dropout_key,
       )
-      h = routing.straight_through(
-        noise_key, logits, tau=self._tau(state.step)
-      )
+      h = routing.straight_through(noise_key, logits, tau=self._tau(state.step))
       return (h, jax.nn.softmax(logits)), stats
 
     (h, p), pullback, stats = jax.vjp(
       predict, state.params['predictor'], has_aux=True
     )
-    counts = h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1).astype(jnp.int32)
+    counts = (
+      h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1).astype(jnp.int32)
+    )
     routed = Routed(
       choice=self._put(h.argmax(-1).astype(jnp.int32), by_batch=True),
-      counts=self._put(counts),
+      counts=self._put(counts.astype(jnp.int32)),
       h=h,
       p=p,
       pullback=pullback,
@@ -304,9 +305,7 @@ class RoutedStep:
     """Adds one size's images to `learned` and to its set's gradients."""
     model, size_px = self._model, self._model.resolutions[size_index]
     batch_size = labels.shape[0]
-    dropout_key = jax.random.fold_in(
-      jax.random.fold_in(key, step), size_index
-    )
+    dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), size_index)
 
     def gather(images, labels, choice):
       index, mask = routing.slots(choice, size_index, num_slots)
@@ -448,6 +447,7 @@ class RoutedStep:
 
   def _lower(self, size_index, num_slots, state, batch):
     """Lowers `learn` for one size and bucket, from shapes alone."""
+
     def shape(x, sharding):
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scaled_digits and the pipeline, on the real builder."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import datasets as sklearn_datasets
+
+from drnet_jax.data import scaled_digits, sources
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def data(data_dir):
+  return Data(
+    name='scaled_digits',
+    data_dir=data_dir,
+    train_split='originals',
+    validation_split='validation',
+    test_split='test',
+    epoch_images=0,
+    augmentation='compose_digits',
+    resize_px=0,
+    threads=1,
+  )
+
+
+def batches(data, count, **changes):
+  arguments = {'size_px': 64, 'batch_size': 8, 'seed': 3, 'start_step': 0}
+  source = data.open('originals')
+  stream = data.train_batches(source, **arguments | changes)
+  return list(itertools.islice(stream, count))
+
+
+def assert_same(ours, theirs):
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.keys() == b.keys()
+    assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_splits_have_the_promised_sizes_and_digits(data):
+  originals, test = data.open('originals'), data.open('test')
+  assert (len(originals.examples), len(test.examples)) == (1258, 4000)
+  assert len(data.open('validation').examples) == 2000
+  assert originals.class_names == tuple('0123456789')
+  sizes = np.array([test.examples[i]['digit_px'] for i in range(400)])
+  assert sizes.min() >= 9 and sizes.max() <= 56
+  # log-uniform: the median is the geometric mean of 9 and 56
+  assert abs(np.median(sizes) - np.sqrt(9 * 56)) < 4
+
+
+def test_originals_are_scikit_learns_and_not_in_the_test_split(data):
+  digits = sklearn_datasets.load_digits()
+  known = {
+    np.round(image * (255 / 16)).astype(np.uint8).tobytes(): label
+    for image, label in zip(digits.images, digits.target, strict=True)
+  }
+  source = data.open('originals')
+  for i in range(0, 1258, 50):
+    example = source.examples[i]
+    image = np.asarray(Image.open(io.BytesIO(example['image'])))[..., 0]
+    assert known[image.tobytes()] == example['label']
+  # 1258 + 180 + 359 originals make the whole 1797, each in one split.
+  assert len(digits.target) - 1258 == 180 + 359
+
+
+def test_fresh_in_every_epoch_and_the_same_in_every_run(data):
+  first = batches(data, 3)
+  assert_same(first, batches(data, 3))
+  epoch = 1258 // 8 + 1
+  later = batches(data, 2, start_step=epoch)
+  assert not any((a['image'] == later[0]['image']).all() for a in first)
+  digit = np.full((8, 8), 255, np.uint8)
+  one, two = (
+    scaled_digits.compose(digit, np.random.default_rng(s))[0] for s in (0, 1)
+  )
+  assert (one != two).any()
+
+
+def test_position_is_the_step_number(data):
+  assert_same(batches(data, 6)[4:], batches(data, 2, start_step=4))
+
+
+def test_processes_share_the_global_batch(data):
+  whole = batches(data, 2)
+  parts = [batches(data, 2, process=p, num_processes=2) for p in range(2)]
+  for step in range(2):
+    merged = np.empty_like(whole[step]['image'])
+    merged[0::2] = parts[0][step]['image']
+    merged[1::2] = parts[1][step]['image']
+    assert (merged == whole[step]['image']).all()
+
+
+def test_evaluation_sees_each_image_once_and_pads_the_last_batch(data):
+  source = data.open('validation')
+  seen = list(data.eval_batches(source, size_px=64, batch_size=768))
+  assert [len(b['label']) for b in seen] == [768] * 3
+  assert [int(b['valid'].sum()) for b in seen] == [768, 768, 464]
+  labels = np.concatenate([b['label'][b['valid']] for b in seen])
+  assert labels.tolist() == [
+    source.examples[i]['label'] for i in range(len(source.examples))
+  ]
+
+
+def test_unknown_names(data, data_dir):
+  with pytest.raises(UserError, match='no_such_set'):
+    sources.load('no_such_set', 'train', data_dir=data_dir)
+  with pytest.raises(UserError, match="split 'training'"):
+    sources.load('scaled_digits', 'training', data_dir=data_dir)
+  with pytest.raises(UserError, match='augmentation'):
+    Data(**{**vars(data), 'augmentation': 'flip'})

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from drnet_jax import optim
+from drnet_jax.errors import UserError
+
+PARAMS = {
+  'base': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},
+  'predictor': {'kernel': jnp.ones((2, 2))},
+}
+
+
+def make(**changes):
+  values = {
+    'name': 'sgd',
+    'momentum': 0.9,
+    'weight_decay': 0.1,
+    'decay_norms_and_biases': True,
+    'clip_norm': 0.0,
+    'predictor_lr': 0.1,
+    'lr': optax.constant_schedule(0.5),
+    'trains': ('base', 'predictor'),
+  }
+  return optim.create(**values | changes)
+
+
+def one_update(**changes):
+  optimizer = make(**changes)
+  grads = jax.tree.map(jnp.ones_like, PARAMS)
+  return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
+
+
+def test_rates_and_decay():
+  updates = one_update()
+  # -(0.5) (1 + 0.1 * 1), and a tenth of it for the predictor
+  np.testing.assert_allclose(updates['base']['kernel'], -0.55, rtol=1e-6)
+  np.testing.assert_allclose(updates['base']['bias'], -0.55, rtol=1e-6)
+  np.testing.assert_allclose(updates['predictor']['kernel'], -0.055, rtol=1e-6)
+
+
+def test_biases_can_be_spared_decay():
+  updates = one_update(decay_norms_and_biases=False)
+  np.testing.assert_allclose(updates['base']['kernel'], -0.55, rtol=1e-6)
+  np.testing.assert_allclose(updates['base']['bias'], -0.5, rtol=1e-6)
+
+
+def test_what_is_not_trained_does_not_move():
+  updates = one_update(trains=('base',))
+  assert not updates['predictor']['kernel'].any()
+
+
+def test_paper_schedule():
+  rate = optim.schedule(
+    kind='step',
+    lr=0.1,
+    warmup_epochs=3,
+    epochs=70,
+    decay_epochs=20,
+    decay_factor=0.1,
+    steps_per_epoch=10,
+  )
+  expected = {0: 0, 15: 0.05, 30: 0.1, 199: 0.1, 201: 0.01, 401: 1e-3}
+  for step, value in expected.items():
+    np.testing.assert_allclose(rate(step), value, rtol=1e-5, atol=1e-9)
+
+
+def test_unknown_names():
+  with pytest.raises(UserError, match="optimiser 'sdg'"):
+    make(name='sdg')

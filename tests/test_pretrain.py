@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from conftest import random_batch, tiny_model
+from test_routed import assert_trees_close, make_state, sharded
+
+from drnet_jax import losses
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.steps.pretrain import PretrainStep
+
+
+def take_step(model, devices, batch):
+  mesh = mesh_lib.create(devices)
+  step = PretrainStep(
+    model,
+    optax.sgd(1.0),
+    mesh,
+    batch_size=len(batch['label']),
+    steps_per_epoch=1,
+    label_smoothing=0.1,
+  )
+  return step(make_state(model, mesh), sharded(batch, mesh), jax.random.key(0))
+
+
+def test_gradient_is_that_of_the_summed_losses():
+  model, batch = tiny_model(), random_batch(16)
+  state = make_state(model, mesh_lib.create(1))
+
+  def total(params):
+    value = 0.0
+    for r in model.resolutions:
+      name = model.norm_set(r)
+      logits, _ = model.classify(
+        params['base'],
+        params['norm'][name],
+        state.batch_stats['norm'][name],
+        batch['image'],
+        r,
+        train=True,
+      )
+      value += losses.cross_entropy(
+        logits, batch['label'], label_smoothing=0.1
+      ).mean()
+    return value
+
+  value, grads = jax.jit(jax.value_and_grad(total))(state.params)
+  new, metrics = take_step(model, 8, batch)
+  np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
+  expected = jax.tree.map(jnp.subtract, state.params, grads)
+  assert_trees_close(new.params, expected)
+
+
+def test_a_size_moves_its_own_statistics_only():
+  model, batch = tiny_model(resolutions=(16, 32)), random_batch(16)
+  new, _ = take_step(model, 1, batch)
+  one, _ = take_step(tiny_model(resolutions=(32,)), 1, batch)
+  # The statistics of 32 px are the same with and without 16 px beside it.
+  assert_trees_close(
+    new.batch_stats['norm']['r32'], one.batch_stats['norm']['r32']
+  )
+  ours, other = (
+    jax.tree.leaves(new.batch_stats['norm'][name])[0] for name in ('r16', 'r32')
+  )
+  assert not np.allclose(ours, other)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of picture that people really have."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drnet_jax.data import transforms
+from drnet_jax.errors import UserError
+
+RAMP = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
+
+
+def encoded(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def test_grey_becomes_three_equal_channels():
+  rgb = transforms.decode(encoded(Image.fromarray(RAMP)))
+  assert (rgb == RAMP[..., None]).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+  deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+  assert (transforms.decode(encoded(deep)) == RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA'])
+def test_transparency_shows_white(mode):
+  image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
+  assert (transforms.decode(encoded(image)) == 255).all()
+
+
+def test_palette_with_transparency():
+  image = Image.new('P', (4, 4), 1)
+  image.putpalette([255, 0, 0, 0, 255, 0])
+  assert (transforms.decode(encoded(image)) == [0, 255, 0]).all()
+  assert (transforms.decode(encoded(image, transparency=1)) == 255).all()
+
+
+def test_exif_rotation_is_applied():
+  image = Image.fromarray(np.repeat(RAMP[..., None], 3, -1))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # stored lying on its side
+  assert transforms.decode(encoded(image, 'JPEG', exif=exif)).shape == (
+    40,
+    30,
+    3,
+  )
+
+
+def test_cmyk_and_animations():
+  cmyk = Image.new('CMYK', (5, 6))
+  assert transforms.decode(encoded(cmyk, 'JPEG')).shape == (6, 5, 3)
+  frames = [Image.new('RGB', (4, 4), c) for c in ('red', 'blue')]
+  moving = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
+  assert (transforms.decode(moving) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize('keep', [0, 10, 200])
+def test_truncated_files_are_refused(keep):
+  noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+  whole = encoded(Image.fromarray(noise))
+  with pytest.raises(UserError, match='cannot read'):
+    transforms.decode(whole[:keep])
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(UserError, match='nothing.png'):
+    transforms.decode(str(tmp_path / 'nothing.png'))
+
+
+def test_center_crop_takes_the_middle():
+  # A white middle column third of a 90 x 30 image.
+  image = np.zeros((30, 90, 3), np.uint8)
+  image[:, 30:60] = 255
+  crop = transforms.center_crop(image, 30, resize_px=30)
+  assert crop.shape == (30, 30, 3) and (crop == 255).all()
+  bigger = transforms.center_crop(image, 28, resize_px=60)
+  assert bigger.shape == (28, 28, 3) and (bigger == 255).all()
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (500, 3), (3, 500), (37, 41)])
+def test_crops_of_any_shape(shape):
+  image = np.zeros((*shape, 3), np.uint8)
+  rng = np.random.default_rng(0)
+  assert transforms.center_crop(image, 8, resize_px=9).shape == (8, 8, 3)
+  assert transforms.random_resized_crop(image, 8, rng).shape == (8, 8, 3)
