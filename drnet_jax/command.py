@@ -26,7 +26,10 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(arguments)
   except AttributeError as error:
-    what = ' '.join(str(error).split())
+    # ml_collections wraps a KeyError, whose str() is a quotation.
+    cause = error.args[0] if error.args else error
+    what = cause.args[0] if isinstance(cause, KeyError) else cause
+    what = ' '.join(str(what).split())
     print(f'error: --config has no field {what}', file=sys.stderr)
     sys.exit(2)
 

@@ -16,7 +16,7 @@ from absl import app, flags
 from PIL import Image
 
 from drnet_jax import log
-from drnet_jax.command import run_command, set_up
+from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.errors import UserError
 
@@ -88,4 +88,4 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

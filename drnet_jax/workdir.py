@@ -56,11 +56,13 @@ def begin(
 ) -> None:
   """Makes a workdir for a run, or checks that this run is the one in it.
 
+  A directory without a checkpoint yet is taken over.
+
   Raises:
     UserError: the directory belongs to a run with another config.
   """
   ours = settings.plain(config)
-  if os.path.exists(_config_file(path)):
+  if os.path.exists(_config_file(path)) and _has_checkpoint(path):
     theirs = settings.plain(read_config(path))
     for field in _MAY_CHANGE:
       theirs[field] = ours.get(field)
@@ -134,6 +136,14 @@ def create_model(
   """The model of `config.model` for these classes."""
   return settings.call(
     models.create, section, 'config.model', num_classes=len(class_names)
+  )
+
+
+def _has_checkpoint(path: str) -> bool:
+  return any(
+    name.isdigit()
+    for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
+    for name in folders
   )
 
 

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: what a user does, and what can go wrong."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import smoke
+from drnet_jax import evaluate, predict, train, workdir
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.errors import UserError
+from drnet_jax.report import policies
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope='module')
+def config(data_dir):
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(config, tmp_path_factory):
+  """A workdir whose run was never cut off, trained and evaluated."""
+  path = str(tmp_path_factory.mktemp('finished'))
+  train.train(config, path)
+  evaluate.evaluate(path)
+  return path
+
+
+def command(module, *arguments, timeout=200):
+  """Runs one of our command lines as a user would."""
+  environment = os.environ | {
+    'XLA_FLAGS': '',
+    'JAX_COMPILATION_CACHE_DIR': '/tmp/drnet_jax_test_cache',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+  }
+  return subprocess.run(
+    [sys.executable, '-m', f'drnet_jax.{module}', *arguments],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
+
+
+def metrics(path):
+  with open(os.path.join(path, 'metrics.csv'), newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def copy_until(source, target, stage, step):
+  """A workdir as it was when killed just after saving a step."""
+  shutil.copytree(source, target)
+  kept = os.path.join(target, 'checkpoints', stage)
+  for name in os.listdir(kept):
+    if int(name) > step:
+      shutil.rmtree(os.path.join(kept, name))
+  names = ['pretrain', 'finetune']
+  for later in names[names.index(stage) + 1 :]:
+    shutil.rmtree(os.path.join(target, 'checkpoints', later))
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  files = {
+    os.path.relpath(os.path.join(folder, name), finished)
+    for folder, _, names in os.walk(finished)
+    for name in names
+  }
+  assert {
+    'config.json',
+    'classes.json',
+    'metrics.csv',
+    'report/evaluation.csv',
+    'report/record.npz',
+    'report/accuracy_cost.png',
+    'report/accuracy_cost.svg',
+    'report/by_size.png',
+  } <= files
+  assert any(f.startswith('tensorboard/finetune/events') for f in files)
+  rows = metrics(finished)
+  assert {r['stage'] for r in rows} == {'pretrain', 'finetune'}
+  names = {r['metric'] for r in rows if r['stage'] == 'finetune'}
+  assert {
+    'train/entropy',
+    'train/hinge',
+    'train/share_r16',
+    'train/learning_rate',
+    'validation/routed_top1',
+  } <= names
+
+
+@pytest.mark.parametrize('stage, step', [('pretrain', 4), ('finetune', 4)])
+def test_resumed_equals_uninterrupted(finished, config, tmp_path, stage, step):
+  path = str(tmp_path / 'resumed')
+  copy_until(finished, path, stage, step)
+  # As a kill in mid-write would leave it.
+  with open(os.path.join(path, 'metrics.csv'), 'a') as file:
+    file.write('finetune,9,train/lo')
+  train.train(config, path)
+  assert metrics(path) == metrics(finished)
+  assert_same_weights(path, finished)
+
+
+def assert_same_weights(path, other):
+  mesh = mesh_lib.create()
+  ours, theirs = workdir.load(path, mesh), workdir.load(other, mesh)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (ours.params, ours.batch_stats),
+    (theirs.params, theirs.batch_stats),
+  )
+
+
+def test_evaluation_table_matches_its_record(finished):
+  record = policies.load(os.path.join(finished, 'report', 'record.npz'))
+  assert len(record.label) == 4000
+  with open(os.path.join(finished, 'report', 'evaluation.csv')) as file:
+    rows = {row['policy']: row for row in csv.DictReader(file)}
+  chosen = record.top1[np.arange(4000), record.choice].mean()
+  assert float(rows['routed']['top1']) == pytest.approx(chosen)
+  assert set(rows) == {
+    'fixed 16',
+    'fixed 32',
+    'fixed 64',
+    'routed',
+    'best fixed',
+    'random',
+    'oracle',
+  }
+
+
+def test_classifier_agrees_with_the_evaluation(finished, config):
+  record = policies.load(os.path.join(finished, 'report', 'record.npz'))
+  classifier = Classifier.load(finished)
+  trained = workdir.load(finished, mesh_lib.create(1))
+  source = train.Data(**config.data).open('test')
+  encoded = [source.examples[i]['image'] for i in range(100)]
+  found = classifier([classifier.read(image) for image in encoded])
+  choice = record.choice[:100]
+  sizes = [trained.model.resolutions[j] for j in choice]
+  assert [p.size_px for p in found] == sizes
+  rows = np.arange(100)
+  assert [p.label for p in found] == record.predicted[rows, choice].tolist()
+  np.testing.assert_allclose(
+    [p.probability for p in found], record.confidence[rows, choice], atol=1e-5
+  )
+  expected = record.gmacs[choice] + record.predictor_gmacs
+  np.testing.assert_allclose([p.gmacs for p in found], expected)
+
+
+def test_predict_names_bad_files_and_answers_the_good(finished, tmp_path):
+  Image.new('L', (50, 70)).save(tmp_path / 'grey.png')
+  Image.new('RGBA', (70, 50)).save(tmp_path / 'clear.png')
+  (tmp_path / 'broken.png').write_bytes(b'not an image')
+  done = command('predict', f'--workdir={finished}', str(tmp_path))
+  assert done.returncode == 2
+  assert 'grey.png' in done.stdout and 'clear.png' in done.stdout
+  assert done.stderr.strip().splitlines()[-1].startswith('error: cannot read')
+  assert 'broken.png' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_predict_needs_images(finished, tmp_path):
+  with pytest.raises(UserError, match='holds no image'):
+    predict.find_images([str(tmp_path)])
+  with pytest.raises(UserError, match='nothing.png holds no image'):
+    predict.find_images([str(tmp_path / 'nothing.png')])
+  done = command('predict', f'--workdir={tmp_path}', __file__)
+  assert done.returncode == 2 and 'no workdir of drnet_jax' in done.stderr
+
+
+def changed(config, **fields):
+  config = config.copy_and_resolve_references()
+  for path, value in fields.items():
+    *sections, name = path.split('__')
+    section = config
+    for part in sections:
+      section = section[part]
+    with section.unlocked():
+      if value is None:
+        del section[name]
+      else:
+        section[name] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'learning_rate': 1.0}, 'config.learning_rate is not a known field'),
+    ({'finetune__objective__eta': None}, 'finetune.objective.eta is missing'),
+    ({'finetune__objective__etta': 1}, 'did you mean eta'),
+    ({'pretrain': None}, 'config.pretrain is missing'),
+    ({'model__resolutions': (32, 16, 64)}, 'ascending order'),
+    ({'model__resolutions': (64,)}, 'at least two sizes'),
+    ({'model__resolutions': (16, 32)}, 'must be 64'),
+    ({'finetune__batch_size': 30}, 'cannot be divided over 8 devices'),
+    ({'eval_batch_size': 7}, 'config.eval_batch_size = 7'),
+    ({'model__base__network': 'resnet1'}, "network = 'resnet1'"),
+    ({'model__base__width': None, 'model__base__wide': 1}, 'wide'),
+    ({'pretrain__step': 'train'}, "step = 'train'"),
+    ({'finetune__epochs': 0}, 'less than one step'),
+    ({'data__name': 'scaled_letters'}, 'scaled_letters'),
+  ],
+)
+def test_a_wrong_config_is_named(config, tmp_path, fields, message):
+  with pytest.raises(UserError, match=message):
+    train.train(changed(config, **fields), str(tmp_path / 'run'))
+
+
+def test_unknown_field_on_the_command_line(tmp_path):
+  done = command(
+    'main',
+    '--config=configs/smoke.py',
+    '--config.finetune.epoch=3',
+    f'--workdir={tmp_path}',
+  )
+  assert done.returncode == 2
+  assert done.stderr.strip().splitlines() == [
+    'error: --config has no field \'epoch\' Did you mean "epochs" instead of '
+    '"epoch"?'
+  ]
+
+
+def test_workdir_of_another_model(finished, config):
+  other = changed(config, model__base__width=16)
+  with pytest.raises(UserError, match='config.model.base.width = 16 here, 8'):
+    train.train(other, finished)
+
+
+def test_a_workdir_without_checkpoints_may_change_its_mind(config, tmp_path):
+  workdir.begin(str(tmp_path), config, ('0', '1'))
+  other = changed(config, model__base__width=16)
+  workdir.begin(str(tmp_path), other, ('0', '1'))
+  assert workdir.read_config(str(tmp_path)).model.base.width == 16
+
+
+def test_half_deleted_checkpoint(finished, config, tmp_path):
+  path = str(tmp_path / 'run')
+  copy_until(finished, path, 'finetune', 4)
+  weights = os.path.join(path, 'checkpoints', 'finetune', '4', 'weights')
+  for name in os.listdir(weights):
+    if name != '_METADATA':
+      target = os.path.join(weights, name)
+      shutil.rmtree(target) if os.path.isdir(target) else os.remove(target)
+  with pytest.raises(UserError, match='finetune/4 is damaged'):
+    train.train(config, path)
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(config, tmp_path):
+  wild = changed(
+    config, pretrain__schedule__lr=1e30, pretrain__optimizer__name='sgd'
+  )
+  with pytest.raises(UserError, match='stage pretrain: the .* step'):
+    train.train(wild, str(tmp_path / 'run'))
+
+
+def test_collapse_is_warned_of(config, tmp_path, capsys):
+  path = str(tmp_path / 'run')
+  only = changed(
+    config,
+    stages=('finetune',),
+    finetune__epochs=1,
+    finetune__schedule__lr=0.0,
+    finetune__objective__gradient='chosen',
+    model__predictor__network='test_run:Stubborn',
+  )
+  for name in ('stage_sizes', 'width', 'stem', 'patch_px', 'zero_init'):
+    with only.unlocked():
+      del only.model.predictor[name]
+  train.train(only, path)
+  assert 'collapsed onto one size' in capsys.readouterr().out
+
+
+class Stubborn(nn.Module):
+  """A predictor that always wants the smallest size."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    del train
+    bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
+    wish = jax.nn.one_hot(0, self.num_classes) * 1e3
+    return jnp.zeros((len(x), 1)) + bias + wish
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments(finished, config, tmp_path):
+  """kill -9, ten times: the numbers are those of the run never killed."""
+  path, rng = str(tmp_path / 'run'), np.random.default_rng(0)
+  arguments = [
+    sys.executable,
+    '-c',
+    'import sys; sys.path.insert(0, "tests")\n'
+    'import conftest\n'
+    'from absl import flags; flags.FLAGS.mark_as_parsed()\n'
+    'from configs import smoke\n'
+    'from drnet_jax import train\n'
+    'config = smoke.get_config()\n'
+    f'config.data.data_dir = {config.data.data_dir!r}\n'
+    f'train.train(config, {path!r})\n'
+    'print("finished")',
+  ]
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+  }
+  kills = 0
+  while True:
+    process = subprocess.Popen(
+      arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    begun = _wait_for_progress(process, path)
+    if kills < 10 and begun:
+      time.sleep(rng.uniform(0.0, 1.5))
+      process.send_signal(signal.SIGKILL)
+      kills += process.wait() == -signal.SIGKILL
+    else:
+      output, _ = process.communicate()
+      assert 'finished' in output
+      break
+  assert kills == 10
+  assert metrics(path) == metrics(finished)
+  assert_same_weights(path, finished)
+
+
+def _wait_for_progress(process, path) -> bool:
+  """Waits until the run has touched its workdir; False once it has ended."""
+  start = time.time()
+  while process.poll() is None:
+    for folder, _, _ in os.walk(os.path.join(path, 'checkpoints')):
+      if os.path.getmtime(folder) > start:
+        return True
+    time.sleep(0.02)
+  return False
