@@ -52,11 +52,7 @@ class Checkpoints:
         ),
       )
     except (OSError, ValueError) as error:
-      raise UserError(
-        f'cannot save step {step} in {self.directory}: {error}. Earlier '
-        'checkpoints there are whole; run the same command again once there '
-        'is room.'
-      ) from error
+      raise self._cannot_save(error) from error
 
   def restore(self, step: int, abstract: TrainState, sharding: Sharding):
     """Loads the state of a step.
@@ -83,6 +79,12 @@ class Checkpoints:
     found = self._restore(step, sharding, weights=weights)['weights']
     return found['params'], found['batch_stats']
 
+  def _cannot_save(self, error: Exception) -> UserError:
+    return UserError(
+      f'cannot save in {self.directory}: {error}. Earlier checkpoints there are '
+      'whole; run the same command again once there is room.'
+    )
+
   def _restore(self, step: int, sharding: Sharding, **items: Any):
     def target(x):
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -107,6 +109,8 @@ class Checkpoints:
     """Waits for saves under way, then lets go."""
     try:
       self._manager.wait_until_finished()
+    except (OSError, ValueError) as error:
+      raise self._cannot_save(error) from error
     finally:
       self._manager.close()
 

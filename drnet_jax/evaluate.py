@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jax.sharding import Mesh
+from PIL import Image
 from tqdm import tqdm
 
 from drnet_jax import log, settings, workdir
@@ -21,6 +22,7 @@ from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import figures, policies
 from drnet_jax.report.policies import Record
 
+_EXAMPLES = 8  # images to try `predict` on
 _NOT_EXTRA = ('image', 'label', 'valid')
 
 
@@ -108,8 +110,8 @@ def evaluate(path: str) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
   Prints a table, and leaves in `<workdir>/report/`: `evaluation.csv` (the
-  table), `record.npz` (what every image got at every size), and the figures
-  `accuracy_cost` and `by_size`.
+  table), `record.npz` (what every image got at every size), the figures
+  `accuracy_cost` and `by_size`, and a few images as `examples/*.png`.
 
   Raises:
     UserError: the workdir holds no trained model.
@@ -135,15 +137,22 @@ def evaluate(path: str) -> Record:
   policies.save(record, os.path.join(directory, 'record.npz'))
   _write_csv(record, os.path.join(directory, 'evaluation.csv'))
   figures.accuracy_cost(record, os.path.join(directory, 'accuracy_cost'))
+
+  def read_image(i: int) -> np.ndarray:
+    return data.eval_image(source.examples[i]['image'], trained.model.image_px)
+
   if trained.has_router:
     figures.by_size(
       record,
-      lambda i: data.eval_image(
-        source.examples[i]['image'], trained.model.image_px
-      ),
+      read_image,
       trained.class_names,
       os.path.join(directory, 'by_size'),
     )
+  examples = os.path.join(directory, 'examples')
+  os.makedirs(examples, exist_ok=True)
+  for i in range(min(_EXAMPLES, len(record.label))):
+    name = f'{i}_{trained.class_names[record.label[i]]}.png'.replace('/', '_')
+    Image.fromarray(read_image(i)).save(os.path.join(examples, name))
   log.say(f'\n{data.name}/{data.test_split}, {len(record.label)} images')
   log.say(summary(record))
   log.say(f'Report: {directory}')

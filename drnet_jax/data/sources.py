@@ -2,11 +2,11 @@
 """Data sets as random-access sources of encoded examples."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging
 
 from drnet_jax.errors import UserError
 
@@ -45,7 +45,8 @@ def load(name: str, split: str, *, data_dir: str) -> Source:
   except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError) as error:
     raise UserError(f'config.data.name = {name!r}: {error}') from error
   try:
-    logging.info('Data set %s in %s', name, builder.data_path)
+    if not sys.stderr.isatty():
+      tfds.disable_progress_bar()
     builder.download_and_prepare()
     examples = builder.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}

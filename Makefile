@@ -1,0 +1,26 @@
+# Everything from a bare Python 3.11 to 3.13: `make quickstart`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+WORKDIR ?= runs/quickstart
+
+.PHONY: quickstart test lint
+
+quickstart: $(VENV)/ready
+	$(RUN) -m drnet_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: lint
+	$(RUN) -m pytest -q
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; " \
+	  "try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --disable-pip-version-check uv
+	$(RUN) -m uv pip install -q --python $(RUN) -e '.[test]'
+	touch $@
