@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DRNet on scaled_digits: the whole method in a few minutes on two CPU cores.
 
-python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
 
 Expect @EXPECT@
 (our runs, results/quickstart.md).

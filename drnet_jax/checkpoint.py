@@ -81,8 +81,8 @@ class Checkpoints:
 
   def _cannot_save(self, error: Exception) -> UserError:
     return UserError(
-      f'cannot save in {self.directory}: {error}. Earlier checkpoints there are '
-      'whole; run the same command again once there is room.'
+      f'cannot save in {self.directory}: {error}. Checkpoints there are whole; '
+      'run the same command again once there is room.'
     )
 
   def _restore(self, step: int, sharding: Sharding, **items: Any):

@@ -216,19 +216,12 @@ def _write_csv(record: Record, path: str) -> None:
 def _judge(model: DRNet, params, batch_stats, batch):
   """What a `Record` holds, for one batch."""
   images, labels = batch['image'], batch['label']
-  each = []
-  for size_px in model.resolutions:
-    name = model.norm_set(size_px)
-    logits, _ = model.classify(
-      params['base'],
-      params['norm'][name],
-      batch_stats['norm'][name],
-      images,
-      size_px,
-      train=False,
-    )
-    each.append(logits)
-  logits = jnp.stack(each, 1)  # [B, R, K]
+  logits = jnp.stack(
+    [
+      model.logits_at(params, batch_stats, images, r) for r in model.resolutions
+    ],
+    axis=1,
+  )  # [B, R, K]
   scores, _ = model.predict(
     params['predictor'], batch_stats['predictor'], images, train=False
   )

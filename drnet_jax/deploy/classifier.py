@@ -123,13 +123,5 @@ def _route(model, has_router, params, batch_stats, images):
 
 def _classify(model, size_index, params, batch_stats, images):
   size_px = model.resolutions[size_index]
-  name = model.norm_set(size_px)
-  logits, _ = model.classify(
-    params['base'],
-    params['norm'][name],
-    batch_stats['norm'][name],
-    images,
-    size_px,
-    train=False,
-  )
+  logits = model.logits_at(params, batch_stats, images, size_px)
   return jax.nn.softmax(logits)

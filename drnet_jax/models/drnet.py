@@ -121,6 +121,31 @@ class DRNet:
       self.base, params, stats, images, size_px, train, mask, key
     )
 
+  def logits_at(
+    self, params: Tree, batch_stats: Tree, images: jax.Array, size_px: int
+  ) -> jax.Array:
+    """Inference of the base network at one size.
+
+    Args:
+      params: the whole tree.
+      batch_stats: the whole tree.
+      images: uint8 [B, image_px, image_px, 3].
+      size_px: one of `resolutions`.
+
+    Returns:
+      float32 [B, K].
+    """
+    name = self.norm_set(size_px)
+    logits, _ = self.classify(
+      params['base'],
+      params['norm'][name],
+      batch_stats['norm'][name],
+      images,
+      size_px,
+      train=False,
+    )
+    return logits
+
   def predict(
     self,
     params: Tree,

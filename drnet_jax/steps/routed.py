@@ -195,10 +195,13 @@ class RoutedStep:
       for rung in self.ladder
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      lowered = [self._lower(j, rung, state, batch) for j, rung in jobs]
-      compiled = pool.map(lambda job: job.compile(), lowered)
-      bar = tqdm(compiled, 'compile', len(jobs), leave=False, disable=None)
-      self._learn_compiled = dict(zip(jobs, bar, strict=True))
+      # Python lowers the next program while XLA compiles the ones before.
+      futures = [
+        pool.submit(self._lower(*job, state, batch).compile) for job in jobs
+      ]
+      bar = tqdm(futures, 'compile', leave=False, disable=None)
+      compiled = [future.result() for future in bar]
+    self._learn_compiled = dict(zip(jobs, compiled, strict=True))
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
@@ -348,17 +351,9 @@ class RoutedStep:
 
   def _explore_size(self, size_index, params, batch_stats, images):
     """Logits [E, K] of the explored images at one size, running statistics."""
-    model, size_px = self._model, self._model.resolutions[size_index]
-    name = model.norm_set(size_px)
-    logits, _ = model.classify(
-      params['base'],
-      params['norm'][name],
-      batch_stats['norm'][name],
-      self._explored_part(images),
-      size_px,
-      train=False,
-    )
-    return logits
+    size_px = self._model.resolutions[size_index]
+    images = self._explored_part(images)
+    return self._model.logits_at(params, batch_stats, images, size_px)
 
   def _update_state(
     self, state, routed, learned, norm_grads, norm_stats, explored, labels
