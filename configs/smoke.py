@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.resolutions = (16, 32, 64)
   for stage in (config.pretrain, config.finetune):
     stage.batch_size = 32
-    stage.epochs = 2
+    stage.epochs = 3
     stage.eval_every_epochs = 1
   config.finetune.objective.target_gmacs = 0.0005
   config.finetune.objective.bucket_growth = 2.0

@@ -23,6 +23,8 @@ from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.errors import UserError
 from drnet_jax.report import policies
 
+STAGES = ('pretrain', 'finetune')
+EPOCHS = 3
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -71,8 +73,7 @@ def copy_until(source, target, stage, step):
   for name in os.listdir(kept):
     if int(name) > step:
       shutil.rmtree(os.path.join(kept, name))
-  names = ['pretrain', 'finetune']
-  for later in names[names.index(stage) + 1 :]:
+  for later in STAGES[STAGES.index(stage) + 1 :]:
     shutil.rmtree(os.path.join(target, 'checkpoints', later))
 
 
@@ -103,6 +104,34 @@ def test_a_run_leaves_what_it_promises(finished):
     'train/learning_rate',
     'validation/routed_top1',
   } <= names
+
+
+def test_nothing_is_compiled_after_the_first_epoch(
+  config, tmp_path, monkeypatch
+):
+  compiled, after_epoch = [], []
+
+  def listen(event, seconds, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(seconds)
+
+  report = train._StageRunner._report
+
+  def note(runner, *arguments):
+    report(runner, *arguments)
+    after_epoch.append((runner.name, len(compiled)))
+
+  monkeypatch.setattr(train._StageRunner, '_report', note)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    train.train(config, str(tmp_path))
+  finally:
+    jax.monitoring.clear_event_listeners()
+  counts = {
+    stage: [n for s, n in after_epoch if s == stage] for stage in STAGES
+  }
+  for stage, (first, *later) in counts.items():
+    assert first and later == [first] * (EPOCHS - 1), stage
 
 
 @pytest.mark.parametrize('stage, step', [('pretrain', 4), ('finetune', 4)])
