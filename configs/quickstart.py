@@ -3,8 +3,9 @@
 
 python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
 
-Expect @EXPECT@
-(our runs, results/quickstart.md).
+Expect, six and a half minutes from nothing, 91.8 % routed at half the cost of
+64 px: 3.3 points above the best fixed size at that cost (median of three seeds,
+results/quickstart.md).
 """
 
 import ml_collections
