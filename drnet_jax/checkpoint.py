@@ -7,6 +7,7 @@ that Orbax neither lists nor loads.
 """
 
 import os
+import textwrap
 from typing import Any
 
 import jax
@@ -98,9 +99,9 @@ class Checkpoints:
       return self._manager.restore(step, args=ocp.args.Composite(**arguments))
     # Orbax reports damage with whatever its storage layers raise.
     except Exception as error:
-      reason = str(error).strip().splitlines() or [type(error).__name__]
+      reason = textwrap.shorten(str(error) or type(error).__name__, 200)
       raise UserError(
-        f'checkpoint {path} is damaged or of another model ({reason[0]}). '
+        f'checkpoint {path} is damaged or of another model ({reason}). '
         f'Delete {path} to go on from the checkpoint before it, or '
         f'{self.directory} to repeat the stage.'
       ) from error

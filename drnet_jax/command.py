@@ -40,9 +40,16 @@ def set_up() -> None:
   # They report every save, restore and missing accelerator.
   for name in ('orbax', 'jax._src.xla_bridge'):
     python_logging.getLogger(name).setLevel(python_logging.ERROR)
+  sys.unraisablehook = _report_unraisable
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update(
       'jax_compilation_cache_dir',
       os.path.expanduser('~/.cache/drnet_jax/compiled'),
     )
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _report_unraisable(unraisable) -> None:
+  """Python's report, but for what Orbax leaves behind when a restore fails."""
+  if 'Event loop is closed' not in str(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)

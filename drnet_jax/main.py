@@ -9,6 +9,7 @@ latest checkpoint. --mode=evaluate needs only the workdir.
 """
 
 import jax
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -41,15 +42,20 @@ def _run() -> None:
   devices = jax.devices()
   print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
   if _MODE.value == 'train':
-    try:
-      config = _CONFIG.value
-    except OSError as error:
-      what = ' '.join(str(error.__cause__ or error).split())
-      raise UserError(f'--config cannot be read: {what}') from error
-    if config is None:
-      raise UserError('--config is missing, e.g. configs/quickstart.py')
-    train.train(config, _WORKDIR.value)
+    train.train(_read_config(), _WORKDIR.value)
   evaluate.evaluate(_WORKDIR.value)
+
+
+def _read_config() -> ml_collections.ConfigDict:
+  config = _CONFIG.value
+  if config is None:
+    raise UserError('--config is missing, e.g. configs/quickstart.py')
+  try:
+    config.keys()  # what stands in for a file that failed to load raises here
+  except OSError as error:
+    what = ' '.join(str(error).split())
+    raise UserError(f'--config cannot be read: {what}') from error
+  return config
 
 
 if __name__ == '__main__':
