@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick start in miniature: every part of a run, in half a minute.
+"""The quick start in miniature: every part of a run, in a minute.
 
 python -m drnet_jax.main --config=configs/smoke.py --workdir=runs/smoke
 
@@ -26,6 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     stage.batch_size = 32
     stage.epochs = 3
     stage.eval_every_epochs = 1
-  config.finetune.objective.target_gmacs = 0.0005
+  config.finetune.objective.target_gmacs = 0.0002
   config.finetune.objective.bucket_growth = 2.0
   return config
