@@ -70,6 +70,7 @@ def copy_until(source, target, stage, step):
   """A workdir as it was when killed just after saving a step."""
   shutil.copytree(source, target)
   kept = os.path.join(target, 'checkpoints', stage)
+  assert str(step) in os.listdir(kept)
   for name in os.listdir(kept):
     if int(name) > step:
       shutil.rmtree(os.path.join(kept, name))
@@ -134,7 +135,7 @@ def test_nothing_is_compiled_after_the_first_epoch(
     assert first and later == [first] * (EPOCHS - 1), stage
 
 
-@pytest.mark.parametrize('stage, step', [('pretrain', 4), ('finetune', 4)])
+@pytest.mark.parametrize('stage, step', [('pretrain', 8), ('finetune', 8)])
 def test_resumed_equals_uninterrupted(finished, config, tmp_path, stage, step):
   path = str(tmp_path / 'resumed')
   copy_until(finished, path, stage, step)
@@ -281,13 +282,13 @@ def test_a_workdir_without_checkpoints_may_change_its_mind(config, tmp_path):
 
 def test_half_deleted_checkpoint(finished, config, tmp_path):
   path = str(tmp_path / 'run')
-  copy_until(finished, path, 'finetune', 4)
-  weights = os.path.join(path, 'checkpoints', 'finetune', '4', 'weights')
+  copy_until(finished, path, 'finetune', 8)
+  weights = os.path.join(path, 'checkpoints', 'finetune', '8', 'weights')
   for name in os.listdir(weights):
     if name != '_METADATA':
       target = os.path.join(weights, name)
       shutil.rmtree(target) if os.path.isdir(target) else os.remove(target)
-  with pytest.raises(UserError, match='finetune/4 is damaged'):
+  with pytest.raises(UserError, match='finetune/8 is damaged'):
     train.train(config, path)
 
 
