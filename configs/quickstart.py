@@ -14,7 +14,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()  # train.Run
   config.seed = 0
-  config.init_from = ''  # a workdir whose weights to begin with
+  config.init_from = ''  # a workdir or PyTorch weights to begin with
+  config.reset_head = False  # True: but with a fresh classifier
   config.eval_batch_size = 400
   config.log_every_steps = 10
   config.checkpoint_every_epochs = 1
@@ -28,7 +29,11 @@ def get_config() -> ml_collections.ConfigDict:
     'test_split': 'test',
     'epoch_images': 6144,  # each a fresh composition
     'augmentation': 'compose_digits',
+    'flip': 0.0,  # a mirrored digit is no digit
     'resize_px': 0,
+    'keep_aspect': True,
+    'classes': '',
+    'images_per_class': 0,
     'threads': 1,
   }
   config.model = {  # models.create
@@ -49,6 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
       'zero_init': False,
     },
     'predictor_px': 32,
+    'image_px': 64,
     'resolutions': (32, 48, 64),
     'resolution_aware_bn': True,
     'antialias': True,

@@ -44,14 +44,16 @@ class Checkpoints:
 
   def save(self, step: int, state: TrainState) -> None:
     """Starts to save; `state` may be donated as soon as this returns."""
+    self._save(step, weights=_weights(state), optimizer=_optimizer(state))
+
+  def save_weights(self, step: int, params, batch_stats) -> None:
+    """Saves weights alone: enough to evaluate, not to go on training."""
+    self._save(step, weights={'params': params, 'batch_stats': batch_stats})
+
+  def _save(self, step: int, **items: Any) -> None:
+    arguments = {k: ocp.args.StandardSave(tree) for k, tree in items.items()}
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          weights=ocp.args.StandardSave(_weights(state)),
-          optimizer=ocp.args.StandardSave(_optimizer(state)),
-        ),
-      )
+      self._manager.save(step, args=ocp.args.Composite(**arguments))
     except (OSError, ValueError) as error:
       raise self._cannot_save(error) from error
 

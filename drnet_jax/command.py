@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import jax
+import ml_collections
 from absl import app, logging
 
 from drnet_jax.errors import UserError
@@ -32,6 +33,20 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     what = ' '.join(str(what).split())
     print(f'error: --config has no field {what}', file=sys.stderr)
     sys.exit(2)
+
+
+def read_config(
+  value: ml_collections.ConfigDict | None,
+) -> ml_collections.ConfigDict:
+  """The value of a --config flag, or a UserError if it holds none."""
+  if value is None:
+    raise UserError('--config is missing, e.g. configs/quickstart.py')
+  try:
+    value.keys()  # what stands in for a file that failed to load raises here
+  except OSError as error:
+    what = ' '.join(str(error).split())
+    raise UserError(f'--config cannot be read: {what}') from error
+  return value
 
 
 def set_up() -> None:

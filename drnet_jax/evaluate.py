@@ -37,7 +37,7 @@ class Evaluator:
   def __init__(self, model: DRNet, mesh: Mesh):
     self._model = model
     self._mesh = mesh
-    self._judge = jax.jit(functools.partial(_judge, model))
+    self._judge = jax.jit(functools.partial(_judge, model), static_argnums=0)
     macs = model.macs()
     self._costs = {
       'resolutions': np.asarray(model.resolutions),
@@ -82,7 +82,8 @@ class Evaluator:
         images = {'image': batch['image'], 'label': batch['label']}
         on_device = mesh_lib.shard_batch(images, self._mesh)
         # Fetched a batch later, so that the device always has work queued.
-        parts.append((self._judge(params, batch_stats, on_device), valid))
+        judged = self._judge(has_router, params, batch_stats, on_device)
+        parts.append((judged, valid))
         extras.append(
           {k: v[valid] for k, v in batch.items() if k not in _NOT_EXTRA}
         )
@@ -101,9 +102,7 @@ class Evaluator:
         'statistics are broken'
       )
     extra = {k: np.concatenate([e[k] for e in extras]) for k in extras[0]}
-    if not has_router:
-      fields['log_p'] = None
-    return Record(**self._costs, **fields, extra=extra)
+    return Record(**{'log_p': None} | self._costs | fields, extra=extra)
 
 
 def evaluate(path: str) -> Record:
@@ -111,7 +110,8 @@ def evaluate(path: str) -> Record:
 
   Prints a table, and leaves in `<workdir>/report/`: `evaluation.csv` (the
   table), `record.npz` (what every image got at every size), the figures
-  `accuracy_cost` and `by_size`, and a few images as `examples/*.png`.
+  `accuracy_cost`, `smallest_sufficient` (Figure 1 of the paper) and `by_size`
+  (its Figure 4), and a few images as `examples/*.png`.
 
   Raises:
     UserError: the workdir holds no trained model.
@@ -141,13 +141,12 @@ def evaluate(path: str) -> Record:
   def read_image(i: int) -> np.ndarray:
     return data.eval_image(source.examples[i]['image'], trained.model.image_px)
 
+  grids = {'smallest_sufficient': figures.by_smallest_sufficient}
   if trained.has_router:
-    figures.by_size(
-      record,
-      read_image,
-      trained.class_names,
-      os.path.join(directory, 'by_size'),
-    )
+    grids['by_size'] = figures.by_size
+  for name, draw in grids.items():
+    file = os.path.join(directory, name)
+    draw(record, read_image, trained.class_names, file)
   examples = os.path.join(directory, 'examples')
   os.makedirs(examples, exist_ok=True)
   for i in range(min(_EXAMPLES, len(record.label))):
@@ -173,9 +172,20 @@ def summary(record: Record) -> str:
     for size_px, share in zip(record.resolutions, policy.shares, strict=True):
       row[f'{size_px} px'] = '' if np.isnan(share) else f'{100 * share:.1f} %'
     rows.append(row)
-  lines = [log.table(rows)]
+  needed = policies.smallest_sufficient(record)
+  shares = np.bincount(needed, minlength=len(record.resolutions) + 1)
+  sizes = [f'{size_px} px' for size_px in record.resolutions] + ['no size']
+  lines = [
+    log.table(rows),
+    'Smallest size that is right: '
+    + ', '.join(
+      f'{100 * count / len(needed):.1f} % {size}'
+      for size, count in zip(sizes, shares, strict=True)
+    )
+    + '.',
+  ]
   if record.log_p is None:
-    return lines[0]
+    return '\n'.join(lines)
   router = policies.routed(record)
   for rival in (
     policies.best_fixed(record, router.gmacs),
@@ -213,7 +223,7 @@ def _write_csv(record: Record, path: str) -> None:
       )
 
 
-def _judge(model: DRNet, params, batch_stats, batch):
+def _judge(model: DRNet, has_router: bool, params, batch_stats, batch):
   """What a `Record` holds, for one batch."""
   images, labels = batch['image'], batch['label']
   logits = jnp.stack(
@@ -222,17 +232,19 @@ def _judge(model: DRNet, params, batch_stats, batch):
     ],
     axis=1,
   )  # [B, R, K]
-  scores, _ = model.predict(
-    params['predictor'], batch_stats['predictor'], images, train=False
-  )
   of_label = jnp.take_along_axis(logits, labels[:, None, None], -1)
-  return {
+  judged = {
     'label': labels,
     'predicted': logits.argmax(-1).astype(jnp.int32),
     'confidence': jax.nn.softmax(logits).max(-1),
     'top5': (logits > of_label).sum(-1) < 5,
-    'log_p': jax.nn.log_softmax(scores),
   }
+  if has_router:
+    scores, _ = model.predict(
+      params['predictor'], batch_stats['predictor'], images, train=False
+    )
+    judged['log_p'] = jax.nn.log_softmax(scores)
+  return judged
 
 
 def _fetch(judged, valid) -> dict[str, np.ndarray]:

@@ -5,16 +5,16 @@
 
 Fields of the config can be set from the command line, for instance
 --config.finetune.epochs=2. Running the same command again goes on from the
-latest checkpoint. --mode=evaluate needs only the workdir.
+latest checkpoint. --mode=evaluate needs only the workdir, --mode=describe (what
+the model weighs and costs) only the config.
 """
 
 import jax
-import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import evaluate, train
-from drnet_jax.command import parse_flags, run_command, set_up
+from drnet_jax import describe, evaluate, train
+from drnet_jax.command import parse_flags, read_config, run_command, set_up
 from drnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,8 +26,9 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'evaluate'],
-  'train: train (or go on), then evaluate. evaluate: the latest checkpoint.',
+  ['train', 'evaluate', 'describe'],
+  'train: train (or go on), then evaluate. evaluate: the latest checkpoint. '
+  'describe: parameters and cost of the model, from --config alone.',
 )
 
 
@@ -37,25 +38,16 @@ def main(_) -> None:
 
 
 def _run() -> None:
+  if _MODE.value == 'describe':
+    print(describe.describe(read_config(_CONFIG.value)))
+    return
   if not _WORKDIR.value:
     raise UserError('--workdir is missing: name a directory for the run')
   devices = jax.devices()
   print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
   if _MODE.value == 'train':
-    train.train(_read_config(), _WORKDIR.value)
+    train.train(read_config(_CONFIG.value), _WORKDIR.value)
   evaluate.evaluate(_WORKDIR.value)
-
-
-def _read_config() -> ml_collections.ConfigDict:
-  config = _CONFIG.value
-  if config is None:
-    raise UserError('--config is missing, e.g. configs/quickstart.py')
-  try:
-    config.keys()  # what stands in for a file that failed to load raises here
-  except OSError as error:
-    what = ' '.join(str(error).split())
-    raise UserError(f'--config cannot be read: {what}') from error
-  return config
 
 
 if __name__ == '__main__':

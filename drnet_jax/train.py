@@ -21,7 +21,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from drnet_jax import log, optim, settings, workdir
+from drnet_jax import log, optim, settings, warm_start, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.data.pipeline import Data
@@ -65,7 +65,9 @@ class Run:
 
   Attributes:
     seed: of weights, data order, augmentation and routing noise.
-    init_from: workdir to take the first stage's weights from; '' for none.
+    init_from: workdir or file of PyTorch weights to begin the first stage
+      with, see `warm_start`; '' for none.
+    reset_head: begin with a fresh classifier all the same.
     model: see `models.create`.
     data: see `data.pipeline.Data`.
     stages: each stage by name, in order.
@@ -77,6 +79,7 @@ class Run:
 
   seed: int
   init_from: str
+  reset_head: bool
   model: Mapping[str, Any]
   data: Mapping[str, Any]
   stages: Mapping[str, Stage]
@@ -152,14 +155,14 @@ def _read(config: ml_collections.ConfigDict) -> Run:
 
 def _initial_weights(run: Run, mesh: Mesh, model: DRNet):
   """(params, batch_stats) to begin the first stage with."""
-  if run.init_from:
-    trained = workdir.load(run.init_from, mesh)
-    logging.info('Weights from %s, %s', run.init_from, trained.origin)
-    return trained.params, trained.batch_stats
   init = jax.jit(model.init, out_shardings=mesh_lib.replicated(mesh))
-  params, batch_stats = init(jax.random.key(run.seed))
-  logging.info('\n%s', parameter_overview.get_parameter_overview(params))
-  return params, batch_stats
+  weights = init(jax.random.key(run.seed))
+  if run.init_from:
+    return warm_start.load(
+      run.init_from, model, weights, mesh, reset_head=run.reset_head
+    )
+  logging.info('\n%s', parameter_overview.get_parameter_overview(weights[0]))
+  return weights
 
 
 class _StageRunner:

@@ -3,7 +3,8 @@
 
 config.json       the config the run was begun with
 classes.json      class names, in label order
-checkpoints/      <stage>/<step>, see `checkpoint`
+checkpoints/      <stage>/<step>, see `checkpoint`; initial/0, weights from
+                  elsewhere (`convert`)
 metrics.csv       and tensorboard/, see `log`
 report/           see `evaluate`
 """
@@ -27,6 +28,9 @@ from drnet_jax.models.drnet import DRNet
 # Fields that may differ from those a run was begun with: they change what is
 # recorded, not what is computed.
 _MAY_CHANGE = ('keep_checkpoints',)
+
+# In place of a stage's name: weights that no stage of this run has trained.
+INITIAL = 'initial'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ def load(path: str, mesh: Mesh) -> Trained:
     class_names = tuple(json.load(file))
   model = create_model(config.model, class_names)
   abstract = jax.eval_shape(model.init, jax.random.key(0))
-  for stage in reversed(config.stages):
+  for stage in (*reversed(config.stages), INITIAL):
     if not os.path.isdir(os.path.join(path, 'checkpoints', stage)):
       continue
     with Checkpoints(path, stage, keep=config.keep_checkpoints) as checkpoints:
@@ -122,7 +126,7 @@ def load(path: str, mesh: Mesh) -> Trained:
       model=model,
       params=params,
       batch_stats=batch_stats,
-      has_router=config[stage].step == 'routed',
+      has_router=stage != INITIAL and config[stage].step == 'routed',
       class_names=class_names,
       config=config,
       origin=f'stage {stage}, step {step}',

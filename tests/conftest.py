@@ -46,6 +46,7 @@ def tiny_model(**changes):
     'base': network,
     'predictor': network,
     'predictor_px': 16,
+    'image_px': 32,
     'resolutions': (16, 24, 32),
     'resolution_aware_bn': True,
     'antialias': True,

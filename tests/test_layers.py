@@ -11,8 +11,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'drnet_jax'
 # From the top; modules on one line may not import each other, but those of one
 # folder may.
 LAYERS = [
-  ['main', 'predict'],
+  ['main', 'predict', 'convert'],
   ['train'],
+  ['warm_start', 'describe'],
   ['evaluate'],
   ['deploy'],
   ['report'],

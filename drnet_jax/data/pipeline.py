@@ -49,7 +49,11 @@ class Data:
     epoch_images: images in one epoch; 0 for the length of the split.
     augmentation: 'random_resized_crop', or 'compose_digits' (for the split
       'originals' of scaled_digits).
-    resize_px: short side before evaluation's central crop; 0 for the crop's.
+    flip: share of the training images that are mirrored left to right.
+    resize_px: side before evaluation's central crop; 0 for the crop's.
+    keep_aspect: it is the short side; False squashes the image to a square.
+    classes: list of the classes to keep, see `sources.load`.
+    images_per_class: training images to keep of each, see `sources.load`.
     threads: that read and decode ahead.
   """
 
@@ -60,7 +64,11 @@ class Data:
   test_split: str
   epoch_images: int
   augmentation: str
+  flip: float
   resize_px: int
+  keep_aspect: bool
+  classes: str
+  images_per_class: int
   threads: int
 
   def __post_init__(self):
@@ -72,7 +80,20 @@ class Data:
 
   def open(self, split: str) -> sources.Source:
     """Opens one of the splits, preparing the data set if it can."""
-    return sources.load(self.name, split, data_dir=self.data_dir)
+    is_train = split == self.train_split
+    return sources.load(
+      self.name,
+      split,
+      data_dir=self.data_dir,
+      classes=self.classes,
+      images_per_class=self.images_per_class if is_train else 0,
+    )
+
+  def class_names(self) -> tuple[str, ...]:
+    """In label order; does not read images."""
+    return sources.class_names(
+      self.name, data_dir=self.data_dir, classes=self.classes
+    )
 
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
     """Whole batches in one epoch, at least one."""
@@ -108,7 +129,10 @@ class Data:
     augmentation = _AUGMENTATIONS[self.augmentation]
 
     def augment(example: Example, rng: np.random.Generator) -> Example:
-      return augmentation(_decoded(example), rng, size_px)
+      example = augmentation(_decoded(example), rng, size_px)
+      if rng.random() < self.flip:
+        example['image'] = example['image'][:, ::-1]
+      return example
 
     data = grain.MapDataset.source(source.examples).seed(seed).shuffle()
     data = data.repeat().random_map(augment)[process::num_processes]
@@ -145,7 +169,10 @@ class Data:
   def eval_image(self, encoded: bytes | str, size_px: int) -> np.ndarray:
     """Reads an image file as evaluation shows it, uint8 [size_px]*2 + [3]."""
     return transforms.center_crop(
-      transforms.decode(encoded), size_px, resize_px=self.resize_px or size_px
+      transforms.decode(encoded),
+      size_px,
+      resize_px=self.resize_px or size_px,
+      keep_aspect=self.keep_aspect,
     )
 
   def _read_options(self) -> grain.ReadOptions:

@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets as random-access sources of encoded examples."""
+"""Data sets as random-access sources of encoded examples.
+
+Three kinds, by `name`: a TFDS name; 'folder', images in `<split>/<class>/`; and
+'packed', one .npz file of encoded images.
+"""
 
 import dataclasses
+import importlib.resources
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from drnet_jax.data import folder, packed
 from drnet_jax.errors import UserError
+
+# Lists of classes that come with us. The paper's 100 of ImageNet are not
+# published; ours are the sorted first hundred of
+# numpy.random.default_rng(0).permutation(1000).
+_LISTS = ('imagenet100',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +27,8 @@ class Source:
   """One split of a data set.
 
   Attributes:
-    examples: `examples[i]` is a dict with at least 'image' (the encoded file)
-      and 'label'; safe to read from many threads.
+    examples: `examples[i]` is a dict with at least 'image' (the encoded file,
+      or its path) and 'label'; safe to read from many threads.
     class_names: one for each class.
   """
 
@@ -25,25 +36,45 @@ class Source:
   class_names: tuple[str, ...]
 
 
-def load(name: str, split: str, *, data_dir: str) -> Source:
-  """Opens a split of a TFDS data set, preparing it where that needs no more.
+def load(
+  name: str,
+  split: str,
+  *,
+  data_dir: str,
+  classes: str = '',
+  images_per_class: int = 0,
+) -> Source:
+  """Opens a split of a data set, preparing it where that needs no more.
 
-  Never imports TensorFlow: data sets are ArrayRecord files read in place.
+  Never imports TensorFlow: TFDS data sets are ArrayRecord files read in place.
 
   Args:
-    name: as in TFDS, for instance 'scaled_digits' or 'cifar10'.
-    split: as in TFDS; slices such as 'train[:90%]' too.
-    data_dir: where prepared data sets lie; '' for TFDS's own default.
+    name: as in TFDS, for instance 'scaled_digits' or 'cifar10'; 'folder' or
+      'packed'.
+    split: as in TFDS, slices such as 'train[:90%]' too; of a folder, the name
+      of a subfolder; of a packed file, 'train' or 'val', slices too.
+    data_dir: where prepared TFDS data sets lie, '' for TFDS's own default; the
+      folder that holds the splits; the packed file.
+    classes: a file with the names of the classes to keep, one on each line, in
+      label order, or 'imagenet100', a hundred of ImageNet's drawn by us; '' for
+      all. Not for TFDS.
+    images_per_class: keep so many of each class, drawn with a fixed seed; 0
+      for all. Not for TFDS.
 
   Raises:
     UserError: unknown name or split, or a data set that cannot be prepared.
   """
-  try:
-    builder = tfds.builder(
-      name, data_dir=data_dir or None, file_format='array_record'
+  kept = _read_classes(classes)
+  if name == 'folder':
+    return Source(*folder.load(data_dir, split, kept, images_per_class))
+  if name == 'packed':
+    return Source(*packed.load(data_dir, split, kept, images_per_class))
+  if kept or images_per_class:
+    raise UserError(
+      "config.data.classes and images_per_class need name = 'folder' or "
+      f"'packed', not {name!r}"
     )
-  except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError) as error:
-    raise UserError(f'config.data.name = {name!r}: {error}') from error
+  builder = _tfds_builder(name, data_dir)
   try:
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
@@ -59,3 +90,48 @@ def load(name: str, split: str, *, data_dir: str) -> Source:
   except ValueError as error:
     raise UserError(f'split {split!r} of {name!r}: {error}') from error
   return Source(examples, tuple(builder.info.features['label'].names))
+
+
+def class_names(name: str, *, data_dir: str, classes: str) -> tuple[str, ...]:
+  """Names of the classes; of a TFDS data set without having it.
+
+  Args:
+    name: see `load`.
+    data_dir: see `load`.
+    classes: see `load`.
+
+  Raises:
+    UserError: unknown name, or a folder or file that is not there.
+  """
+  if kept := _read_classes(classes):
+    return kept
+  if name == 'folder':
+    return folder.class_names(data_dir)
+  if name == 'packed':
+    return packed.class_names(data_dir)
+  return tuple(_tfds_builder(name, data_dir).info.features['label'].names)
+
+
+def _tfds_builder(name: str, data_dir: str):
+  try:
+    return tfds.builder(
+      name, data_dir=data_dir or None, file_format='array_record'
+    )
+  except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError) as error:
+    raise UserError(f'config.data.name = {name!r}: {error}') from error
+
+
+def _read_classes(name: str) -> tuple[str, ...]:
+  if not name:
+    return ()
+  path = name
+  if name in _LISTS:
+    path = importlib.resources.files('drnet_jax.data') / f'{name}.txt'
+  try:
+    with open(path) as file:
+      names = tuple(line.strip() for line in file if line.strip())
+  except OSError as error:
+    raise UserError(f'config.data.classes cannot be read: {error}') from error
+  if len(set(names)) != len(names):
+    raise UserError(f'{path} names a class twice')
+  return names

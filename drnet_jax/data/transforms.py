@@ -54,31 +54,37 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   return np.asarray(image.convert('RGB'))
 
 
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+  """Resizes bilinearly, with a low-pass before shrinking; uint8 [H, W, 3]."""
+  if image.shape[:2] == (height, width):
+    return image
+  return np.asarray(
+    Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+  )
+
+
 def center_crop(
-  image: np.ndarray, size_px: int, *, resize_px: int
+  image: np.ndarray, size_px: int, *, resize_px: int, keep_aspect: bool
 ) -> np.ndarray:
-  """Resizes the short side to `resize_px`, then cuts the middle square.
+  """Resizes the image, then cuts the middle square.
 
   Args:
     image: uint8 [H, W, 3].
     size_px: side of the result.
     resize_px: at least `size_px`.
+    keep_aspect: make the short side `resize_px`; else squash both to it.
 
   Returns:
     uint8 [size_px, size_px, 3].
   """
   height, width = image.shape[:2]
-  short = min(height, width)
-  if short != resize_px:
-    scale = resize_px / short
-    size = (
-      max(round(width * scale), resize_px),
-      max(round(height * scale), resize_px),
-    )
-    image = np.asarray(
-      Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-    )
-  height, width = image.shape[:2]
+  scale = resize_px / min(height, width)
+  if keep_aspect:
+    width = max(round(width * scale), resize_px)
+    height = max(round(height * scale), resize_px)
+  else:
+    width = height = resize_px
+  image = resize(image, width, height)
   top, left = (height - size_px) // 2, (width - size_px) // 2
   return image[top : top + size_px, left : left + size_px]
 
@@ -110,4 +116,4 @@ def random_resized_crop(
           (size_px, size_px), Image.Resampling.BILINEAR, box=box
         )
       )
-  return center_crop(image, size_px, resize_px=size_px)
+  return center_crop(image, size_px, resize_px=size_px, keep_aspect=True)

@@ -3,6 +3,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from drnet_jax.errors import UserError
-from drnet_jax.models import resnet, resolution_norm
+from drnet_jax.models import (
+  efficientnet,
+  mobilenet_v2,
+  random_choice,
+  resnet,
+  resolution_norm,
+)
 from drnet_jax.models.drnet import DRNet, check_resolutions
 
 NETWORKS = {
@@ -20,15 +27,24 @@ NETWORKS = {
   'resnet50': resnet.ResNet50,
   'resnet101': resnet.ResNet101,
   'resnet152': resnet.ResNet152,
-  'resnet': lambda **args: resnet.ResNet(block=resnet.BasicBlock, **args),
+  'resnet': partial(resnet.ResNet, block=resnet.BasicBlock),
+  'mobilenet_v2': mobilenet_v2.MobileNetV2,
+  'inverted_residual4': mobilenet_v2.InvertedResidual4,
+  'efficientnet_b0': efficientnet.EfficientNetB0,
+  'efficientnet_b1': efficientnet.EfficientNetB1,
+  'efficientnet_b2': efficientnet.EfficientNetB2,
+  'efficientnet_b3': efficientnet.EfficientNetB3,
+  'efficientnet_b4': efficientnet.EfficientNetB4,
+  'random': random_choice.RandomChoice,
 }
 
 
 def create(
   *,
   base: Mapping[str, Any],
-  predictor: Mapping[str, Any],
+  predictor: Mapping[str, Any] | None,
   predictor_px: int,
+  image_px: int,
   resolutions: Sequence[int],
   resolution_aware_bn: bool,
   antialias: bool,
@@ -42,8 +58,11 @@ def create(
     base: `{'network': name, **arguments}`; the name is a key of NETWORKS, or
       'package.module:Class' for any Linen network with a `num_classes` field
       and `__call__(images, *, train)`.
-    predictor: the same, for the predictor.
+    predictor: the same, for the predictor; None for a network that is only to
+      be run at fixed sizes.
     predictor_px: side of the predictor's view.
+    image_px: side of the one crop that all sizes and the predictor's view are
+      resized from; the paper's is the largest size.
     resolutions: candidate sizes in px, ascending.
     resolution_aware_bn: private batch norms per size.
     antialias: low-pass before shrinking.
@@ -58,11 +77,19 @@ def create(
     sizes = check_resolutions(resolutions)
   except ValueError as error:
     raise UserError(f'config.model.resolutions: {error}') from error
+  for field, value in (('image_px', image_px), ('predictor_px', predictor_px)):
+    if not isinstance(value, int) or value < 1:
+      raise UserError(f'config.model.{field} = {value!r} is no size in px')
   model = DRNet(
     base=_network('base', base, num_classes),
-    predictor=_network('predictor', predictor, len(sizes)),
+    predictor=(
+      None
+      if predictor is None
+      else _network('predictor', predictor, len(sizes))
+    ),
     resolutions=sizes,
     predictor_px=predictor_px,
+    image_px=image_px,
     resolution_aware_bn=resolution_aware_bn,
     antialias=antialias,
     mean=tuple(mean),

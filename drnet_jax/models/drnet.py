@@ -42,27 +42,25 @@ class DRNet:
 
   Attributes:
     base: any Linen network, `(images [B, H, W, 3], *, train) -> [B, K]`.
-    predictor: any Linen network, the same with R outputs.
+    predictor: any Linen network, the same with R outputs; None for a network
+      that is only run at fixed sizes.
     resolutions: candidate sizes in px, ascending.
     predictor_px: side of the predictor's view.
+    image_px: side of the one crop that every size is resized from.
     resolution_aware_bn: private norms per size; False is the paper's ablation.
     antialias: low-pass before shrinking.
     mean, std: pixel statistics, for pixels in [0, 1].
   """
 
   base: nn.Module
-  predictor: nn.Module
+  predictor: nn.Module | None
   resolutions: tuple[int, ...]
   predictor_px: int
+  image_px: int
   resolution_aware_bn: bool
   antialias: bool
   mean: tuple[float, ...]
   std: tuple[float, ...]
-
-  @property
-  def image_px(self) -> int:
-    """Side of the crop that every size is resized from."""
-    return max(self.resolutions)
 
   def norm_set(self, size_px: int) -> str:
     """Name of the set of norms that a size uses."""
@@ -71,17 +69,21 @@ class DRNet:
   def init(self, key: jax.Array) -> tuple[Tree, Tree]:
     """Returns fresh (params, batch_stats)."""
     base_key, predictor_key = jax.random.split(key)
-    variables = self.base.init(base_key, self._blank(self.image_px), train=True)
+    variables = self.base.init(
+      base_key, self._blank(max(self.resolutions)), train=True
+    )
     stats = variables.get('batch_stats', {})
     shared, norm = resolution_norm.split(variables['params'], stats)
     sets = dict.fromkeys(self.norm_set(r) for r in self.resolutions)
-    predictor = self.predictor.init(
-      predictor_key, self._blank(self.predictor_px), train=True
-    )
+    predictor = {}
+    if self.predictor is not None:
+      predictor = self.predictor.init(
+        predictor_key, self._blank(self.predictor_px), train=True
+      )
     params = {
       'base': shared,
       'norm': {name: norm for name in sets},
-      'predictor': predictor['params'],
+      'predictor': predictor.get('params', {}),
     }
     batch_stats = {
       'norm': {name: stats for name in sets},
@@ -185,18 +187,16 @@ class DRNet:
         self.base.apply, variables, self._blank(size_px), train=False
       )
 
-    predictor = {
-      'params': params['predictor'],
-      'batch_stats': stats['predictor'],
-    }
-    return Macs(
-      sizes=tuple(base(r) for r in self.resolutions),
-      predictor=flops.count_macs(
+    predictor = 0
+    if self.predictor is not None:
+      predictor = flops.count_macs(
         self.predictor.apply,
-        predictor,
+        {'params': params['predictor'], 'batch_stats': stats['predictor']},
         self._blank(self.predictor_px),
         train=False,
-      ),
+      )
+    return Macs(
+      sizes=tuple(base(r) for r in self.resolutions), predictor=predictor
     )
 
   def _apply(self, network, params, stats, images, size_px, train, mask, key):

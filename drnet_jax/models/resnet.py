@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual networks (arXiv:1512.03385; v1.5: stride in the 3x3), in Linen.
-
-Axes, here and everywhere: `B` batch, `H W` pixels, `C` channels, `R` candidate
-sizes, `K` classes. Nothing here knows of candidate sizes: which set of norms a
-network runs with is decided by the variables it is given.
-"""
+"""Residual networks (arXiv:1512.03385; v1.5: stride in the 3x3), in Linen."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,34 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# He initialisation over the outputs, as torchvision's ResNets.
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-
-
-def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
-  """Convolution padded as PyTorch pads: the same on both sides."""
-  pad = (kernel - 1) // 2
-  return nn.Conv(
-    features,
-    (kernel, kernel),
-    strides=(stride, stride),
-    padding=((pad, pad), (pad, pad)),
-    use_bias=False,
-    kernel_init=_KERNEL_INIT,
-    dtype=dtype,
-    name=name,
-  )
-
-
-def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-5,
-    dtype=dtype,
-    scale_init=scale_init,
-    name=name,
-  )
+from drnet_jax.models import layers
 
 
 class BasicBlock(nn.Module):
@@ -50,21 +18,22 @@ class BasicBlock(nn.Module):
   features: int
   stride: int
   zero_init: bool
+  padding: str
   dtype: Any
 
   expansion = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    conv = partial(_conv, dtype=self.dtype)
-    norm = partial(_norm, train, self.dtype)
+    conv = partial(layers.conv, padding=self.padding, dtype=self.dtype)
+    norm = partial(layers.norm, train, dtype=self.dtype)
     y = conv(self.features, 3, self.stride, name='conv1')(x)
-    y = nn.relu(norm('norm1')(y))
-    y = conv(self.features, 3, 1, name='conv2')(y)
-    y = norm('norm2', _last_scale(self.zero_init))(y)
+    y = nn.relu(norm(name='norm1')(y))
+    y = conv(self.features, 3, name='conv2')(y)
+    y = norm(name='norm2', scale_init=_last_scale(self.zero_init))(y)
     if self.stride != 1 or x.shape[-1] != self.features:
       x = conv(self.features, 1, self.stride, name='shortcut_conv')(x)
-      x = norm('shortcut_norm')(x)
+      x = norm(name='shortcut_norm')(x)
     return nn.relu(x + y)
 
 
@@ -74,24 +43,25 @@ class BottleneckBlock(nn.Module):
   features: int
   stride: int
   zero_init: bool
+  padding: str
   dtype: Any
 
   expansion = 4
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    conv = partial(_conv, dtype=self.dtype)
-    norm = partial(_norm, train, self.dtype)
+    conv = partial(layers.conv, padding=self.padding, dtype=self.dtype)
+    norm = partial(layers.norm, train, dtype=self.dtype)
     features = self.features * self.expansion
-    y = conv(self.features, 1, 1, name='conv1')(x)
-    y = nn.relu(norm('norm1')(y))
+    y = conv(self.features, 1, name='conv1')(x)
+    y = nn.relu(norm(name='norm1')(y))
     y = conv(self.features, 3, self.stride, name='conv2')(y)
-    y = nn.relu(norm('norm2')(y))
-    y = conv(features, 1, 1, name='conv3')(y)
-    y = norm('norm3', _last_scale(self.zero_init))(y)
+    y = nn.relu(norm(name='norm2')(y))
+    y = conv(features, 1, name='conv3')(y)
+    y = norm(name='norm3', scale_init=_last_scale(self.zero_init))(y)
     if self.stride != 1 or x.shape[-1] != features:
       x = conv(features, 1, self.stride, name='shortcut_conv')(x)
-      x = norm('shortcut_norm')(x)
+      x = norm(name='shortcut_norm')(x)
     return nn.relu(x + y)
 
 
@@ -113,7 +83,9 @@ class ResNet(nn.Module):
     patch_px: side of a patch, for the 'patch' stem.
     zero_init: start the last norm of each block at 0, so that the block starts
       as its shortcut (torchvision's zero_init_residual).
-    dtype: of the computation; parameters and statistics stay float32.
+    padding: 'symmetric' or 'same', see `layers`.
+    dtype: of the computation, for instance 'bfloat16'; parameters, statistics
+      and logits stay float32.
   """
 
   num_classes: int
@@ -123,7 +95,8 @@ class ResNet(nn.Module):
   stem: str = 'imagenet'
   patch_px: int = 4
   zero_init: bool = False
-  dtype: Any = jnp.float32
+  padding: str = 'symmetric'
+  dtype: Any = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -134,31 +107,33 @@ class ResNet(nn.Module):
           features=self.width * 2**i,
           stride=2 if i > 0 and j == 0 else 1,
           zero_init=self.zero_init,
+          padding=self.padding,
           dtype=self.dtype,
           name=f'stage{i + 1}_block{j + 1}',
         )(x, train=train)
-    x = x.mean((1, 2)).astype(jnp.float32)
-    # In float32 whatever the dtype: ties of bfloat16 logits would make an
-    # argmax depend on the backend.
-    return nn.Dense(self.num_classes, name='head')(x)
+    return layers.pool_and_classify(x, self.num_classes)
 
   def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-    norm = _norm(train, self.dtype, 'stem_norm')
+    stem = partial(
+      layers.conv_norm,
+      train=train,
+      padding=self.padding,
+      dtype=self.dtype,
+      name='stem',
+      activation=nn.relu,
+    )
     if self.stem == 'imagenet':
-      x = nn.relu(norm(_conv(self.width, 7, 2, self.dtype, 'stem_conv')(x)))
-      return nn.max_pool(
-        x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
-      )
+      x = stem(x, self.width, 7, 2)
+      return layers.max_pool(x, 3, 2, padding=self.padding)
     if self.stem == 'cifar':
-      return nn.relu(norm(_conv(self.width, 3, 1, self.dtype, 'stem_conv')(x)))
+      return stem(x, self.width, 3)
     if self.stem == 'patch':
       # A convolution of patch_px x patch_px and as much stride, written as a
       # matrix product: at 3 input channels XLA's CPU convolution is slower.
-      patches = _space_to_depth(x, self.patch_px)
-      embed = nn.Dense(
+      x = nn.Dense(
         self.width, use_bias=False, dtype=self.dtype, name='stem_patch'
-      )
-      return nn.relu(norm(embed(patches)))
+      )(_space_to_depth(x, self.patch_px))
+      return nn.relu(layers.norm(train, dtype=self.dtype, name='stem_norm')(x))
     raise ValueError(f"stem {self.stem!r} is not 'imagenet', 'cifar', 'patch'")
 
 

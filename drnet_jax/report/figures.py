@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation, each as png and svg."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,8 +75,6 @@ def by_size(
   read_image: Callable[[int], np.ndarray],
   class_names: Sequence[str],
   path: str,
-  *,
-  columns: int = 10,
 ) -> None:
   """Images in rows by the size chosen for them (Figure 4 of the paper).
 
@@ -87,31 +86,58 @@ def by_size(
     read_image: from an index of the split to uint8 [H, W, 3].
     class_names: in label order.
     path: of the files, without ending.
-    columns: images in a row, drawn at random with a fixed seed.
   """
-  rows = len(record.resolutions)
-  figure = Figure(figsize=(1.1 * columns, 1.45 * rows), layout='constrained')
-  grid = figure.subplots(rows, columns, squeeze=False)
+  rows = [f'{size_px} px' for size_px in record.resolutions]
+  _in_rows(record, record.choice, rows, read_image, class_names, path)
+
+
+def by_smallest_sufficient(
+  record: Record,
+  read_image: Callable[[int], np.ndarray],
+  class_names: Sequence[str],
+  path: str,
+) -> None:
+  """Images in rows by the smallest size that gets them right (Figure 1).
+
+  The last row, images that no size gets right, shows what the largest says of
+  them. Arguments as for `by_size`.
+  """
+  rows = [f'{size_px} px' for size_px in record.resolutions]
+  group = policies.smallest_sufficient(record)
+  _in_rows(record, group, [*rows, 'none'], read_image, class_names, path)
+
+
+def _in_rows(
+  record, group, rows, read_image, class_names, path, columns=10
+) -> None:
+  """A row of images for each group, drawn at random with a fixed seed."""
+  figure = Figure(
+    figsize=(1.1 * columns, 1.45 * len(rows)), layout='constrained'
+  )
+  grid = figure.subplots(len(rows), columns, squeeze=False)
   rng = np.random.default_rng(0)
-  for j, (row, size_px) in enumerate(
-    zip(grid, record.resolutions, strict=True)
-  ):
-    chosen = np.flatnonzero(record.choice == j)
-    shown = rng.permutation(chosen)[:columns]
+  for k, (row, title) in enumerate(zip(grid, rows, strict=True)):
+    members = np.flatnonzero(group == k)
+    shown = rng.permutation(members)[:columns]
+    size_index = min(k, len(record.resolutions) - 1)
     for axes in row:
       axes.set_xticks([])
       axes.set_yticks([])
       for spine in axes.spines.values():
         spine.set_visible(False)
-    share = len(chosen) / len(record.choice)
-    row[0].set_ylabel(f'{size_px} px\n{share:.0%}', fontsize=9)
+    share = len(members) / len(group)
+    row[0].set_ylabel(f'{title}\n{share:.0%}', fontsize=9)
     for axes, i in zip(row, shown, strict=False):
       axes.imshow(read_image(i))
-      name = class_names[record.predicted[i, j]]
+      name = textwrap.shorten(
+        class_names[record.predicted[i, size_index]].partition(',')[0],
+        16,
+        placeholder='...',
+      )
       axes.set_xlabel(
-        f'{name}  {record.confidence[i, j]:.2f}',
-        fontsize=8,
-        color='black' if record.top1[i, j] else '#cc3311',
+        f'{name}  {record.confidence[i, size_index]:.2f}',
+        fontsize=8 if len(name) < 8 else 6,
+        color='black' if record.top1[i, size_index] else '#cc3311',
       )
   _save(figure, path)
 

@@ -135,6 +135,10 @@ class RoutedStep:
         f'config.model.resolutions = {model.resolutions}: a predictor needs at '
         'least two sizes to choose from'
       )
+    if model.predictor is None:
+      raise UserError(
+        'config.model.predictor is None: a routed stage needs a predictor'
+      )
     _check_one_of('gradient', gradient, ('chosen', 'all'))
     _check_one_of('loss', loss, ('mixture', 'expected'))
     if not 0 < explore <= 1:

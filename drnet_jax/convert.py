@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: PyTorch weights in, and our weights out for PyTorch.
+
+    python -m drnet_jax.convert --config=configs/in1k.py \\
+        --from_torch=resnet50.safetensors --workdir=runs/imported
+
+makes a workdir that can be evaluated, asked (`predict`) and trained from
+(`--config.init_from=runs/imported`), without reading any images. Every size
+gets a copy of the file's batch norms.
+
+    python -m drnet_jax.convert --workdir=runs/in1k \\
+        --to_torch=resnet50_112.safetensors --size_px=112
+
+writes the base network with the norms of one size, under the names of
+torchvision (or --naming=timm). Formats: .safetensors, .npz, and with PyTorch
+installed .pth.
+"""
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from drnet_jax import log, settings, warm_start, workdir
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.checkpoint import Checkpoints
+from drnet_jax.command import parse_flags, read_config, run_command, set_up
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+from drnet_jax.models import torch_weights
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File of the config, and --config.<field>=<value>.'
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Made, or read from.')
+_FROM_TORCH = flags.DEFINE_string(
+  'from_torch', None, 'File of weights to read.'
+)
+_TO_TORCH = flags.DEFINE_string('to_torch', None, 'File of weights to write.')
+_SIZE_PX = flags.DEFINE_integer('size_px', None, 'Whose norms to write.')
+_NAMING = flags.DEFINE_enum(
+  'naming', 'torchvision', ['torchvision', 'timm'], 'Names of the weights.'
+)
+
+
+def import_torch(config, file: str, path: str) -> None:
+  """Makes a workdir of PyTorch weights.
+
+  Args:
+    config: of the model, see `train.Run`; its `init_from` is set to `file`.
+    file: the weights, see `torch_weights.read`.
+    path: the workdir.
+
+  Raises:
+    UserError: the weights are not the model's, or the workdir is in use.
+  """
+  config = config.copy_and_resolve_references()
+  config.init_from = file
+  names = settings.call(Data, config.data, 'config.data').class_names()
+  model = workdir.create_model(config.model, names)
+  mesh = mesh_lib.create(1)
+  weights = warm_start.load(
+    file,
+    model,
+    jax.jit(model.init)(jax.random.key(config.seed)),
+    mesh,
+    reset_head=config.reset_head,
+  )
+  workdir.begin(path, config, names)
+  with Checkpoints(path, workdir.INITIAL, keep=1) as checkpoints:
+    checkpoints.save_weights(0, *weights)
+
+
+def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
+  """Writes a workdir's latest weights for PyTorch.
+
+  Args:
+    path: the workdir.
+    file: to write.
+    size_px: whose norms.
+    naming: see `torch_weights.to_state_dict`.
+  """
+  trained = workdir.load(path, mesh_lib.create(1))
+  state = torch_weights.export(
+    trained.model, trained.params, trained.batch_stats, size_px, naming=naming
+  )
+  torch_weights.write(file, state)
+
+
+def main(_) -> None:
+  set_up()
+  run_command(_run)
+
+
+def _run() -> None:
+  if not _WORKDIR.value:
+    raise UserError('--workdir is missing: name the directory of a run')
+  if bool(_FROM_TORCH.value) == bool(_TO_TORCH.value):
+    raise UserError('give either --from_torch or --to_torch')
+  if _FROM_TORCH.value:
+    import_torch(read_config(_CONFIG.value), _FROM_TORCH.value, _WORKDIR.value)
+    log.say(f'Wrote {_WORKDIR.value}')
+    return
+  if _SIZE_PX.value is None:
+    raise UserError('--size_px is missing: whose batch norms to write')
+  export_torch(_WORKDIR.value, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value)
+  log.say(f'Wrote {_TO_TORCH.value}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets packed into one .npz file of encoded images.
+
+Its arrays: 'data' uint8, the files one after the other; 'offsets' [N + 1],
+where each begins and the last ends; 'label' [N]; 'class_name' [K], bytes, in
+label order; 'split' [N], 0 for train and 1 for val: without it, all are val.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from drnet_jax.data import selection
+from drnet_jax.errors import UserError
+
+_SPLITS = ('train', 'val')
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """Some of the images of a packed file.
+
+  Attributes:
+    data: uint8, all encoded images.
+    offsets: int [N + 1].
+    rows: int [M], which images these are.
+    labels: int [M].
+  """
+
+  data: np.ndarray
+  offsets: np.ndarray
+  rows: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    row = self.rows[i]
+    encoded = self.data[self.offsets[row] : self.offsets[row + 1]]
+    return {'image': encoded.tobytes(), 'label': int(self.labels[i])}
+
+
+def load(
+  path: str, split: str, kept: Sequence[str], images_per_class: int
+) -> tuple[Packed, tuple[str, ...]]:
+  """Returns the examples of a split and the names of its classes.
+
+  Args:
+    path: of the file.
+    split: 'train' or 'val', with slices as in TFDS.
+    kept: classes to keep, in label order; none for all.
+    images_per_class: see `selection.drawn`.
+
+  Raises:
+    UserError: the file cannot be read, or the split holds nothing.
+  """
+  file = _open(path)
+  found = _names(file)
+  names, indices = selection.classes(found, kept, path)
+  rows = _rows_of_split(file, split, path)
+  # From the file's labels to ours; -1 for classes left out.
+  ours = np.full(len(found), -1)
+  ours[indices] = np.arange(len(names))
+  labels = ours[file['label'][rows]]
+  chosen = np.sort(
+    np.concatenate(
+      [
+        of_class[selection.drawn(len(of_class), images_per_class, j)]
+        for j in range(len(names))
+        for of_class in [np.flatnonzero(labels == j)]
+      ]
+    )
+  )
+  if not len(chosen):
+    raise UserError(f'split {split!r} of {path} holds no image')
+  examples = Packed(file['data'], file['offsets'], rows[chosen], labels[chosen])
+  return examples, names
+
+
+def class_names(path: str) -> tuple[str, ...]:
+  """Names of the classes."""
+  return _names(_open(path))
+
+
+def _open(path: str) -> Mapping[str, np.ndarray]:
+  try:
+    file = np.load(path, allow_pickle=False)
+    missing = {'data', 'offsets', 'label', 'class_name'} - set(file)
+  except (OSError, ValueError, EOFError, TypeError) as error:
+    raise UserError(
+      f'config.data.data_dir = {path!r} cannot be read as a packed file: '
+      f'{error}'
+    ) from error
+  if missing:
+    raise UserError(f'packed file {path} lacks {", ".join(sorted(missing))}')
+  return file
+
+
+def _names(file: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+  return tuple(name.decode() for name in file['class_name'])
+
+
+def _rows_of_split(
+  file: Mapping[str, np.ndarray], spec: str, path: str
+) -> np.ndarray:
+  of_image = file['split'] if 'split' in file else np.ones(len(file['label']))
+  splits = {
+    name: np.flatnonzero(of_image == value)
+    for value, name in enumerate(_SPLITS)
+  }
+  infos = tfds.core.splits.SplitDict(
+    tfds.core.SplitInfo(name=name, shard_lengths=[len(rows)], num_bytes=0)
+    for name, rows in splits.items()
+  )
+  try:
+    parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+  except (ValueError, NotImplementedError, AssertionError) as error:
+    raise UserError(
+      f'split {spec!r} of {path}: {error}; there are {", ".join(splits)}'
+    ) from error
+  return np.concatenate([splits[p.splitname][p.from_ : p.to] for p in parts])

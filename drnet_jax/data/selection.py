@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping some classes of a data set, and some images of each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from drnet_jax.errors import UserError
+
+
+def classes(
+  found: Sequence[str], kept: Sequence[str], where: str
+) -> tuple[tuple[str, ...], np.ndarray]:
+  """The classes to use: `kept`, or all that were found.
+
+  Args:
+    found: names in the data set's label order; they may repeat.
+    kept: names to keep, in label order; none for all.
+    where: the data set, for the message.
+
+  Returns:
+    The names in label order, and the index of each in `found`.
+
+  Raises:
+    UserError: a class to keep is not there, or not there once.
+  """
+  if not kept:
+    return tuple(found), np.arange(len(found))
+  if wrong := sorted(name for name in kept if found.count(name) != 1):
+    raise UserError(f'{where} does not have once: {", ".join(wrong)}')
+  return tuple(kept), np.array([found.index(name) for name in kept])
+
+
+def drawn(count: int, wanted: int, seed: int) -> np.ndarray:
+  """Indices of `wanted` of `count` images, ascending; all if `wanted` is 0.
+
+  The same for the same seed, on any machine.
+  """
+  if not wanted or wanted >= count:
+    return np.arange(count)
+  return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])

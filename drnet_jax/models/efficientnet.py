@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EfficientNet-B0 to B4 (arXiv:1905.11946), in Linen."""
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from drnet_jax.models import layers
+from drnet_jax.models.mobilenet_v2 import InvertedResidual
+
+# (expansion, channels, blocks, stride, kernel) of B0, Table 1.
+_STAGES = (
+  (1, 16, 1, 1, 3),
+  (6, 24, 2, 2, 3),
+  (6, 40, 2, 2, 5),
+  (6, 80, 3, 2, 3),
+  (6, 112, 3, 1, 5),
+  (6, 192, 4, 2, 5),
+  (6, 320, 1, 1, 3),
+)
+
+
+class EfficientNet(nn.Module):
+  """EfficientNet from [B, H, W, 3] to logits [B, K].
+
+  Attributes:
+    num_classes: K.
+    width: multiplies B0's channels.
+    depth: multiplies B0's blocks.
+    dropout: before the classifier, in training.
+    drop: chance of the last block to be its shortcut, in training; grows
+      linearly from 0 at the first.
+    padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
+      `layers`.
+    dtype: of the computation, for instance 'bfloat16'; parameters, statistics
+      and logits stay float32.
+  """
+
+  num_classes: int
+  width: float = 1.0
+  depth: float = 1.0
+  dropout: float = 0.2
+  drop: float = 0.2
+  padding: str = 'symmetric'
+  dtype: Any = 'float32'
+
+  @property
+  def stages(self) -> tuple[tuple[int, int, int, int, int], ...]:
+    """(expansion, channels, blocks, stride, kernel) of each stage."""
+    return tuple(
+      (
+        expansion,
+        layers.round_channels(channels * self.width),
+        math.ceil(blocks * self.depth),
+        stride,
+        kernel,
+      )
+      for expansion, channels, blocks, stride, kernel in _STAGES
+    )
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    conv_norm = partial(
+      layers.conv_norm,
+      train=train,
+      padding=self.padding,
+      dtype=self.dtype,
+      activation=nn.silu,
+    )
+    stem = layers.round_channels(32 * self.width)
+    x = conv_norm(x.astype(self.dtype), stem, 3, 2, name='stem')
+    done, total = 0, sum(blocks for _, _, blocks, _, _ in self.stages)
+    for i, stage in enumerate(self.stages, 1):
+      expansion, channels, blocks, stride, kernel = stage
+      for j in range(blocks):
+        x = InvertedResidual(
+          features=channels,
+          expansion=expansion,
+          kernel=kernel,
+          stride=stride if j == 0 else 1,
+          squeeze=max(1, x.shape[-1] // 4),
+          drop=self.drop * done / total,
+          activation=nn.silu,
+          padding=self.padding,
+          dtype=self.dtype,
+          name=f'stage{i}_block{j + 1}',
+        )(x, train=train)
+        done += 1
+    x = conv_norm(x, 4 * x.shape[-1], 1, name='head')
+    return layers.pool_and_classify(x, self.num_classes, self.dropout, train)
+
+
+EfficientNetB0 = partial(EfficientNet, width=1.0, depth=1.0, dropout=0.2)
+EfficientNetB1 = partial(EfficientNet, width=1.0, depth=1.1, dropout=0.2)
+EfficientNetB2 = partial(EfficientNet, width=1.1, depth=1.2, dropout=0.3)
+EfficientNetB3 = partial(EfficientNet, width=1.2, depth=1.4, dropout=0.3)
+EfficientNetB4 = partial(EfficientNet, width=1.4, depth=1.8, dropout=0.4)

@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of our networks under the names PyTorch users know, both ways.
+
+torchvision and timm give the same tensors different names; a *naming* maps each
+of our modules to one of theirs. Loading is strict: every tensor of the file and
+every weight of the network must meet its match, in name and in shape.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from drnet_jax.errors import UserError
+from drnet_jax.models import resolution_norm
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.models.efficientnet import EfficientNet
+from drnet_jax.models.mobilenet_v2 import MobileNetV2
+from drnet_jax.models.resnet import ResNet
+
+Tree = dict[str, Any]
+StateDict = dict[str, np.ndarray]
+
+ENDINGS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
+HEAD = 'head'  # our classifiers' name
+_UNUSED = 'num_batches_tracked'  # PyTorch's count of steps; not a weight
+
+_LEAF_NAMES = {
+  ('params', 'kernel'): 'weight',
+  ('params', 'scale'): 'weight',
+  ('params', 'bias'): 'bias',
+  ('batch_stats', 'mean'): 'running_mean',
+  ('batch_stats', 'var'): 'running_var',
+}
+
+
+def read(path: str) -> StateDict:
+  """Reads a state dict, as float32 arrays by PyTorch's names.
+
+  Args:
+    path: a .safetensors, .npz, .pth, .pt or .bin file; the last three need
+      PyTorch and are read with `weights_only`, which runs no code from them. A
+      checkpoint that holds the weights under 'state_dict' or 'model' will do,
+      and so will one saved from DataParallel ('module.' before each name).
+
+  Raises:
+    UserError: the file is missing, damaged, or holds more than tensors.
+  """
+  ending = os.path.splitext(path)[1].lower()
+  try:
+    if ending == '.safetensors':
+      found = safetensors.numpy.load_file(path)
+    elif ending == '.npz':
+      with np.load(path, allow_pickle=False) as file:
+        found = dict(file)
+    elif ending in ENDINGS:
+      found = _read_pickle(path)
+    else:
+      raise UserError(f'{path}: weights are read from {", ".join(ENDINGS)}')
+  except FileNotFoundError as error:
+    raise UserError(f'{path}: there is no such file') from error
+  except (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+  ) as error:
+    raise UserError(f'{path} is damaged or no {ending}: {error}') from error
+  state = {name.removeprefix('module.'): x for name, x in found.items()}
+  state = {
+    name: np.asarray(x, np.float32)
+    for name, x in state.items()
+    if not name.endswith(_UNUSED)
+  }
+  for name, x in state.items():
+    if not np.isfinite(x).all():
+      raise UserError(f'{path}: {name} holds NaN or infinity')
+  return state
+
+
+def write(path: str, state: Mapping[str, np.ndarray]) -> None:
+  """Writes a state dict in the format that the ending of `path` names.
+
+  Raises:
+    UserError: unknown ending, no PyTorch for .pth, or nowhere to write.
+  """
+  ending = os.path.splitext(path)[1].lower()
+  state = {name: np.ascontiguousarray(x) for name, x in state.items()}
+  try:
+    if ending == '.safetensors':
+      safetensors.numpy.save_file(state, path)
+    elif ending == '.npz':
+      np.savez(path, **state)
+    elif ending in ENDINGS:
+      torch = _torch(path)
+      torch.save({k: torch.from_numpy(x) for k, x in state.items()}, path)
+    else:
+      raise UserError(f'{path}: weights are written to {", ".join(ENDINGS)}')
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(f'cannot write {path}: {error}') from error
+
+
+def to_variables(
+  network: nn.Module,
+  like: Mapping[str, Any],
+  state: Mapping[str, np.ndarray],
+  *,
+  reset_head: bool,
+) -> Tree:
+  """A network's variables from a state dict.
+
+  Args:
+    network: a ResNet, MobileNetV2 or EfficientNet.
+    like: its variables, {'params': ..., 'batch_stats': ...}; arrays or shapes.
+    state: from `read`, in any naming that `NAMINGS` has for the network.
+    reset_head: keep the classifier of `like` and ignore the file's.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...}, float32.
+
+  Raises:
+    UserError: the network has no naming, or tensors are missing, unused or of
+      another shape; all are named.
+  """
+  like = {k: like[k] for k in ('params', 'batch_stats')}
+  flat = traverse_util.flatten_dict(like)
+  tables = [
+    {path: _torch_name(names, path) for path in flat}
+    for names in _namings(network).values()
+  ]
+  table = max(tables, key=lambda t: len(state.keys() & set(t.values())))
+  heads = {path for path in flat if path[1] == HEAD} if reset_head else set()
+  missing = sorted({n for p, n in table.items() if p not in heads} - set(state))
+  unused = sorted(set(state) - set(table.values()))
+  if missing or unused:
+    raise UserError(
+      f'the weights are not those of this {type(network).__name__}. '
+      f'{_listed(missing)} missing; {_listed(unused)} unused.'
+    )
+  variables, wrong, wrong_heads = dict(flat), [], []
+  for path in flat.keys() - heads:
+    name, shape = table[path], flat[path].shape
+    value = _from_torch(state[name], len(shape))
+    if value.shape == shape:
+      variables[path] = value
+    else:
+      found = wrong_heads if path[1] == HEAD else wrong
+      found.append(f'{name}: {value.shape} there, {shape} here')
+  if wrong:
+    raise UserError(
+      f'the weights are of a {type(network).__name__} of another shape '
+      f'(as we lay them out): {"; ".join(sorted(wrong))}'
+    )
+  if wrong_heads:
+    raise UserError(
+      'the classifier is for another number of classes: '
+      f'{"; ".join(sorted(wrong_heads))}. To begin with a fresh classifier, '
+      'reset the head.'
+    )
+  return traverse_util.unflatten_dict(variables)
+
+
+def to_state_dict(
+  network: nn.Module, variables: Mapping[str, Any], *, naming: str
+) -> StateDict:
+  """A network's variables as a state dict that PyTorch loads strictly.
+
+  Args:
+    network: a ResNet, MobileNetV2 or EfficientNet.
+    variables: {'params': ..., 'batch_stats': ...}.
+    naming: 'torchvision' or 'timm'.
+
+  Raises:
+    UserError: the network has no such naming.
+  """
+  namings = _namings(network)
+  if naming not in namings:
+    raise UserError(f'naming {naming!r} is not one of {sorted(namings)}')
+  state = {}
+  for path, x in traverse_util.flatten_dict(dict(variables)).items():
+    name = _torch_name(namings[naming], path)
+    state[name] = _to_torch(np.asarray(x, np.float32), path, name)
+    if path[-1] == 'mean':
+      counter = name.removesuffix('running_mean') + _UNUSED
+      state[counter] = np.zeros((), np.int64)
+  return state
+
+
+def load(
+  model: DRNet,
+  params: Tree,
+  batch_stats: Tree,
+  state: Mapping[str, np.ndarray],
+  *,
+  reset_head: bool,
+) -> tuple[Tree, Tree]:
+  """A dynamic model from a fixed one: every size gets its norms.
+
+  Args:
+    model: whose base network the state dict is of.
+    params: of the model; the predictor's are kept, and the head's with
+      `reset_head`.
+    batch_stats: of the model.
+    state: from `read`.
+    reset_head: see `to_variables`.
+
+  Returns:
+    (params, batch_stats).
+
+  Raises:
+    UserError: see `to_variables`.
+  """
+  some_set = model.norm_set(model.resolutions[0])
+  like = _base_variables(params, batch_stats, some_set)
+  variables = to_variables(model.base, like, state, reset_head=reset_head)
+  stats = variables['batch_stats']
+  shared, norm = resolution_norm.split(variables['params'], stats)
+  return (
+    params | {'base': shared, 'norm': {name: norm for name in params['norm']}},
+    batch_stats | {'norm': {name: stats for name in batch_stats['norm']}},
+  )
+
+
+def export(
+  model: DRNet, params: Tree, batch_stats: Tree, size_px: int, *, naming: str
+) -> StateDict:
+  """The base network with the norms of one size, as a state dict.
+
+  Args:
+    model: a dynamic model.
+    params: of the model.
+    batch_stats: of the model.
+    size_px: one of its sizes.
+    naming: 'torchvision' or 'timm'.
+
+  Raises:
+    UserError: not one of the sizes, or the network has no such naming.
+  """
+  if size_px not in model.resolutions:
+    raise UserError(f'{size_px} px is not one of {model.resolutions}')
+  variables = _base_variables(params, batch_stats, model.norm_set(size_px))
+  return to_state_dict(model.base, jax.device_get(variables), naming=naming)
+
+
+def _base_variables(params: Tree, batch_stats: Tree, norm_set: str) -> Tree:
+  return {
+    'params': resolution_norm.merge(params['base'], params['norm'][norm_set]),
+    'batch_stats': batch_stats['norm'][norm_set],
+  }
+
+
+def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
+  torch = _torch(path)
+  try:
+    found = torch.load(path, map_location='cpu', weights_only=True)
+  except FileNotFoundError:
+    raise
+  # PyTorch reports damage, and pickles with code in them, in many ways.
+  except Exception as error:
+    reason = str(error).partition('\n')[0]
+    raise UserError(
+      f'{path} is damaged, or holds code beside its tensors, which is not run: '
+      f'{reason}. Save the state_dict() alone, or as .safetensors.'
+    ) from error
+  for key in ('state_dict', 'model'):
+    if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+      found = found[key]
+  if not isinstance(found, Mapping) or not all(
+    isinstance(x, torch.Tensor) for x in found.values()
+  ):
+    raise UserError(
+      f'{path} holds no state dict; save model.state_dict() alone'
+    )
+  return {name: x.float().numpy() for name, x in found.items()}
+
+
+def _torch(path: str):
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      f"{path}: this format needs PyTorch (pip install 'drnet_jax[torch]'); "
+      '.safetensors and .npz do not'
+    ) from error
+  return torch
+
+
+def _listed(names: list[str]) -> str:
+  return ', '.join(names) if names else 'none'
+
+
+def _torch_name(names: Mapping[str, str], path: tuple[str, ...]) -> str:
+  collection, *module, leaf = path
+  return f'{names["/".join(module)]}.{_LEAF_NAMES[collection, leaf]}'
+
+
+def _from_torch(x: np.ndarray, rank: int) -> np.ndarray:
+  """Kernels from output-first to output-last; the rest as it is."""
+  if x.ndim == 4 and rank == 2 and x.shape[2:] == (1, 1):
+    x = x[:, :, 0, 0]  # a 1x1 convolution of one pixel is a dense layer
+  if x.ndim == 4:
+    return x.transpose(2, 3, 1, 0)
+  return x.T if x.ndim == 2 else x
+
+
+def _to_torch(x: np.ndarray, path: tuple[str, ...], name: str) -> np.ndarray:
+  if path[-1] != 'kernel':
+    return x
+  if x.ndim == 4:
+    return x.transpose(3, 2, 0, 1)
+  is_gate = path[-2] in ('squeeze', 'excite')
+  return x.T[:, :, None, None] if is_gate else x.T
+
+
+def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
+  yield from _conv_norm('stem', 'conv1', 'bn1')
+  for i, blocks in enumerate(network.stage_sizes, 1):
+    for j in range(blocks):
+      ours, theirs = f'stage{i}_block{j + 1}', f'layer{i}.{j}'
+      for n in (1, 2, 3):
+        yield f'{ours}/conv{n}', f'{theirs}.conv{n}'
+        yield f'{ours}/norm{n}', f'{theirs}.bn{n}'
+      yield from _conv_norm(
+        f'{ours}/shortcut', f'{theirs}.downsample.0', f'{theirs}.downsample.1'
+      )
+  yield HEAD, 'fc'
+
+
+def _mobilenet_torchvision(network: MobileNetV2) -> Iterator[tuple[str, str]]:
+  yield from _in_sequence('stem', 'features.0')
+  index = 0
+  for i, (expansion, _, blocks, _) in enumerate(network.stages, 1):
+    for j in range(blocks):
+      index += 1
+      ours, theirs = f'stage{i}_block{j + 1}', f'features.{index}.conv'
+      n = 0
+      if expansion != 1:
+        yield from _in_sequence(f'{ours}/expand', f'{theirs}.0')
+        n = 1
+      yield from _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
+      yield from _conv_norm(
+        f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
+      )
+  yield from _in_sequence('head', f'features.{index + 1}')
+  yield HEAD, 'classifier.1'
+
+
+def _efficientnet_torchvision(
+  network: EfficientNet,
+) -> Iterator[tuple[str, str]]:
+  yield from _in_sequence('stem', 'features.0')
+  for i, (expansion, _, blocks, _, _) in enumerate(network.stages, 1):
+    for j in range(blocks):
+      ours, theirs = f'stage{i}_block{j + 1}', f'features.{i}.{j}.block'
+      n = 0
+      if expansion != 1:
+        yield from _in_sequence(f'{ours}/expand', f'{theirs}.0')
+        n = 1
+      yield from _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
+      yield f'{ours}/squeeze', f'{theirs}.{n + 1}.fc1'
+      yield f'{ours}/excite', f'{theirs}.{n + 1}.fc2'
+      yield from _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
+  yield from _in_sequence('head', f'features.{len(network.stages) + 1}')
+  yield HEAD, 'classifier.1'
+
+
+def _mobile_timm(
+  network: MobileNetV2 | EfficientNet,
+) -> Iterator[tuple[str, str]]:
+  yield from _conv_norm('stem', 'conv_stem', 'bn1')
+  for i, (expansion, _, blocks, *_) in enumerate(network.stages, 1):
+    parts = {'depthwise': 'conv_dw', 'project': 'conv_pw'}
+    if expansion != 1:
+      parts = {
+        'expand': 'conv_pw',
+        'depthwise': 'conv_dw',
+        'project': 'conv_pwl',
+      }
+    for j in range(blocks):
+      ours, theirs = f'stage{i}_block{j + 1}', f'blocks.{i - 1}.{j}'
+      for n, (part, name) in enumerate(parts.items(), 1):
+        yield from _conv_norm(
+          f'{ours}/{part}', f'{theirs}.{name}', f'{theirs}.bn{n}'
+        )
+      yield f'{ours}/squeeze', f'{theirs}.se.conv_reduce'
+      yield f'{ours}/excite', f'{theirs}.se.conv_expand'
+  yield from _conv_norm('head', 'conv_head', 'bn2')
+  yield HEAD, 'classifier'
+
+
+def _conv_norm(ours: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
+  yield f'{ours}_conv', conv
+  yield f'{ours}_norm', norm
+
+
+def _in_sequence(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+  """torchvision's nn.Sequential of a convolution and its norm."""
+  yield from _conv_norm(ours, f'{theirs}.0', f'{theirs}.1')
+
+
+# Our modules' names to theirs; a naming may hold more than a network has.
+_NAMINGS: dict[type[nn.Module], dict[str, Callable]] = {
+  ResNet: {'torchvision': _resnet, 'timm': _resnet},
+  MobileNetV2: {'torchvision': _mobilenet_torchvision, 'timm': _mobile_timm},
+  EfficientNet: {
+    'torchvision': _efficientnet_torchvision,
+    'timm': _mobile_timm,
+  },
+}
+
+
+def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
+  kind = type(network)
+  if kind not in _NAMINGS or getattr(network, 'stem', None) == 'patch':
+    known = ', '.join(kind.__name__ for kind in _NAMINGS)
+    raise UserError(
+      f'PyTorch has no names for the weights of this {kind.__name__}; there '
+      f'are namings for {known} with the stems of their papers'
+    )
+  return {name: dict(make(network)) for name, make in _NAMINGS[kind].items()}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights to begin a run with: another run's, or a file from PyTorch."""
+
+import os
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from drnet_jax import log, workdir
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.errors import UserError
+from drnet_jax.models import torch_weights
+from drnet_jax.models.drnet import DRNet
+
+Weights = tuple[Any, Any]  # (params, batch_stats)
+
+
+def load(
+  origin: str, model: DRNet, fresh: Weights, mesh: Mesh, *, reset_head: bool
+) -> Weights:
+  """Reads the weights to begin with.
+
+  Args:
+    origin: a workdir, whose latest weights are taken; or a file of weights
+      under PyTorch's names (`models.torch_weights`), which go to the base
+      network, its norms to every size.
+    model: to load them into.
+    fresh: of the model, as initialised.
+    mesh: devices to put them on.
+    reset_head: keep the fresh classifier (of the base network), for another
+      number of classes.
+
+  Returns:
+    (params, batch_stats), replicated.
+
+  Raises:
+    UserError: the weights cannot be read, or are not the model's.
+  """
+  if os.path.splitext(origin)[1].lower() in torch_weights.ENDINGS:
+    params, batch_stats = torch_weights.load(
+      model,
+      *fresh,
+      torch_weights.read(origin),
+      reset_head=reset_head,
+    )
+    log.say(f'Weights from {origin}, the norms copied to every size')
+  else:
+    trained = workdir.load(origin, mesh)
+    params, batch_stats = trained.params, trained.batch_stats
+    if reset_head:
+      head = torch_weights.HEAD
+      if head not in fresh[0]['base']:
+        raise UserError(
+          f'config.reset_head: the base network has no layer {head!r}'
+        )
+      params = params | {
+        'base': params['base'] | {head: fresh[0]['base'][head]}
+      }
+    log.say(f'Weights from {origin}, {trained.origin}')
+  _check_same_shapes(origin, (params, batch_stats), fresh)
+  return jax.device_put((params, batch_stats), mesh_lib.replicated(mesh))
+
+
+def _check_same_shapes(origin: str, found: Weights, ours: Weights) -> None:
+  for there, here in zip(found, ours, strict=True):
+    there, here = _shapes(there), _shapes(here)
+    different = [
+      f'{name}: {there.get(name, "nothing")} there, '
+      f'{here.get(name, "nothing")} here'
+      for name in sorted(there.keys() | here.keys())
+      if there.get(name) != here.get(name)
+    ]
+    if different:
+      raise UserError(
+        f'config.init_from = {origin!r} holds another model: '
+        f'{"; ".join(different[:5])}'
+        + (f'; and {len(different) - 5} more' if len(different) > 5 else '')
+      )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {name: x.shape for name, x in flat.items()}

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks against PyTorch's, number for number (see torch_golden.py)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_golden
+from conftest import random_batch
+
+from drnet_jax import flops, models
+from drnet_jax.models import layers, torch_weights
+from drnet_jax.models.mobilenet_v2 import MobileNetV2
+from drnet_jax.models.random_choice import RandomChoice
+
+with np.load(torch_golden.GOLDEN / 'torch.npz') as _file:
+  GOLDEN = dict(_file)
+FACTS = json.loads(GOLDEN.pop('facts').tobytes())
+del FACTS['versions']
+
+
+def create(description, num_classes=torch_golden.NUM_CLASSES):
+  """A network from its name and fields, 'mobilenet_v2 width=0.75'."""
+  name, *fields = description.split()
+  arguments = {
+    field: float(value) for field, value in (f.split('=') for f in fields)
+  }
+  return models.NETWORKS[name](num_classes=num_classes, **arguments)
+
+
+def shapes_of(network, size_px=64):
+  image = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
+  return jax.eval_shape(
+    lambda x: network.init(jax.random.key(0), x, train=False), image
+  )
+
+
+def load(key):
+  """A network of the golden file with its weights, and the weights."""
+  description, _ = key.split('|')
+  network = create(description)
+  shapes = {k: tuple(v) for k, v in FACTS[key]['shapes'].items()}
+  state = torch_golden.random_state(shapes)
+  variables = torch_weights.to_variables(
+    network, shapes_of(network), state, reset_head=False
+  )
+  return network, variables, state
+
+
+@pytest.mark.parametrize('key', FACTS)
+def test_logits_parameters_and_macs_are_pytorchs(key):
+  network, variables, _ = load(key)
+  facts = FACTS[key]
+  parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
+  assert parameters == facts['parameters']
+  apply = jax.jit(lambda v, x: network.apply(v, x, train=False))
+  for size_px, macs in facts['macs'].items():
+    images = torch_golden.random_images(int(size_px))
+    logits = apply(variables, images)
+    expected = GOLDEN[f'{key}|{size_px}']
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert error < 2e-5, size_px
+    counted = flops.count_macs(apply, variables, images[:1])
+    assert counted == macs, size_px
+
+
+def test_every_named_network_is_in_the_golden_file():
+  ours = {key.split('|')[0].split()[0] for key in FACTS}
+  predictors = {'resnet10', 'resnet', 'inverted_residual4', 'random'}
+  assert ours | predictors == set(models.NETWORKS)
+
+
+@pytest.mark.parametrize('key', FACTS)
+def test_state_dict_survives_there_and_back(key):
+  network, variables, state = load(key)
+  naming = key.split('|')[1]
+  back = torch_weights.to_state_dict(network, variables, naming=naming)
+  counters = {k for k in back if k.endswith('num_batches_tracked')}
+  assert {k.rpartition('.')[0] for k in counters} == {
+    k.removesuffix('.running_mean')
+    for k in state
+    if k.endswith('.running_mean')
+  }
+  assert back.keys() - counters == state.keys()
+  for name, x in state.items():
+    np.testing.assert_array_equal(back[name], x)
+
+
+# specs/drnet.md section 4: parameters, and multiply-adds by size in px, at as
+# many digits as are printed there.
+SPEC = {
+  'resnet18': (11_689_512, {224: 1.814, 168: 1.114, 112: 0.485}),
+  'resnet50': (25_557_032, {224: 4.089, 168: 2.503, 112: 1.078}),
+  'resnet101': (44_549_160, {224: 7.80}),
+  'mobilenet_v2': (3_504_872, {224: 0.3008, 192: 0.221}),
+}
+
+
+@pytest.mark.parametrize('name', SPEC)
+def test_parameters_and_macs_of_the_spec(name):
+  parameters, gmacs = SPEC[name]
+  network = create(name, num_classes=1000)
+  variables = shapes_of(network)
+  count = sum(x.size for x in jax.tree.leaves(variables['params']))
+  assert count == parameters
+  for size_px, expected in gmacs.items():
+    image = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
+    macs = flops.count_macs(
+      lambda v, x: network.apply(v, x, train=False), variables, image
+    )
+    digits = len(str(expected).partition('.')[2])
+    assert round(macs / 1e9, digits) == expected
+
+
+@pytest.mark.skipif(
+  not torch_golden.DATA.exists(), reason='DRNET_JAX_DATA is not there'
+)
+@pytest.mark.parametrize('file, name, padding, mean, std', torch_golden.REAL)
+def test_real_weights_say_what_they_say_in_pytorch(
+  file, name, padding, mean, std
+):
+  network = models.NETWORKS[name](num_classes=1000, padding=padding)
+  state = torch_weights.read(str(torch_golden.DATA / f'{file}.npz'))
+  variables = torch_weights.to_variables(
+    network, shapes_of(network), state, reset_head=False
+  )
+  apply = jax.jit(lambda v, x: network.apply(v, x, train=False))
+  with np.load(torch_golden.GOLDEN / 'torch_real.npz') as golden:
+    for size_px in torch_golden.REAL_SIZES:
+      logits = apply(variables, torch_golden.real_images(size_px, mean, std))
+      expected = golden[f'{file}|{size_px}']
+      error = np.abs(logits - expected).max() / np.abs(expected).max()
+      assert error < 1e-4, size_px
+
+
+def test_padding_as_tensorflow_pads():
+  """At stride 2 an even side gets its one pixel of padding at the end."""
+  x = jnp.arange(1.0, 5.0).reshape(1, 1, 4, 1) * jnp.ones((1, 4, 1, 1))
+  for padding, columns in (('same', [6, 7]), ('symmetric', [3, 9])):
+    for groups in (1, 2):  # an ordinary and a depthwise convolution
+      wide = jnp.tile(x, groups)
+      layer = layers.conv(
+        groups, 3, 2, padding=padding, dtype='float32', name='c', groups=groups
+      )
+      kernel = jnp.zeros((3, 3, 1, groups)).at[1].set(1.0)
+      y = layer.apply({'params': {'kernel': kernel}}, wide)
+      # Sums of three columns of the row in the middle; outside are zeros.
+      assert y[0, 0, :, 0].tolist() == columns
+  with pytest.raises(ValueError, match='is not'):
+    layers.conv(1, 3, padding='valid', dtype='float32', name='c')
+
+
+def test_depthwise_convolution_and_its_gradient():
+  """What CPUs run in its place is the convolution."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  for side, stride, padding in ((3, 1, 'SAME'), (5, 2, [(2, 2)] * 2)):
+    x = jax.random.normal(keys[0], (2, 9, 8, 6))
+    kernel = jax.random.normal(keys[1], (side, side, 1, 6))
+
+    def run(function, x, kernel, stride=stride, padding=padding):
+      return function(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=6,
+      )
+
+    ours, pullback = jax.vjp(
+      lambda x, k, run=run: run(layers._depthwise, x, k), x, kernel
+    )
+    theirs, expected = jax.vjp(
+      lambda x, k, run=run: run(jax.lax.conv_general_dilated, x, k), x, kernel
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    cotangent = jax.random.normal(keys[2], ours.shape)
+    for a, b in zip(pullback(cotangent), expected(cotangent), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'name', ['resnet18', 'mobilenet_v2', 'efficientnet_b0']
+)
+def test_bfloat16_computes_so_and_keeps_float32(name):
+  make = models.NETWORKS[name]
+  image = jnp.asarray(torch_golden.random_images(64))
+  full, half = (make(num_classes=5, dtype=d) for d in ('float32', 'bfloat16'))
+  variables = full.init(jax.random.key(0), image, train=False)
+  rngs = {'dropout': jax.random.key(1)}
+  logits, moved = half.apply(
+    variables, image, train=True, mutable=['batch_stats'], rngs=rngs
+  )
+  assert logits.dtype == jnp.float32
+  assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype('float32')}
+  text = str(
+    jax.make_jaxpr(lambda x: half.apply(variables, x, train=False))(image)
+  )
+  assert 'bf16' in text
+  expected = full.apply(variables, image, train=False)
+  found = half.apply(variables, image, train=False)
+  np.testing.assert_allclose(found, expected, atol=0.05, rtol=0.05)
+
+
+def test_round_channels():
+  # 32 x .35 = 11.2 -> 8 would lose more than a tenth -> 16; 24 x .75 = 18 -> 16
+  # would too -> 24; 96 x 1.4 = 134.4 -> 136.
+  assert [layers.round_channels(c) for c in (11.2, 18, 134.4, 3)] == [
+    16,
+    24,
+    136,
+    8,
+  ]
+
+
+def test_stochastic_depth_drops_whole_images():
+  """In training a block of an image is its shortcut, or all of itself."""
+  network = models.NETWORKS['efficientnet_b0'](num_classes=3, drop=0.9)
+  x = jnp.ones((16, 32, 32, 3))
+  variables = network.init(jax.random.key(0), x, train=False)
+
+  def run(seed):
+    logits, _ = network.apply(
+      variables,
+      x,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(seed)},
+    )
+    return np.asarray(logits)
+
+  np.testing.assert_array_equal(run(1), run(1))
+  assert np.abs(run(1) - run(2)).max() > 0
+
+
+def test_random_choice_is_even_and_repeats_itself():
+  images = random_batch(600)['image'].astype(jnp.float32) / 255
+  network = RandomChoice(num_classes=3)
+  choose = jax.jit(lambda x: network.apply({}, x, train=False).argmax(-1))
+  choice = np.asarray(choose(images))
+  np.testing.assert_array_equal(choice, choose(images))
+  # Of 600 draws at 1/3 each: 200, and a standard deviation of 11.5.
+  assert all(150 < n < 250 for n in np.bincount(choice, minlength=3))
+  assert not network.apply({}, images, train=True).any()
+  assert flops.count_macs(choose, images[:1]) == 0
+
+
+def test_predictor_of_mobilenet_fits_the_papers_budget():
+  network = models.NETWORKS['inverted_residual4'](num_classes=3)
+  assert isinstance(network, MobileNetV2)
+  variables = shapes_of(network)
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  macs = flops.count_macs(
+    lambda v, x: network.apply(v, x, train=False), variables, image
+  )
+  assert macs == 4_749_440
+  assert sum(x.size for x in jax.tree.leaves(variables['params'])) == 248_851
