@@ -16,17 +16,12 @@ torchvision (or --naming=timm). Formats: .safetensors, .npz, and with PyTorch
 installed .pth.
 """
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import log, settings, warm_start, workdir
-from drnet_jax import mesh as mesh_lib
-from drnet_jax.checkpoint import Checkpoints
+from drnet_jax import log, weights
 from drnet_jax.command import parse_flags, read_config, run_command, set_up
-from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.models import torch_weights
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the config, and --config.<field>=<value>.'
@@ -42,50 +37,6 @@ _NAMING = flags.DEFINE_enum(
 )
 
 
-def import_torch(config, file: str, path: str) -> None:
-  """Makes a workdir of PyTorch weights.
-
-  Args:
-    config: of the model, see `train.Run`; its `init_from` is set to `file`.
-    file: the weights, see `torch_weights.read`.
-    path: the workdir.
-
-  Raises:
-    UserError: the weights are not the model's, or the workdir is in use.
-  """
-  config = config.copy_and_resolve_references()
-  config.init_from = file
-  names = settings.call(Data, config.data, 'config.data').class_names()
-  model = workdir.create_model(config.model, names)
-  mesh = mesh_lib.create(1)
-  weights = warm_start.load(
-    file,
-    model,
-    jax.jit(model.init)(jax.random.key(config.seed)),
-    mesh,
-    reset_head=config.reset_head,
-  )
-  workdir.begin(path, config, names)
-  with Checkpoints(path, workdir.INITIAL, keep=1) as checkpoints:
-    checkpoints.save_weights(0, *weights)
-
-
-def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
-  """Writes a workdir's latest weights for PyTorch.
-
-  Args:
-    path: the workdir.
-    file: to write.
-    size_px: whose norms.
-    naming: see `torch_weights.to_state_dict`.
-  """
-  trained = workdir.load(path, mesh_lib.create(1))
-  state = torch_weights.export(
-    trained.model, trained.params, trained.batch_stats, size_px, naming=naming
-  )
-  torch_weights.write(file, state)
-
-
 def main(_) -> None:
   set_up()
   run_command(_run)
@@ -97,12 +48,16 @@ def _run() -> None:
   if bool(_FROM_TORCH.value) == bool(_TO_TORCH.value):
     raise UserError('give either --from_torch or --to_torch')
   if _FROM_TORCH.value:
-    import_torch(read_config(_CONFIG.value), _FROM_TORCH.value, _WORKDIR.value)
+    weights.import_torch(
+      read_config(_CONFIG.value), _FROM_TORCH.value, _WORKDIR.value
+    )
     log.say(f'Wrote {_WORKDIR.value}')
     return
   if _SIZE_PX.value is None:
     raise UserError('--size_px is missing: whose batch norms to write')
-  export_torch(_WORKDIR.value, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value)
+  weights.export_torch(
+    _WORKDIR.value, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value
+  )
   log.say(f'Wrote {_TO_TORCH.value}')
 
 

@@ -21,8 +21,9 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from drnet_jax import log, optim, settings, warm_start, workdir
+from drnet_jax import log, optim, settings, workdir
 from drnet_jax import mesh as mesh_lib
+from drnet_jax import weights as weights_lib
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -66,7 +67,7 @@ class Run:
   Attributes:
     seed: of weights, data order, augmentation and routing noise.
     init_from: workdir or file of PyTorch weights to begin the first stage
-      with, see `warm_start`; '' for none.
+      with, see `weights`; '' for none.
     reset_head: begin with a fresh classifier all the same.
     model: see `models.create`.
     data: see `data.pipeline.Data`.
@@ -158,7 +159,7 @@ def _initial_weights(run: Run, mesh: Mesh, model: DRNet):
   init = jax.jit(model.init, out_shardings=mesh_lib.replicated(mesh))
   weights = init(jax.random.key(run.seed))
   if run.init_from:
-    return warm_start.load(
+    return weights_lib.load(
       run.init_from, model, weights, mesh, reset_head=run.reset_head
     )
   logging.info('\n%s', parameter_overview.get_parameter_overview(weights[0]))

@@ -24,7 +24,11 @@ def data(data_dir):
     test_split='test',
     epoch_images=0,
     augmentation='compose_digits',
+    flip=0.0,
     resize_px=0,
+    keep_aspect=True,
+    classes='',
+    images_per_class=0,
     threads=1,
   )
 

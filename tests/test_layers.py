@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'drnet_jax'
 LAYERS = [
   ['main', 'predict', 'convert'],
   ['train'],
-  ['warm_start', 'describe'],
+  ['weights', 'describe'],
   ['evaluate'],
   ['deploy'],
   ['report'],

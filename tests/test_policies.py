@@ -47,6 +47,12 @@ def test_routed_counts_the_predictor():
   assert router.shares.tolist() == [0.5, 0.25, 0.25]
 
 
+def test_smallest_sufficient():
+  right = [[1, 1, 1], [0, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+  record = make_record(right, [0] * 5)
+  assert policies.smallest_sufficient(record).tolist() == [0, 1, 1, 2, 3]
+
+
 def test_oracle_is_the_smallest_correct_size():
   best = policies.oracle(make_record())
   assert best.top1 == 0.75

@@ -3,6 +3,7 @@
 
 import contextlib
 import csv
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from configs import smoke
@@ -331,46 +333,48 @@ class Stubborn(nn.Module):
     return jnp.zeros((len(x), 1)) + bias + wish
 
 
+def _train_smoke(data_dir: str, path: str) -> None:
+  """The run of `finished`, in a process of its own."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  train.train(config, path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_random_moments(finished, config, tmp_path):
+def test_killed_at_random_moments(finished, config, tmp_path, monkeypatch):
   """kill -9, ten times: the numbers are those of the run never killed."""
   path, rng = str(tmp_path / 'run'), np.random.default_rng(0)
-  arguments = [
-    sys.executable,
-    '-c',
-    'import sys; sys.path.insert(0, "tests")\n'
-    'import conftest\n'
-    'from absl import flags; flags.FLAGS.mark_as_parsed()\n'
-    'from configs import smoke\n'
-    'from drnet_jax import train\n'
-    'config = smoke.get_config()\n'
-    f'config.data.data_dir = {config.data.data_dir!r}\n'
-    f'train.train(config, {path!r})\n'
-    'print("finished")',
-  ]
-  environment = os.environ | {
+  for name, value in {
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-  }
+  }.items():
+    monkeypatch.setenv(name, value)
+  # Children of a process that has imported everything, and done no more.
+  processes = multiprocessing.get_context('forkserver')
+  processes.set_forkserver_preload(['conftest', 'test_run'])
   kills = 0
   # Some of the kills fall into the writing of a checkpoint, the others (at any
   # sign of life) mostly into starting up and compiling.
   in_writing = (1, 4, 7)
   while True:
-    process = subprocess.Popen(
-      arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    process = processes.Process(
+      target=_train_smoke, args=(config.data.data_dir, path)
     )
+    process.start()
     writing = kills in in_writing
     begun = _wait_for_progress(process, path, writing=writing)
     if kills < 10 and begun:
       time.sleep(rng.uniform(0.0, 0.3 if writing else 1.5))
-      process.send_signal(signal.SIGKILL)
-      kills += process.wait() == -signal.SIGKILL
+      process.kill()
+      process.join()
+      kills += process.exitcode == -signal.SIGKILL
     else:
-      output, _ = process.communicate()
-      assert 'finished' in output
+      process.join()
+      assert process.exitcode == 0
       break
   assert kills == 10
   assert metrics(path) == metrics(finished)
@@ -383,7 +387,7 @@ def _wait_for_progress(process, path, *, writing: bool) -> bool:
   With `writing`, until it has begun to write one.
   """
   start = time.time()
-  while process.poll() is None:
+  while process.is_alive():
     for folder, _, _ in os.walk(os.path.join(path, 'checkpoints')):
       step = os.path.basename(folder)[:1].isdigit()
       # A temporary folder may be renamed between the two calls.

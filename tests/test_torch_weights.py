@@ -9,8 +9,8 @@ import torch_golden
 from conftest import random_batch
 
 from configs import smoke
-from drnet_jax import convert, models, warm_start, workdir
 from drnet_jax import mesh as mesh_lib
+from drnet_jax import models, weights, workdir
 from drnet_jax.errors import UserError
 from drnet_jax.models import torch_weights
 
@@ -24,7 +24,11 @@ SETTINGS = {
   'mean': (0.5, 0.5, 0.5),
   'std': (0.25, 0.25, 0.25),
 }
-BASE = {'network': 'mobilenet_v2', 'width': 0.35}
+BASE = {
+  'network': 'mobilenet_v2',
+  'stages': ((1, 16, 1, 1), (6, 24, 2, 2)),
+  'head': 32,
+}
 
 
 def create(num_classes=10, **changes):
@@ -226,7 +230,7 @@ def test_imported_runs_can_be_used_and_exported(tmp_path, data_dir):
   )
   file, path = str(tmp_path / 'in.npz'), str(tmp_path / 'run')
   torch_weights.write(file, state)
-  convert.import_torch(config, file, path)
+  weights.import_torch(config, file, path)
 
   mesh = mesh_lib.create(1)
   trained = workdir.load(path, mesh)
@@ -237,25 +241,23 @@ def test_imported_runs_can_be_used_and_exported(tmp_path, data_dir):
     trained.model.logits_at(trained.params, trained.batch_stats, images, 32),
     model.logits_at(params, stats, images, 32),
   )
-  again, _ = warm_start.load(path, model, fresh, mesh, reset_head=False)
+  again, _ = weights.load(path, model, fresh, mesh, reset_head=False)
   np.testing.assert_array_equal(
     again['base']['head']['kernel'], params['base']['head']['kernel']
   )
-  reset, _ = warm_start.load(path, model, fresh, mesh, reset_head=True)
+  reset, _ = weights.load(path, model, fresh, mesh, reset_head=True)
   np.testing.assert_array_equal(
     reset['base']['head']['kernel'], fresh[0]['base']['head']['kernel']
   )
   out = str(tmp_path / 'out.safetensors')
-  convert.export_torch(path, out, 16, 'timm')
+  weights.export_torch(path, out, 16, 'timm')
   found = torch_weights.read(out)
   for name, x in torch_weights.read(file).items():
     np.testing.assert_array_equal(found[name], x)
 
 
-def test_weights_of_another_model_are_named(tmp_path, fresh, model):
+def test_weights_of_another_model_are_named(fresh):
   other = create(base=BASE | {'width': 0.5})
-  config = smoke.get_config()
-  weights = jax.jit(other.init)(jax.random.key(0))
+  theirs = jax.jit(other.init)(jax.random.key(0))
   with pytest.raises(UserError, match='holds another model: base/head_conv'):
-    warm_start._check_same_shapes('run', weights, fresh)
-  assert config.init_from == ''
+    weights._check_same_shapes('run', theirs, fresh)

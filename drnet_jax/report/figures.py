@@ -136,7 +136,7 @@ def _in_rows(
       )
       axes.set_xlabel(
         f'{name}  {record.confidence[i, size_index]:.2f}',
-        fontsize=8 if len(name) < 8 else 6,
+        fontsize=7,
         color='black' if record.top1[i, size_index] else '#cc3311',
       )
   _save(figure, path)

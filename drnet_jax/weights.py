@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights to begin a run with: another run's, or a file from PyTorch."""
+"""Weights from another run or from PyTorch, and back to PyTorch."""
 
 import os
 from typing import Any
 
 import jax
+import ml_collections
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from drnet_jax import log, workdir
+from drnet_jax import log, settings, workdir
 from drnet_jax import mesh as mesh_lib
+from drnet_jax.checkpoint import Checkpoints
+from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.models import torch_weights
 from drnet_jax.models.drnet import DRNet
 
-Weights = tuple[Any, Any]  # (params, batch_stats)
+_Weights = tuple[Any, Any]  # (params, batch_stats)
 
 
 def load(
-  origin: str, model: DRNet, fresh: Weights, mesh: Mesh, *, reset_head: bool
-) -> Weights:
+  origin: str, model: DRNet, fresh: _Weights, mesh: Mesh, *, reset_head: bool
+) -> _Weights:
   """Reads the weights to begin with.
 
   Args:
@@ -63,7 +66,53 @@ def load(
   return jax.device_put((params, batch_stats), mesh_lib.replicated(mesh))
 
 
-def _check_same_shapes(origin: str, found: Weights, ours: Weights) -> None:
+def import_torch(
+  config: ml_collections.ConfigDict, file: str, path: str
+) -> None:
+  """Makes a workdir of PyTorch weights.
+
+  Args:
+    config: of the model, see `train.Run`; its `init_from` is set to `file`.
+    file: the weights, see `torch_weights.read`.
+    path: the workdir.
+
+  Raises:
+    UserError: the weights are not the model's, or the workdir is in use.
+  """
+  config = config.copy_and_resolve_references()
+  config.init_from = file
+  names = settings.call(Data, config.data, 'config.data').class_names()
+  model = workdir.create_model(config.model, names)
+  mesh = mesh_lib.create(1)
+  weights = load(
+    file,
+    model,
+    jax.jit(model.init)(jax.random.key(config.seed)),
+    mesh,
+    reset_head=config.reset_head,
+  )
+  workdir.begin(path, config, names)
+  with Checkpoints(path, workdir.INITIAL, keep=1) as checkpoints:
+    checkpoints.save_weights(0, *weights)
+
+
+def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
+  """Writes a workdir's latest weights for PyTorch.
+
+  Args:
+    path: the workdir.
+    file: to write.
+    size_px: whose norms.
+    naming: see `torch_weights.to_state_dict`.
+  """
+  trained = workdir.load(path, mesh_lib.create(1))
+  state = torch_weights.export(
+    trained.model, trained.params, trained.batch_stats, size_px, naming=naming
+  )
+  torch_weights.write(file, state)
+
+
+def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
   for there, here in zip(found, ours, strict=True):
     there, here = _shapes(there), _shapes(here)
     different = [

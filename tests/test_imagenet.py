@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real weights on real photographs, through the commands a user would give."""
+
+import jax
+import pytest
+import torch_golden
+
+from configs import imagenet_sizes
+from drnet_jax import evaluate, weights
+from drnet_jax.report import policies
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    not torch_golden.DATA.exists(),
+    reason='the photographs of DRNET_JAX_DATA are not there',
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  'size_px, top1, top5', [(112, 0.547, 0.780), (168, 0.739, 0.907)]
+)
+def test_accuracy_is_what_pytorch_measured(tmp_path, size_px, top1, top5):
+  """data/README.md's figures for 1,000 images, resized by Pillow as there."""
+  file, name, padding, mean, std = torch_golden.REAL[1]
+  config = imagenet_sizes.get_config()
+  config.data.data_dir = str(torch_golden.DATA / 'imagenet_val1300_227.npz')
+  config.data.resize_px = size_px
+  config.data.keep_aspect = False
+  config.eval_batch_size = 40
+  config.model.update(
+    base={'network': name, 'padding': padding},
+    image_px=size_px,
+    resolutions=(size_px,),
+    mean=mean,
+    std=std,
+  )
+  path = str(tmp_path / 'run')
+  weights.import_torch(config, str(torch_golden.DATA / f'{file}.npz'), path)
+  record = evaluate.evaluate(path)
+  (policy,) = policies.fixed(record)
+  assert jax.device_count() == 8 and len(record.label) == 1000
+  assert policy.top1 == pytest.approx(top1, abs=0.003)
+  assert policy.top5 == pytest.approx(top5, abs=0.003)

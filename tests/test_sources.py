@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders and packed files as data sets."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import in100
+from drnet_jax.data import sources, transforms
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+
+CLASSES = ('bird', 'cat', 'dog')
+PER_CLASS = 4
+
+
+def picture(label, i) -> bytes:
+  """A grey square whose shade tells class and number."""
+  file = io.BytesIO()
+  Image.new('RGB', (12, 9), (50 * label + i,) * 3).save(file, 'PNG')
+  return file.getvalue()
+
+
+def shade(example) -> int:
+  return int(transforms.decode(example['image'])[0, 0, 0])
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for split, name in itertools.product(('train', 'val'), CLASSES):
+    path = tmp_path / split / name
+    path.mkdir(parents=True)
+    for i in range(PER_CLASS):
+      image = picture(CLASSES.index(name), i)
+      (path / f'{i}.png').write_bytes(image)
+    (path / 'notes.txt').write_text('no image')
+  return str(tmp_path)
+
+
+@pytest.fixture
+def packed(tmp_path):
+  """Two of each class to train, two to validate; a name occurs twice."""
+  labels = np.repeat(np.arange(3), PER_CLASS)
+  images = [picture(j, i % PER_CLASS) for i, j in enumerate(labels)]
+  path = str(tmp_path / 'images.npz')
+  np.savez(
+    path,
+    data=np.frombuffer(b''.join(images), np.uint8),
+    offsets=np.cumsum([0, *map(len, images)]),
+    label=labels,
+    split=np.tile([0, 0, 1, 1], 3),
+    class_name=np.array([b'crane', b'cat', b'crane']),
+  )
+  return path
+
+
+@pytest.fixture
+def some_classes(tmp_path):
+  path = tmp_path / 'classes.txt'
+  path.write_text('dog\nbird\n')
+  return str(path)
+
+
+def test_folder(folder):
+  source = sources.load('folder', 'train', data_dir=folder)
+  assert source.class_names == CLASSES
+  found = [(e['label'], shade(e)) for e in source.examples]
+  assert found == [(j, 50 * j + i) for j in range(3) for i in range(PER_CLASS)]
+  names = sources.class_names('folder', data_dir=folder, classes='')
+  assert names == CLASSES
+
+
+def test_some_classes_in_their_own_order(folder, some_classes):
+  source = sources.load(
+    'folder',
+    'train',
+    data_dir=folder,
+    classes=some_classes,
+    images_per_class=3,
+  )
+  assert source.class_names == ('dog', 'bird')
+  labels = [e['label'] for e in source.examples]
+  assert labels == [0, 0, 0, 1, 1, 1]
+  shades = [shade(e) for e in source.examples]
+  assert [s // 50 for s in shades] == [2, 2, 2, 0, 0, 0]
+  again = sources.load(
+    'folder',
+    'train',
+    data_dir=folder,
+    classes=some_classes,
+    images_per_class=3,
+  )
+  assert again.examples == source.examples
+
+
+def test_packed_file(packed):
+  train = sources.load('packed', 'train', data_dir=packed)
+  assert train.class_names == ('crane', 'cat', 'crane')
+  assert [shade(e) for e in train.examples] == [0, 1, 50, 51, 100, 101]
+  # Labels by place, though two classes share a name.
+  assert [e['label'] for e in train.examples] == [0, 0, 1, 1, 2, 2]
+  part = sources.load('packed', 'val[:50%]+train[5:]', data_dir=packed)
+  assert [shade(e) for e in part.examples] == [2, 3, 52, 101]
+
+
+def test_packed_file_of_some_classes(packed, tmp_path):
+  path = tmp_path / 'one.txt'
+  path.write_text('cat\n')
+  source = sources.load(
+    'packed', 'val', data_dir=packed, classes=str(path), images_per_class=1
+  )
+  assert source.class_names == ('cat',)
+  assert [e['label'] for e in source.examples] == [0]
+  path.write_text('crane\n')
+  with pytest.raises(UserError, match='does not have once: crane'):
+    sources.load('packed', 'val', data_dir=packed, classes=str(path))
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ({'split': 'test'}, "no split 'test', only train, val"),
+    ({'data_dir': '/nowhere'}, 'config.data.data_dir'),
+    ({'classes': '/nowhere'}, 'config.data.classes cannot be read'),
+    ({'name': 'packed', 'data_dir': __file__}, 'as a packed file'),
+    ({'name': 'scaled_digits', 'images_per_class': 1}, 'need name = '),
+  ],
+)
+def test_what_is_not_there_is_named(folder, arguments, message):
+  given = {'name': 'folder', 'split': 'train', 'data_dir': folder}
+  with pytest.raises(UserError, match=message):
+    sources.load(**given | arguments)
+
+
+def test_wrong_splits_and_arrays_of_a_packed_file(packed, tmp_path):
+  with pytest.raises(UserError, match='there are train, val'):
+    sources.load('packed', 'test', data_dir=packed)
+  with pytest.raises(UserError, match='holds no image'):
+    sources.load('packed', 'val[:0]', data_dir=packed)
+  path = str(tmp_path / 'other.npz')
+  np.savez(path, data=np.zeros(3))
+  with pytest.raises(UserError, match='lacks class_name, label, offsets'):
+    sources.load('packed', 'val', data_dir=path)
+
+
+def test_an_empty_class_is_named(folder, tmp_path):
+  (tmp_path / 'train' / 'eel').mkdir()
+  with pytest.raises(UserError, match='eel holds no image'):
+    sources.load('folder', 'train', data_dir=folder)
+
+
+def test_our_hundred_classes_of_imagenet():
+  names = sources.class_names('folder', data_dir='', classes='imagenet100')
+  everything = sources.class_names('imagenet2012', data_dir='', classes='')
+  drawn = np.sort(np.random.default_rng(0).permutation(1000)[:100])
+  assert names == tuple(everything[i] for i in drawn)
+  assert in100.get_config().data.classes == 'imagenet100'
+
+
+def test_training_flips_half_of_the_images(folder):
+  """Mirrored or not, decided by the seed and the place in the order."""
+  wide = np.arange(12, dtype=np.uint8) * 20
+  for path in itertools.product(CLASSES, range(PER_CLASS)):
+    file = f'{folder}/train/{path[0]}/{path[1]}.png'
+    Image.fromarray(np.tile(wide[None, :, None], (9, 1, 3))).save(file)
+  data = Data(
+    name='folder',
+    data_dir=folder,
+    train_split='train',
+    validation_split='val',
+    test_split='val',
+    epoch_images=0,
+    augmentation='random_resized_crop',
+    flip=0.5,
+    resize_px=0,
+    keep_aspect=True,
+    classes='',
+    images_per_class=0,
+    threads=1,
+  )
+
+  def flipped(seed):
+    stream = data.train_batches(
+      data.open('train'), size_px=8, batch_size=96, seed=seed, start_step=0
+    )
+    images = next(stream)['image'].astype(int)
+    return images[:, 4, 0, 0] > images[:, 4, -1, 0]
+
+  first = flipped(0)
+  # Of 96 draws at 1/2: 48, and a standard deviation of 4.9.
+  assert 30 < first.sum() < 66
+  np.testing.assert_array_equal(first, flipped(0))
+  assert (first != flipped(1)).any()
+
+
+def test_evaluation_keeps_the_aspect_or_squashes():
+  image = np.zeros((20, 40, 3), np.uint8)
+  image[:, :10] = 255
+  kept = transforms.center_crop(image, 20, resize_px=20, keep_aspect=True)
+  squashed = transforms.center_crop(image, 20, resize_px=20, keep_aspect=False)
+  # The white quarter on the left is cut off, or five columns wide.
+  assert not kept.any()
+  assert squashed[10, :, 0].astype(int).sum() == pytest.approx(5 * 255, rel=0.1)
