@@ -19,6 +19,10 @@ def run_command(command: Callable[[], None]) -> None:
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except BrokenPipeError:
+    # The reader (`| head`) has had enough; nor can what is buffered be written.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -82,7 +82,7 @@ class Classifier:
     path: str,
     *,
     runtime: str = 'jax',
-    decode: str = 'full',
+    decode: str | None = None,
     batch: int = 0,
   ) -> 'Classifier':
     """Reads a model and makes it ready; nothing is compiled after this.
@@ -93,7 +93,8 @@ class Classifier:
       runtime: 'jax'; 'onnx', which is faster on CPUs (a workdir is exported
         to a temporary folder); 'stablehlo', the exported programs, for
         checking them.
-      decode: see `Contract`; of an exported folder its own counts.
+      decode: see `Contract`; default 'full', or what a folder was exported
+        for.
       batch: images that are run at once where there are many; 0 for what suits
         the device.
 
@@ -107,9 +108,15 @@ class Classifier:
         raise UserError(
           f"{path} was exported: run it with runtime 'onnx' or 'stablehlo'"
         )
-      return cls._of_folder(path, runtime, batch)
+      exported = cls._of_folder(path, runtime, batch)
+      if decode not in (None, exported.contract.decode):
+        raise UserError(
+          f'{path} was exported for decode={exported.contract.decode}: export '
+          f'it again with --decode={decode}'
+        )
+      return exported
     trained = workdir.load(path, mesh_lib.create(1))
-    contract = Contract.of(trained, decode=decode)
+    contract = Contract.of(trained, decode=decode or 'full')
     calibration = budget.read(path)
     if runtime == 'jax':
       made = engines.programs(trained, contract)

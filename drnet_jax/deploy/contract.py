@@ -7,6 +7,7 @@ from typing import Any
 from drnet_jax import settings, workdir
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
+from drnet_jax.models.drnet import DRNet
 
 DECODINGS = ('full', 'scaled')
 
@@ -46,18 +47,39 @@ class Contract:
   @classmethod
   def of(cls, trained: workdir.Trained, *, decode: str = 'full') -> 'Contract':
     """That of a trained model."""
-    model, macs = trained.model, trained.model.macs()
     data = settings.call(Data, trained.config.data, 'config.data')
-    return cls(
-      image_px=model.image_px,
-      resize_px=data.resize_px or model.image_px,
-      resolutions=tuple(model.resolutions),
-      predictor_px=model.predictor_px if trained.has_router else 0,
+    return cls.of_model(
+      trained.model,
+      resize_px=data.resize_px,
+      has_router=trained.has_router,
       decode=decode,
-      gmacs=macs.gmacs,
-      predictor_gmacs=trained.has_router * macs.predictor / 1e9,
       class_names=trained.class_names,
       origin=trained.origin,
+    )
+
+  @classmethod
+  def of_model(
+    cls,
+    model: DRNet,
+    *,
+    resize_px: int,
+    has_router: bool,
+    decode: str,
+    class_names: tuple[str, ...],
+    origin: str,
+  ) -> 'Contract':
+    """That of a model; `resize_px` 0 for no margin around the crop."""
+    macs = model.macs()
+    return cls(
+      image_px=model.image_px,
+      resize_px=resize_px or model.image_px,
+      resolutions=tuple(model.resolutions),
+      predictor_px=model.predictor_px if has_router else 0,
+      decode=decode,
+      gmacs=macs.gmacs,
+      predictor_gmacs=has_router * macs.predictor / 1e9,
+      class_names=class_names,
+      origin=origin,
     )
 
   @classmethod

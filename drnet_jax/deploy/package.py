@@ -65,7 +65,7 @@ def write(
   os.makedirs(folder, exist_ok=True)
   programs = engines.programs(trained, contract)
   if 'onnx' in formats:
-    _write_onnx(folder, programs, fold_norms=weights == 'folded')
+    write_onnx(folder, programs, fold_norms=weights == 'folded')
     # Found, not imported: it needs onnxruntime, which writing does not.
     here = os.path.dirname(os.path.abspath(__file__))
     shutil.copyfile(
@@ -102,12 +102,13 @@ def _distinct(calibration: budget.Calibration) -> list[budget.Point]:
   return [found[gmacs] for gmacs in sorted(found)]
 
 
-def _write_onnx(
+def write_onnx(
   folder: str,
   programs: dict[str, tuple[Callable, Any, int]],
   *,
   fold_norms: bool,
 ) -> None:
+  """Writes programs, as from `engines.programs`, and their `weights.bin`."""
   try:
     import onnx
     from onnx import external_data_helper

@@ -110,6 +110,30 @@ def budget_curve(
   _save(figure, path)
 
 
+def latency(
+  curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+  label: str,
+  path: str,
+) -> None:
+  """Something against the latency of an image (Figure 3 of the paper).
+
+  Args:
+    curves: name, milliseconds, and what lies over them.
+    label: of the upright axis.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+  axes = figure.add_subplot()
+  for name, ms, values in curves:
+    axes.plot(ms, values, 'o-' if len(ms) > 1 else '*', ms=8, label=name)
+  axes.set_xlim(left=0)
+  axes.set_xlabel('latency of one image on this machine, ms')
+  axes.set_ylabel(label)
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=9)
+  _save(figure, path)
+
+
 def by_size(
   record: Record,
   read_image: Callable[[int], np.ndarray],
