@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line: calibrates the budget dial of a trained model.
 
-    python -m drnet_jax.calibrate --workdir=runs/quickstart [--measure]
+    python -m drnet_jax.calibrate --workdir=runs/quickstart [--measure=jax]
 
 Runs the model over the validation split and leaves `calibration.json` in the
 workdir; from then on `predict --budget_gmacs=...` and `Classifier.set_budget`
-work. `--measure` also times each size on this machine, for budgets in
-milliseconds. Then checks the dial on the test split: budgets asked for, what
+work. `--measure` also times each size on this machine, in that runtime, for
+budgets in milliseconds. Then checks the dial on the test split: budgets asked for, what
 they cost and score there, beside the best fixed size, a random choice and the
 confidence cascade at the same cost. `--compare=other,workdirs` adds the routed
 points of other runs (an alpha sweep) to the figure.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
-from drnet_jax import log, settings, workdir
+from drnet_jax import command, log, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
@@ -31,9 +31,9 @@ from drnet_jax.evaluate import Evaluator
 from drnet_jax.report import figures, policies
 from drnet_jax.report.policies import Policy, Record
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
-_MEASURE = flags.DEFINE_bool('measure', False, 'Time each size, too.')
-_RUNTIME = flags.DEFINE_enum('runtime', 'jax', RUNTIMES, 'What to time.')
+_MEASURE = flags.DEFINE_enum(
+  'measure', None, RUNTIMES, 'Time each size, too, in this runtime.'
+)
 _BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
 _POINTS = flags.DEFINE_integer('points', 12, 'Budgets to check.', 2)
 _COMPARE = flags.DEFINE_list('compare', [], 'Evaluated workdirs to compare.')
@@ -107,7 +107,10 @@ def check(
     # The record holds no pixels to draw a mixture by: its expectation.
     shares, top1, top5 = np.zeros(len(record.gmacs)), 0.0, 0.0
     dial, rows = point.dial, np.arange(len(record.label))
-    for penalty, weight in ((dial.low, 1 - dial.share), (dial.high, dial.share)):
+    for penalty, weight in (
+      (dial.low, 1 - dial.share),
+      (dial.high, dial.share),
+    ):
       choice = budget.choose(record.log_p, penalty, dial.costs)
       shares += weight * np.bincount(choice, minlength=len(shares)) / len(rows)
       top1 += weight * record.top1[rows, choice].mean()
@@ -131,13 +134,11 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  path = _WORKDIR.value
-  if not path:
-    raise UserError('--workdir is missing: name the directory of a trained run')
+  path = command.workdir()
   calibration = calibrate(path)
   if _MEASURE.value:
     classifier = Classifier.load(
-      path, runtime=_RUNTIME.value, batch=_BATCH.value
+      path, runtime=_MEASURE.value, batch=_BATCH.value
     )
     calibration.ms = costs.measure(
       classifier.contract, classifier.engine, batch=_BATCH.value
@@ -201,9 +202,9 @@ def _report(checks: Sequence[Check], record: Record) -> str:
       'asked GMACs': f'{c.asked:.4g}',
       'got': f'{c.got.gmacs:.4g}',
       'off %': f'{100 * (c.got.gmacs / c.asked - 1):+.1f}',
-      'top-1 %': f'{100 * c.got.top1:.2f}',
-      'best fixed': f'{100 * policies.best_fixed(record, c.got.gmacs).top1:.2f}',
-      'random': f'{100 * policies.random_choice(record, c.got.gmacs).top1:.2f}',
+      'top-1 %': _percent(c.got.top1),
+      'best fixed': _percent(policies.best_fixed(record, c.got.gmacs).top1),
+      'random': _percent(policies.random_choice(record, c.got.gmacs).top1),
       'cascade': _interpolated(curve, c.got.gmacs),
     }
     for c in checks
@@ -220,7 +221,11 @@ def _interpolated(curve: Sequence[Policy], gmacs: float) -> str:
   if not costs[0] <= gmacs <= costs[-1]:
     return ''
   top1 = np.interp(gmacs, costs, [policy.top1 for policy in curve])
-  return f'{100 * top1:.2f}'
+  return _percent(top1)
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.2f}'
 
 
 def _write_csv(checks: Sequence[Check], path: str) -> None:

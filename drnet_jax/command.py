@@ -7,9 +7,25 @@ import sys
 from collections.abc import Callable, Sequence
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 from drnet_jax.errors import UserError
+
+# One flag for all commands: absl refuses a name that two modules define.
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of a run: checkpoints, metrics, report.'
+)
+
+
+def workdir() -> str:
+  """What --workdir names.
+
+  Raises:
+    UserError: it is missing.
+  """
+  if not WORKDIR.value:
+    raise UserError('--workdir is missing: name the directory of a run')
+  return WORKDIR.value
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -20,20 +20,18 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
-from drnet_jax import log, settings, workdir
+from drnet_jax import command, log, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
 from drnet_jax.deploy import budget, package
 from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.contract import DECODINGS, Contract
+from drnet_jax.deploy.contract import Contract
+from drnet_jax.deploy.flags import DECODE
 from drnet_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
 _TO = flags.DEFINE_string('to', None, 'Folder to write.')
-_FORMATS = flags.DEFINE_multi_enum(
-  'format', list(package.FORMATS), package.FORMATS, 'What to write.'
-)
+_FORMATS = flags.DEFINE_list('formats', list(package.FORMATS), 'To write.')
 _WEIGHTS = flags.DEFINE_enum(
   'weights',
   'folded',
@@ -41,7 +39,6 @@ _WEIGHTS = flags.DEFINE_enum(
   'folded: norms inside the convolutions, fastest. shared: one copy of the '
   'convolutions for all sizes, smallest.',
 )
-_DECODE = flags.DEFINE_enum('decode', 'full', DECODINGS, 'See deploy.contract.')
 _CHECK_IMAGES = flags.DEFINE_integer(
   'check_images', 1000, 'Images of the test split to compare on.', 0
 )
@@ -121,13 +118,12 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  path, folder = _WORKDIR.value, _TO.value
-  if not path or not folder:
-    raise UserError('give --workdir, a trained run, and --to, a folder to write')
+  path, folder = command.workdir(), _TO.value
+  if not folder:
+    raise UserError('--to is missing: name a folder to write')
+  decode = DECODE.value or 'full'
   formats = tuple(_FORMATS.value)
-  export(
-    path, folder, formats=formats, weights=_WEIGHTS.value, decode=_DECODE.value
-  )
+  export(path, folder, formats=formats, weights=_WEIGHTS.value, decode=decode)
   files = sorted(os.listdir(folder))
   print(
     log.table(
@@ -142,10 +138,8 @@ def _run() -> None:
   )
   if not _CHECK_IMAGES.value:
     return
-  ours = Classifier.load(path, decode=_DECODE.value)
-  data = settings.call(
-    Data, workdir.read_config(path).data, 'config.data'
-  )
+  ours = Classifier.load(path, decode=decode)
+  data = settings.call(Data, workdir.read_config(path).data, 'config.data')
   examples = data.open(data.test_split).examples
   count = min(_CHECK_IMAGES.value, len(examples))
   images = [examples[i]['image'] for i in range(count)]

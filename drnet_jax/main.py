@@ -13,15 +13,12 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import evaluate, train
+from drnet_jax import command, evaluate, train
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the config, and --config.<field>=<value>.'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of the run: checkpoints, metrics and report.'
 )
 _MODE = flags.DEFINE_enum(
   'mode',
@@ -37,13 +34,12 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  if not _WORKDIR.value:
-    raise UserError('--workdir is missing: name a directory for the run')
+  path = command.workdir()
   devices = jax.devices()
   print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
   if _MODE.value == 'train':
-    train.train(_read_config(), _WORKDIR.value)
-  evaluate.evaluate(_WORKDIR.value)
+    train.train(_read_config(), path)
+  evaluate.evaluate(path)
 
 
 def _read_config() -> ml_collections.ConfigDict:

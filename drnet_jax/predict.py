@@ -7,6 +7,7 @@ Prints, for each image, its class, how likely it is, the size chosen for it,
 what that cost and what the network at its full size would have cost. Files that
 cannot be read are named at the end, and the exit status is then 2.
 
+`--workdir` may also name a folder that `drnet_jax.export` wrote.
 `--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after
 `drnet_jax.calibrate`), `--size` runs every image at one size; `--format=csv` or
 `json` (a line per image) is for other programs; `--runtime=onnx` is the fastest
@@ -23,20 +24,16 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from PIL import Image
 
-from drnet_jax import log
+from drnet_jax import command, log
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.deploy.answers import Failure, Prediction
 from drnet_jax.deploy.classifier import RUNTIMES, Classifier
-from drnet_jax.deploy.contract import DECODINGS
+from drnet_jax.deploy.flags import DECODE
 from drnet_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of a trained run, or one that export wrote.'
-)
 _RUNTIME = flags.DEFINE_enum(
   'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
 )
-_DECODE = flags.DEFINE_enum('decode', None, DECODINGS, 'How JPEGs are read.')
 _BUDGETS = {
   'gmacs': flags.DEFINE_float('budget_gmacs', None, 'Average cost, GMACs.'),
   'ms': flags.DEFINE_float('budget_ms', None, 'Average cost, milliseconds.'),
@@ -82,9 +79,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-  path = _WORKDIR.value
-  if not path:
-    raise UserError('--workdir is missing: name the directory of a trained run')
+  path = command.workdir()
   if not arguments:
     raise UserError('name at least one image, folder or pattern')
   paths = find_images(arguments)
@@ -92,7 +87,7 @@ def _run(arguments: Sequence[str]) -> None:
   classifier = Classifier.load(
     path,
     runtime=_RUNTIME.value or ('onnx' if exported else 'jax'),
-    decode=_DECODE.value,
+    decode=DECODE.value,
     batch=1 if len(paths) == 1 else 0,
   )
   budgets = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}

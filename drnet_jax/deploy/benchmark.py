@@ -2,7 +2,7 @@
 """Is it worth it here? Times inference on this machine, path by path.
 
     python -m drnet_jax.deploy.benchmark --workdir=runs/quickstart
-    python -m drnet_jax.deploy.benchmark --network=resnet50 --to=runs/speed
+    python -m drnet_jax.deploy.benchmark --network=resnet50 --out=runs/speed
 
 With a workdir: its model, its test images, the sizes that its predictor
 chooses. With a network's name: DR-ResNet of random weights (predictor ResNet-10
@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from drnet_jax import log, models, resize, settings, workdir
 from drnet_jax import mesh as mesh_lib
-from drnet_jax.command import parse_flags, run_command, set_up
+from drnet_jax.command import WORKDIR, parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
 from drnet_jax.deploy import budget, engines, package, torch_rival
 from drnet_jax.deploy.classifier import Classifier
@@ -54,7 +54,6 @@ from drnet_jax.report import figures, policies
 
 PATHS = ('jax', 'onnx', 'torch')
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
 _NETWORK = flags.DEFINE_string(
   'network', None, 'Instead: a ResNet by name, with random weights.'
 )
@@ -64,8 +63,8 @@ _SIZES = flags.DEFINE_list(
 _SHARES = flags.DEFINE_list(
   'shares', ['0.3', '0.45', '0.25'], 'With --network: of images at each size.'
 )
-_TO = flags.DEFINE_string('to', None, 'Folder; default <workdir>/report.')
-_PATHS = flags.DEFINE_list('paths', PATHS, 'What to time.')
+_OUT = flags.DEFINE_string('out', None, 'Folder; default <workdir>/report.')
+_PATHS = flags.DEFINE_list('paths', list(PATHS), 'What to time.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '8'], 'Per size and batch.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Timed rounds.', 1)
 _IMAGES = flags.DEFINE_integer('images', 80, 'Images of a bulk round.', 2)
@@ -81,8 +80,7 @@ class Subject:
     contract: its contract.
     files: encoded images.
     shares: of the images at each size; None where the predictor chooses.
-    top1: accuracy on the test split, if known: from milliseconds per part to
-      points for the figure.
+    record: of the test split, if there is one: for the figure.
   """
 
   trained: workdir.Trained
@@ -125,9 +123,7 @@ def of_workdir(path: str, images: int) -> Subject:
     raise UserError(f'{path}: its predictor is not trained yet')
   data = settings.call(Data, trained.config.data, 'config.data')
   examples = data.open(data.test_split).examples
-  files = [
-    examples[i]['image'] for i in range(min(images, len(examples)))
-  ]
+  files = [examples[i]['image'] for i in range(min(images, len(examples)))]
   record = os.path.join(path, 'report', 'record.npz')
   return Subject(
     trained,
@@ -199,11 +195,16 @@ class Contenders:
     subject: what is timed.
     paths: of PATHS; 'torch' is left out where it has no rival to offer.
     batches: sizes of batch to time.
-    images: of a bulk round.
+    rival: name of the network that PyTorch should run beside.
   """
 
   def __init__(
-    self, subject: Subject, paths: Sequence[str], batches: Sequence[int]
+    self,
+    subject: Subject,
+    paths: Sequence[str],
+    batches: Sequence[int],
+    *,
+    rival: str = '',
   ):
     unknown = set(paths) - set(PATHS)
     if unknown:
@@ -236,10 +237,9 @@ class Contenders:
           int(name[4:]): _session(os.path.join(folder, f'{name}.onnx'))
           for name in views
         }
-    network = _NETWORK.value
-    if 'torch' in paths and network and torch_rival.is_offered(network):
+    if 'torch' in paths and torch_rival.is_offered(rival):
       self.rivals['torch'] = torch_rival.create(
-        network, len(contract.class_names)
+        rival, len(contract.class_names)
       )
 
   def _add(self, engine) -> None:
@@ -264,11 +264,7 @@ def _jitted(program: Callable) -> Callable:
 
 
 def _session(path: str) -> Callable:
-  import onnxruntime
-
-  session = onnxruntime.InferenceSession(
-    path, providers=['CPUExecutionProvider']
-  )
+  session = engines.onnx_session(path)
   return lambda images: session.run(None, {'images': images})[0]
 
 
@@ -315,12 +311,12 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
         )
         jobs[name, f'{size_px} px', batch] = _waiting(rival, small)
   gmacs = dict(
-    zip(
-      [f'{r} px' for r in contract.resolutions], contract.gmacs, strict=True
-    )
+    zip([f'{r} px' for r in contract.resolutions], contract.gmacs, strict=True)
   ) | {'predictor': contract.predictor_gmacs}
   rows = []
-  for (path, part, batch), taken in interleaved(jobs, rounds, 'networks').items():
+  for (path, part, batch), taken in interleaved(
+    jobs, rounds, 'networks'
+  ).items():
     ms = 1e3 * float(np.median(taken)) / batch
     rows.append(
       {
@@ -426,8 +422,11 @@ def time_parts(
     classifier.set_policy(policy)
     views = [classifier.view(classifier.picture(file)) for file in files]
     choice = classifier.choose(views)
-    shares[name] = np.bincount(choice, minlength=len(contract.gmacs)) / len(choice)
-  taken = {k: 1e3 * np.median(v) for k, v in interleaved(jobs, rounds, 'parts').items()}
+    shares[name] = np.bincount(choice, minlength=len(contract.gmacs)) / len(
+      choice
+    )
+  seconds = interleaved(jobs, rounds, 'parts')
+  taken = {k: 1e3 * np.median(v) for k, v in seconds.items()}
   alone = {
     (row['path'], row['part']): row['ms_per_image']
     for row in speed
@@ -530,22 +529,24 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  if bool(_WORKDIR.value) == bool(_NETWORK.value):
+  if bool(WORKDIR.value) == bool(_NETWORK.value):
     raise UserError('give --workdir, a trained run, or --network, a name')
-  to = _TO.value or (_WORKDIR.value and os.path.join(_WORKDIR.value, 'report'))
+  to = _OUT.value or (WORKDIR.value and os.path.join(WORKDIR.value, 'report'))
   if not to:
-    raise UserError('--to is missing: name a folder for the results')
+    raise UserError('--out is missing: name a folder for the results')
   try:
     sizes = [int(x) for x in _SIZES.value]
     batches = [int(x) for x in _BATCHES.value]
     shares = [float(x) for x in _SHARES.value]
   except ValueError as error:
     raise UserError(f'--sizes, --batches, --shares: {error}') from error
-  if _WORKDIR.value:
-    subject = of_workdir(_WORKDIR.value, _IMAGES.value)
+  if WORKDIR.value:
+    subject = of_workdir(WORKDIR.value, _IMAGES.value)
   else:
     subject = of_network(_NETWORK.value, sizes, shares, _IMAGES.value)
-  contenders = Contenders(subject, _PATHS.value, batches)
+  contenders = Contenders(
+    subject, _PATHS.value, batches, rival=_NETWORK.value or ''
+  )
   speed = time_networks(contenders, _ROUNDS.value)
   worth = time_predictions(contenders, _ROUNDS.value)
   parts = time_parts(contenders, speed, _ROUNDS.value)

@@ -27,7 +27,7 @@ import optax
 from absl import app, flags
 from tqdm import tqdm
 
-from drnet_jax import log, settings, workdir
+from drnet_jax import command, log, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
@@ -36,7 +36,6 @@ from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 from drnet_jax.steps.state import TrainState
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a finished run.')
 _STEPS = flags.DEFINE_integer('steps', 15, 'Timed steps of each kind.', 1)
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 0, "Global; 0 for the run's own.", 0
@@ -197,11 +196,8 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  if not _WORKDIR.value:
-    raise UserError('--workdir is missing: name the directory of a trained run')
-  rows = benchmark(
-    _WORKDIR.value, steps=_STEPS.value, batch_size=_BATCH_SIZE.value
-  )
+  path = command.workdir()
+  rows = benchmark(path, steps=_STEPS.value, batch_size=_BATCH_SIZE.value)
   device = jax.devices()[0].device_kind
   print(f'{jax.device_count()} x {device}, {os.cpu_count()} processor cores')
   print(
@@ -219,7 +215,7 @@ def _run() -> None:
       ]
     )
   )
-  path = os.path.join(_WORKDIR.value, 'report', 'training_step.csv')
+  path = os.path.join(path, 'report', 'training_step.csv')
   os.makedirs(os.path.dirname(path), exist_ok=True)
   with open(path, 'w', newline='') as file:
     writer = csv.DictWriter(file, rows[0])

@@ -192,7 +192,7 @@ class Calibration:
     if ms is not None and self.ms is None:
       raise UserError(
         'no milliseconds were measured: python -m drnet_jax.calibrate '
-        '--workdir=... --measure'
+        '--workdir=... --measure=jax'
       )
     costs, budget = (self.gmacs, gmacs) if ms is None else (self.ms, ms)
     low, high = min(costs.sizes), max(costs.sizes)
@@ -229,9 +229,7 @@ class Calibration:
       ]
     )
     ends = turns[[0, -1]] + np.array([-1, 1]) / np.ptp(table)
-    return np.concatenate(
-      [ends[:1], (turns[1:] + turns[:-1]) / 2, ends[1:]]
-    )
+    return np.concatenate([ends[:1], (turns[1:] + turns[:-1]) / 2, ends[1:]])
 
   def _meet(self, costs: Costs, budget: float) -> Point:
     """The dial whose average cost of the base network is the budget."""
@@ -268,7 +266,9 @@ class Calibration:
       )
     return min(enough, key=lambda point: point.cost)
 
-  def _point(self, costs: Costs, low: float, high: float, share: float) -> Point:
+  def _point(
+    self, costs: Costs, low: float, high: float, share: float
+  ) -> Point:
     rows = np.arange(len(self.log_p))
     shares, top1 = np.zeros(len(costs.sizes)), 0.0
     for penalty, weight in ((low, 1 - share), (high, share)):
@@ -315,7 +315,9 @@ def read(folder: str) -> Calibration | None:
       fields = json.load(file)
     return Calibration(
       log_p=np.asarray(fields['log_p']),
-      correct=np.asarray([[c == '1' for c in row] for row in fields['correct']]),
+      correct=np.asarray(
+        [[c == '1' for c in row] for row in fields['correct']]
+      ),
       gmacs=_costs(fields['gmacs']),
       ms=fields['ms'] and _costs(fields['ms']),
       split=fields['split'],

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inference that runs each image at its chosen size, and at no other.
 
-    classifier = Classifier.load('runs/quickstart')
-    classifier.predict(['photo.jpg'])[0].name             # one: least latency
-    classifier.predict(glob.glob('album/*'))              # many: throughput
-    classifier.set_budget(gmacs=0.005)                    # after `calibrate`
-    with classifier.stream(deadline_ms=50) as stream:     # as they arrive
-      future = stream.submit(data)
+classifier = Classifier.load('runs/quickstart')
+classifier.predict(['photo.jpg'])[0].name             # one: least latency
+classifier.predict(glob.glob('album/*'))              # many: throughput
+classifier.set_budget(gmacs=0.005)                    # after `calibrate`
+with classifier.stream(deadline_ms=50) as stream:     # as they arrive
+  future = stream.submit(data)
 """
 
 import collections

@@ -179,37 +179,41 @@ def _compile(program, weights, side_px: int, batch: int, *, baked: bool):
   return functools.partial(compiled, weights)
 
 
+def onnx_session(path: str):
+  """Opens an ONNX file in onnxruntime, on the CPU.
+
+  Raises:
+    UserError: onnxruntime is not installed.
+  """
+  try:
+    import onnxruntime
+  except ImportError as error:
+    raise UserError(
+      "runtime='onnx' needs onnxruntime: pip install 'drnet_jax[export]'"
+    ) from error
+  options = onnxruntime.SessionOptions()
+  # Waiting threads must not keep cores from decoding, or from another graph.
+  options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+  return onnxruntime.InferenceSession(
+    path, options, providers=['CPUExecutionProvider']
+  )
+
+
 class OnnxEngine:
   """Exported ONNX graphs in onnxruntime, on the CPU.
 
   Args:
     folder: from `package.write`.
     contract: its contract.
-    threads: of one network; None for onnxruntime's choice, one per core.
   """
 
   name = 'onnx'
   # On a CPU an image costs no less in a large batch, and caches are small.
   best_batch = 8
 
-  def __init__(
-    self, folder: str, contract: Contract, *, threads: int | None = None
-  ):
-    try:
-      import onnxruntime
-    except ImportError as error:
-      raise UserError(
-        "runtime='onnx' needs onnxruntime: pip install 'drnet_jax[export]'"
-      ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-
+  def __init__(self, folder: str, contract: Contract):
     def session(name: str):
-      return onnxruntime.InferenceSession(
-        os.path.join(folder, f'{name}.onnx'),
-        options,
-        providers=['CPUExecutionProvider'],
-      )
+      return onnx_session(os.path.join(folder, f'{name}.onnx'))
 
     self._predictor = session('predictor') if contract.has_router else None
     self._networks = [

@@ -383,7 +383,9 @@ class _Graph:
     output = self._program.output
     if output.constant is not None:
       raise UserError('the output does not depend on the images')
-    last = self._arranged(self._tensors[output], tuple(range(len(output.shape))))
+    last = self._arranged(
+      self._tensors[output], tuple(range(len(output.shape)))
+    )
     self._emit('Identity', [last.name], output, last.axes, name=output_name)
     nodes, initializers = [], {}
 
@@ -433,7 +435,9 @@ class _Graph:
     self, operator, inputs, value: _Value, axes, *, name=None, **attributes
   ) -> _Tensor:
     """Adds a node and says which traced array it makes, in which order."""
-    node = _Node(operator, list(inputs), name or self._fresh(operator), attributes)
+    node = _Node(
+      operator, list(inputs), name or self._fresh(operator), attributes
+    )
     self._nodes.append(node)
     tensor = _Tensor(node.output, tuple(axes), node, value)
     self._tensors[value] = tensor
@@ -604,7 +608,9 @@ class _Graph:
     low, x, high = operation.inputs
     (y,) = operation.outputs
     names, axes = self._operands([x, low, high])
-    if all(c.constant is not None and c.constant.ndim == 0 for c in (low, high)):
+    if all(
+      c.constant is not None and c.constant.ndim == 0 for c in (low, high)
+    ):
       self._emit('Clip', names, y, axes)
       return
     above = self._emit('Max', names[:2], y, axes)
@@ -648,7 +654,9 @@ class _Graph:
     name = self._natural(x)
     new_axes = np.asarray([i for i in range(len(y.shape)) if i not in old])
     if len(new_axes):
-      name = self._emit('Unsqueeze', [name, new_axes], y, range(len(y.shape))).name
+      name = self._emit(
+        'Unsqueeze', [name, new_axes], y, range(len(y.shape))
+      ).name
     grown = [old.get(i, 1) != size for i, size in enumerate(y.shape)]
     if any(g and _is_symbolic(n) for g, n in zip(grown, y.shape, strict=True)):
       raise UserError('cannot export an array repeated along the batch to ONNX')
@@ -715,7 +723,10 @@ class _Graph:
       [config[axis][side] for axis in tensor.axes] for side in (0, 1)
     )
     self._emit(
-      'Pad', [tensor.name, np.asarray(low + high), fill.constant], y, tensor.axes
+      'Pad',
+      [tensor.name, np.asarray(low + high), fill.constant],
+      y,
+      tensor.axes,
     )
 
   # Reductions and products.
@@ -772,7 +783,9 @@ class _Graph:
     contract, batch = operation.params['dimension_numbers']
     if not any(batch) and len(contract[0]) == 1:
       sides = [(left, contract[0][0]), (right, contract[1][0])]
-      constant = [x.constant is not None and x.constant.ndim == 2 for x, _ in sides]
+      constant = [
+        x.constant is not None and x.constant.ndim == 2 for x, _ in sides
+      ]
       if constant[1]:
         self._matmul(*sides[0], *sides[1], y, weight_first=False)
         return
@@ -787,13 +800,13 @@ class _Graph:
     kept = [names[0][i] for i in batch[0]]
     for side, contracted, batched in zip(names, contract, batch, strict=True):
       kept += [
-        n for i, n in enumerate(side) if i not in contracted and i not in batched
+        n
+        for i, n in enumerate(side)
+        if i not in contracted and i not in batched
       ]
     equation = f'{"".join(names[0])},{"".join(names[1])}->{"".join(kept)}'
     inputs = [self._natural(x) for x in (left, right)]
-    self._emit(
-      'Einsum', inputs, y, range(len(y.shape)), equation=equation
-    )
+    self._emit('Einsum', inputs, y, range(len(y.shape)), equation=equation)
 
   def _matmul(self, x, axis, matrix, contracted, y, *, weight_first) -> None:
     """Multiplies one axis of an array with a constant matrix."""
@@ -803,7 +816,8 @@ class _Graph:
       others = [a for a in tensor.axes if a != axis]
       tensor = self._arranged(tensor, [*others, axis])
     place = tensor.place(axis)
-    # Axes of the result: those left of x in order, the matrix's before or after.
+    # Axes of the result: those left of x in order, the matrix's new one before
+    # or after them.
     shift = 1 if weight_first else 0
     new = {
       a: i + shift for i, a in enumerate(a for a in range(rank) if a != axis)
@@ -837,7 +851,8 @@ class _Graph:
     moved = [
       i
       for i, n in enumerate(window)
-      if (n, params['window_strides'][i], params['padding'][i]) != (1, 1, (0, 0))
+      if (n, params['window_strides'][i], params['padding'][i])
+      != (1, 1, (0, 0))
     ]
     still = [i for i in range(len(window)) if i not in moved]
     if len(still) < 2:
@@ -904,7 +919,12 @@ def _written(node: _Node):
   )
   if node.operator == 'Conv':
     flat = np.broadcast_to(bias.ravel(), weight.shape[0])
-    yield 'Conv', [*inputs, flat.astype(np.float32)], node.output, node.attributes
+    yield (
+      'Conv',
+      [*inputs, flat.astype(np.float32)],
+      node.output,
+      node.attributes,
+    )
   elif bias.any():
     product = f'{node.output}_product'
     yield node.operator, inputs, product, node.attributes

@@ -166,8 +166,7 @@ class Stream:
       now = time.monotonic()
       closing = self._closing.is_set() and self._arrivals.empty()
       due = [
-        bool(waiting)
-        and (closing or self._start_by(waiting[0], j) <= now)
+        bool(waiting) and (closing or self._start_by(waiting[0], j) <= now)
         for j, waiting in enumerate(self._waiting)
       ]
       bucket = self._classifier.engine.bucket
@@ -226,9 +225,7 @@ class Stream:
         request.future.set_exception(error)
     if not good:
       return
-    rows = np.asarray(
-      self._classifier.engine.probabilities(j, np.stack(crops))
-    )
+    rows = np.asarray(self._classifier.engine.probabilities(j, np.stack(crops)))
     end = time.monotonic()
     self._seconds[j] = max(end - start, 0.9 * self._seconds[j])
     for request, row in zip(good, rows, strict=False):

@@ -23,9 +23,7 @@ def create(network: str, num_classes: int):
   from torch import nn
 
   def conv(inputs, outputs, kernel, stride):
-    layer = nn.Conv2d(
-      inputs, outputs, kernel, stride, kernel // 2, bias=False
-    )
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
   class Block(nn.Module):

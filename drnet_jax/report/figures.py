@@ -88,7 +88,10 @@ def budget_curve(
 
   def line(points, *style, **options):
     axes.plot(
-      [p.gmacs for p in points], [100 * p.top1 for p in points], *style, **options
+      [p.gmacs for p in points],
+      [100 * p.top1 for p in points],
+      *style,
+      **options,
     )
 
   costs, top1 = policies.hull_points(record)
