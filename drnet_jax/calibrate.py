@@ -6,10 +6,10 @@
 Runs the model over the validation split and leaves `calibration.json` in the
 workdir; from then on `predict --budget_gmacs=...` and `Classifier.set_budget`
 work. `--measure` also times each size on this machine, in that runtime, for
-budgets in milliseconds. Then checks the dial on the test split: budgets asked for, what
-they cost and score there, beside the best fixed size, a random choice and the
-confidence cascade at the same cost. `--compare=other,workdirs` adds the routed
-points of other runs (an alpha sweep) to the figure.
+budgets in milliseconds. Then checks the dial on the test split: budgets asked
+for, what they cost and score there, beside the best fixed size, a random choice
+and the confidence cascade at the same cost. `--compare=other,workdirs` adds the
+routed points of other runs (an alpha sweep) to the figure.
 """
 
 import csv

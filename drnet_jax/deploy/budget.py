@@ -312,18 +312,20 @@ def read(folder: str) -> Calibration | None:
     return None
   try:
     with open(path) as file:
-      fields = json.load(file)
-    return Calibration(
-      log_p=np.asarray(fields['log_p']),
-      correct=np.asarray(
-        [[c == '1' for c in row] for row in fields['correct']]
-      ),
-      gmacs=_costs(fields['gmacs']),
-      ms=fields['ms'] and _costs(fields['ms']),
-      split=fields['split'],
-    )
+      return read_json(json.load(file))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path} is damaged ({error}): calibrate again') from error
+
+
+def read_json(fields: dict[str, Any]) -> Calibration:
+  """Inverse of `Calibration.to_json`."""
+  return Calibration(
+    log_p=np.asarray(fields['log_p']),
+    correct=np.asarray([[c == '1' for c in row] for row in fields['correct']]),
+    gmacs=_costs(fields['gmacs']),
+    ms=fields['ms'] and _costs(fields['ms']),
+    split=fields['split'],
+  )
 
 
 def _costs(fields: dict[str, Any]) -> Costs:

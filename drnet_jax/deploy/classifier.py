@@ -115,9 +115,26 @@ class Classifier:
           f'it again with --decode={decode}'
         )
       return exported
-    trained = workdir.load(path, mesh_lib.create(1))
-    contract = Contract.of(trained, decode=decode or 'full')
-    calibration = budget.read(path)
+    return cls.of(
+      workdir.load(path, mesh_lib.create(1)),
+      runtime=runtime,
+      decode=decode or 'full',
+      batch=batch,
+      calibration=budget.read(path),
+    )
+
+  @classmethod
+  def of(
+    cls,
+    trained: workdir.Trained,
+    *,
+    runtime: str = 'jax',
+    decode: str = 'full',
+    batch: int = 0,
+    calibration: budget.Calibration | None = None,
+  ) -> 'Classifier':
+    """As `load`, of a model that is in memory."""
+    contract = Contract.of(trained, decode=decode)
     if runtime == 'jax':
       made = engines.programs(trained, contract)
       engine = XlaEngine('jax', made, contract, batches=_buckets(batch))

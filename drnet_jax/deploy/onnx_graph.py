@@ -137,7 +137,7 @@ def convert(
   except (
     TypeError,
     jax.errors.JAXTypeError,
-    jax.core.InconclusiveDimensionOperation,
+    jax.errors.InconclusiveDimensionOperation,
   ) as error:
     raise UserError(
       'the network cannot be traced with a batch of any size (take sizes from '
@@ -270,6 +270,10 @@ def _is_symbolic(size) -> bool:
 
 def _evaluate(equation, inputs, outputs) -> None:
   """Computes an operation on constants, the batch taken as 1."""
+  if equation.primitive.name == 'dim_as_value':
+    raise UserError(
+      'cannot export to ONNX what depends on how many images there are'
+    )
 
   def concrete(param):
     if isinstance(param, tuple):
@@ -599,6 +603,18 @@ class _Graph:
     plus = self._emit('Add', [*names, np.ones((), y.dtype)], y, axes)
     self._emit('Log', [plus.name], y, axes)
 
+  def _add_expm1(self, operation: _Operation) -> None:
+    names, axes = self._operands(operation.inputs)
+    (y,) = operation.outputs
+    power = self._emit('Exp', names, y, axes)
+    self._emit('Sub', [power.name, np.ones((), y.dtype)], y, axes)
+
+  def _add_erfc(self, operation: _Operation) -> None:
+    names, axes = self._operands(operation.inputs)
+    (y,) = operation.outputs
+    erf = self._emit('Erf', names, y, axes)
+    self._emit('Sub', [np.ones((), y.dtype), erf.name], y, axes)
+
   def _add_ne(self, operation: _Operation) -> None:
     names, axes = self._operands(operation.inputs)
     equal = self._emit('Equal', names, operation.outputs[0], axes)
@@ -700,6 +716,48 @@ class _Graph:
       for bounds in (params['start_indices'], params['limit_indices'], strides)
     )
     self._cut(self._tensors[x], y, axes, starts, ends, steps)
+
+  def _add_gather(self, operation: _Operation) -> None:
+    """Indexing with constants, an axis at a time: x[:, ::2, ::2], x[:, 0]."""
+    x, indices = operation.inputs
+    (y,) = operation.outputs
+    numbers = operation.params['dimension_numbers']
+    axes = numbers.start_index_map
+    grid = indices.constant
+    picks = [] if grid is None else [_along_one_axis(g) for g in _last(grid)]
+    turned = [axis for axis, _ in picks if axis is not None]
+    if (
+      grid is None
+      or tuple(numbers.collapsed_slice_dims) != tuple(sorted(axes))
+      or numbers.operand_batching_dims
+      or any(pick is None for _, pick in picks)
+      or sorted(turned) != list(range(grid.ndim - 1))
+      or any(
+        pick.min() < 0 or pick.max() >= x.shape[axis]
+        for axis, (_, pick) in zip(axes, picks, strict=True)
+      )
+    ):
+      raise UserError('cannot export indexing of this kind to ONNX')
+    tensor = self._tensors[x]
+    kept = [i for i in range(len(x.shape)) if i not in axes]
+    # Where each axis of x goes in y; those indexed by a number go nowhere.
+    goes = dict(zip(kept, numbers.offset_dims, strict=True))
+    free = [i for i in range(len(y.shape)) if i not in numbers.offset_dims]
+    name, left = tensor.name, list(tensor.axes)
+    for axis, (grid_axis, pick) in zip(axes, picks, strict=True):
+      node = _Node(
+        'Gather',
+        [name, pick],
+        self._fresh('gather'),
+        {'axis': left.index(axis)},
+      )
+      self._nodes.append(node)
+      name = node.output
+      if grid_axis is None:
+        left.remove(axis)
+      else:
+        goes[axis] = free[grid_axis]
+    self._tensors[y] = _Tensor(name, tuple(goes[a] for a in left), None, y)
 
   def _cut(self, tensor, y, axes, starts, ends, steps) -> None:
     places = [tensor.place(axis) for axis in axes]
@@ -880,6 +938,26 @@ class _Graph:
     )
 
 
+def _last(x: np.ndarray) -> list[np.ndarray]:
+  """The arrays that lie along the last axis."""
+  return [x[..., i].astype(np.int64) for i in range(x.shape[-1])]
+
+
+def _along_one_axis(x: np.ndarray) -> tuple[int | None, np.ndarray | None]:
+  """The one axis along which an array varies, and its values there.
+
+  The axis is None for a single number, the values are None if there are more
+  axes.
+  """
+  if x.ndim == 0:
+    return None, x
+  for axis in range(x.ndim):
+    values = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+    if (values == values[0]).all() and (x.shape[axis] > 1 or x.ndim == 1):
+      return axis, values[0]
+  return None, None
+
+
 def _renumbered(axes: list[int]) -> tuple[int, ...]:
   """Axes counted anew after some are gone."""
   return tuple(sorted(axes).index(axis) for axis in axes)
@@ -906,8 +984,10 @@ def _written(node: _Node):
       yield 'Add', [f'{last}_scaled', bias.astype(np.float32)], last, {}
     elif bias.any():
       yield 'Add', [x, bias.astype(np.float32)], last, {}
-    else:
+    elif (scale != 1).any():
       yield 'Mul', [x, scale.astype(np.float32)], last, {}
+    else:
+      yield 'Identity', [x], last, {}
     return
   inputs = list(node.inputs)
   i = next(i for i, x in enumerate(inputs) if not isinstance(x, str))
