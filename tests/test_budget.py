@@ -17,7 +17,7 @@ PREDICTOR = 0.25
 
 
 def make_record(count, *, seed=0, scale=2.0):
-  """Images of which the larger sizes get more right, and a router that knows."""
+  """Images of which larger sizes get more right, and a router that knows."""
   rng = np.random.default_rng(seed)
   need = rng.uniform(0, 1, count)  # how hard an image is
   right = need[:, None] < np.array([0.5, 0.75, 0.9])

@@ -262,7 +262,9 @@ class Classifier:
   def choose(self, views: Sequence[np.ndarray | None]) -> np.ndarray:
     """Indices of the sizes for some images, int [B]."""
     policy, log_p = self._choose, None
-    if policy.needs_predictor and len(views):
+    if not views:
+      return np.zeros(0, int)
+    if policy.needs_predictor:
       most = self.engine.best_batch
       parts = [
         (views[i : i + most], self.engine.log_p(np.stack(views[i : i + most])))

@@ -398,7 +398,7 @@ class _Graph:
         return x
       name = f'{node.output}_c{i}'
       initializers[name] = numpy_helper.from_array(
-        np.ascontiguousarray(x), name
+        np.asarray(x, order='C'), name
       )
       return name
 
@@ -696,6 +696,20 @@ class _Graph:
     names, axes = self._operands(operation.inputs)
     place = axes.index(operation.params['dimension'])
     self._emit('Concat', names, operation.outputs[0], axes, axis=place)
+
+  def _add_stack(self, operation: _Operation) -> None:
+    (y,) = operation.outputs
+    axis = operation.params['axis']
+    parts = [
+      self._emit(
+        'Unsqueeze',
+        [self._natural(x), np.asarray([axis])],
+        y,
+        range(len(y.shape)),
+      ).name
+      for x in operation.inputs
+    ]
+    self._emit('Concat', parts, y, range(len(y.shape)), axis=axis)
 
   def _add_split(self, operation: _Operation) -> None:
     tensor = self._tensors[operation.inputs[0]]

@@ -147,8 +147,8 @@ class RoutedStep:
       raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
     if costs and (len(costs) != len(model.resolutions) or min(costs) <= 0):
       raise UserError(
-        f'objective.costs = {tuple(costs)} is not one positive cost for each of '
-        f'{model.resolutions}'
+        f'objective.costs = {tuple(costs)} is not one positive cost for each '
+        f'of {model.resolutions}'
       )
 
     self._model = model
