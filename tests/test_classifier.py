@@ -31,7 +31,7 @@ def trained():
 
 @pytest.fixture(scope='module', params=RUNTIMES)
 def classifier(request, trained):
-  return Classifier.of(trained, runtime=request.param, batch=8)
+  return Classifier.of(trained, runtime=request.param, batch=4)
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,7 @@ def test_the_dial_moves_the_average_cost(classifier, trained):
 
 
 def test_nothing_is_compiled_after_loading(trained):
-  classifier = Classifier.of(trained, batch=8)
+  classifier = Classifier.of(trained, batch=4)
   compiled = []
 
   def listen(event, seconds, **_):
@@ -295,7 +295,7 @@ def test_bad_files_among_a_thousand(trained, tmp_path):
     if name not in good
   }
 
-  classifier = Classifier.of(trained, batch=16)
+  classifier = Classifier.of(trained, runtime='onnx', batch=16)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   answers = classifier.predict(sources, on_error='return')
   grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
@@ -309,7 +309,7 @@ def test_bad_files_among_a_thousand(trained, tmp_path):
     assert name in reason and '0x' not in reason
   assert '400000000 pixels' in reasons['bomb.png']
   assert 'no known format' in reasons['text.jpg']
-  assert 'truncated' in reasons['cut.jpg']
+  assert 'truncated' in reasons['cut.jpg'].lower()
   # The good among them are what they would be by themselves.
   for place in [*places[:3], 500]:
     (alone,) = classifier.predict([sources[place]])
@@ -382,8 +382,8 @@ def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
 
 def test_scaled_decoding_changes_probabilities_little(trained):
   images = [smooth_jpeg(side) for side in (33, 64, 100, 257)] * 5
-  full = Classifier.of(trained, batch=4)
-  scaled = Classifier.of(trained, batch=4, decode='scaled')
+  full = Classifier.of(trained, runtime='onnx')
+  scaled = Classifier.of(trained, runtime='onnx', decode='scaled')
   for a, b in zip(full.predict(images), scaled.predict(images), strict=True):
     if a.size_px == b.size_px:
       np.testing.assert_allclose(a.probabilities, b.probabilities, atol=0.05)

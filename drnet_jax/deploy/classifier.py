@@ -396,7 +396,7 @@ class _Bulk:
 
 
 def _buckets(batch: int) -> list[int]:
-  """Batch sizes to compile for: one, a full batch and two between."""
+  """Batch sizes to compile for: one, a full batch, and what is left over."""
   cpu = jax.default_backend() == 'cpu'
   batch = batch or (_CPU_BATCH if cpu else _ACCELERATOR_BATCH)
-  return sorted({1, max(batch // 4, 1), max(batch // 2, 1), batch})
+  return sorted({1, max(batch // 4, 1), batch})
