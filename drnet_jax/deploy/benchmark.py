@@ -17,11 +17,13 @@ all, medians of the rounds:
   one at a time, and in bulk. `implied` is the ratio of their multiply-adds,
   predictor counted; `realised` that of their times;
 * where the time of a single prediction goes: decode, resize, predictor,
-  network, and what the host does between.
+  network, and what the host does between;
+* decoding files whole against decoding them no larger than the chosen size
+  needs, and how many answers that changes.
 
-Leaves `speed.csv`, `worth.csv`, `parts.csv` and the figure `latency` (the
-paper's Figure 3 where the workdir was evaluated). Training steps are timed by
-`drnet_jax.deploy.benchmark_training`.
+Leaves `speed.csv`, `worth.csv`, `parts.csv`, `decoding.csv` and the figure
+`latency` (the paper's Figure 3 where the workdir was evaluated). Training steps
+are timed by `drnet_jax.deploy.benchmark_training`.
 """
 
 import csv
@@ -47,7 +49,7 @@ from drnet_jax.command import WORKDIR, parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
 from drnet_jax.deploy import budget, engines, package, torch_rival
 from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.contract import Contract
+from drnet_jax.deploy.contract import DECODINGS, Contract
 from drnet_jax.deploy.engines import OnnxEngine, XlaEngine
 from drnet_jax.errors import UserError
 from drnet_jax.report import figures, policies
@@ -79,6 +81,7 @@ class Subject:
     trained: the model.
     contract: its contract.
     files: encoded images.
+    labels: of them, or None where they show nothing.
     shares: of the images at each size; None where the predictor chooses.
     record: of the test split, if there is one: for the figure.
   """
@@ -86,6 +89,7 @@ class Subject:
   trained: workdir.Trained
   contract: Contract
   files: list[bytes]
+  labels: list[int] | None
   shares: tuple[float, ...] | None
   record: policies.Record | None
 
@@ -129,6 +133,7 @@ def of_workdir(path: str, images: int) -> Subject:
     trained,
     Contract.of(trained),
     files,
+    [int(examples[i]['label']) for i in range(len(files))],
     None,
     policies.load(record) if os.path.exists(record) else None,
   )
@@ -172,7 +177,7 @@ def of_network(
   )
   files = [_noise_jpeg(seed) for seed in range(min(images, 16))]
   files = [files[i % len(files)] for i in range(images)]
-  return Subject(trained, contract, files, tuple(shares), None)
+  return Subject(trained, contract, files, None, tuple(shares), None)
 
 
 def _noise_jpeg(seed: int) -> bytes:
@@ -456,6 +461,58 @@ def time_parts(
   return rows
 
 
+def time_decoding(subject: Subject, rounds: int) -> list[dict]:
+  """Decoding files whole, and no larger than needed: a row for each.
+
+  Answers are compared in the exported path: `same_label` and `same_size` are
+  shares of the images, `top1` is known where labels are.
+  """
+  files = subject.files
+  classifiers, answers = {}, {}
+  for decode in DECODINGS:
+    contract = dataclasses.replace(subject.contract, decode=decode)
+    with tempfile.TemporaryDirectory() as folder:
+      programs = engines.programs(subject.trained, contract)
+      package.write_onnx(folder, programs, fold_norms=True)
+      classifier = Classifier(contract, OnnxEngine(folder, contract))
+    if subject.shares:
+      classifier.set_policy(Drawn(subject.shares))
+    classifiers[decode] = classifier
+    answers[decode] = classifier.predict(files)
+  sizes = subject.contract.resolutions
+  jobs = {
+    decode: functools.partial(
+      _decode_as_chosen,
+      classifier,
+      files,
+      [sizes.index(x.size_px) for x in answers[decode]],
+    )
+    for decode, classifier in classifiers.items()
+  }
+  rows = []
+  for decode, seconds in interleaved(jobs, rounds, 'decoding').items():
+    pairs = list(zip(answers[decode], answers['full'], strict=True))
+    row = {
+      'decode': decode,
+      'ms_per_image': 1e3 * float(np.median(seconds)) / len(files),
+      'same_label': float(np.mean([a.label == b.label for a, b in pairs])),
+      'same_size': float(np.mean([a.size_px == b.size_px for a, b in pairs])),
+      'top1': '',
+    }
+    if subject.labels:
+      found = [x.label for x in answers[decode]]
+      row['top1'] = float(np.mean(np.equal(found, subject.labels)))
+    rows.append(row)
+  return rows
+
+
+def _decode_as_chosen(classifier, files, choice) -> None:
+  for file, j in zip(files, choice, strict=True):
+    picture = classifier.picture(file)
+    classifier.view(picture)
+    classifier.crop(picture, j)
+
+
 def _decode_all(classifier: Classifier, files: Sequence[bytes]) -> None:
   for file in files:
     classifier.picture(file).crop(classifier.contract.image_px)
@@ -550,10 +607,13 @@ def _run() -> None:
   speed = time_networks(contenders, _ROUNDS.value)
   worth = time_predictions(contenders, _ROUNDS.value)
   parts = time_parts(contenders, speed, _ROUNDS.value)
+  tables = {'speed': speed, 'worth': worth, 'parts': parts}
+  if 'onnx' in contenders.classifiers:
+    tables['decoding'] = time_decoding(subject, _ROUNDS.value)
   device = jax.devices()[0].device_kind
   print(f'{device}, {os.cpu_count()} processor cores\n')
   os.makedirs(to, exist_ok=True)
-  for name, rows in (('speed', speed), ('worth', worth), ('parts', parts)):
+  for name, rows in tables.items():
     print(log.table([{k: _short(v) for k, v in row.items()} for row in rows]))
     print()
     with open(os.path.join(to, f'{name}.csv'), 'w', newline='') as file:
@@ -562,7 +622,7 @@ def _run() -> None:
       writer.writerows(rows)
   draw(subject, speed, os.path.join(to, 'latency'))
   print(verdict(worth, speed))
-  print(f'Written: {to}/speed.csv, worth.csv, parts.csv, latency.png, .svg')
+  print(f'Written to {to}: {", ".join(tables)} (.csv), latency (.png, .svg)')
 
 
 def _short(value: Any) -> str:
