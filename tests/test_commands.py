@@ -127,7 +127,7 @@ def test_predict_prints_what_was_asked_for(calibrated, images, capsys):
 
 def test_predict_keeps_to_a_budget(calibrated, images, capsys):
   point = budget.read(calibrated).find(gmacs=7e-5)
-  assert 0 < point.shares[0] < 1
+  assert point.gmacs == pytest.approx(7e-5)
   text = predicted(
     calibrated, images, capsys, budget_gmacs=7e-5, format='json', runtime='onnx'
   )
@@ -212,8 +212,8 @@ def test_drawn_sizes_keep_their_shares():
 
 
 def test_a_benchmark_of_random_weights_needs_no_run():
-  subject = benchmark.of_network('resnet18', (16, 32), (0.5, 0.5), 3)
+  subject = benchmark.of_network('resnet10', (16, 32), (0.5, 0.5), 3)
   assert subject.contract.resolutions == (16, 32)
   assert jax.tree.leaves(subject.trained.params)
   with pytest.raises(UserError, match='add up to 1'):
-    benchmark.of_network('resnet18', (16, 32), (0.5, 0.6), 3)
+    benchmark.of_network('resnet10', (16, 32), (0.5, 0.6), 3)

@@ -67,6 +67,36 @@ def test_exported_paths_agree_with_jax(ours, folder, runtime):
   assert parity.largest < 1e-5
 
 
+PHOTOGRAPHS = os.path.join(
+  os.environ.get(
+    'DRNET_JAX_DATA', pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+  ),
+  'imagenet_val1300_227.npz',
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not os.path.exists(PHOTOGRAPHS), reason=f'{PHOTOGRAPHS} is not there'
+)
+def test_paths_agree_on_a_thousand_photographs(tmp_path):
+  network = {'network': 'resnet10', 'width': 8}
+  trained = tiny_trained(
+    base=network, predictor=network, predictor_px=64, resolutions=(64, 96, 128)
+  )
+  ours = Classifier.of(trained)
+  package.write(str(tmp_path), trained, ours.contract, None)
+  with np.load(PHOTOGRAPHS) as file:
+    data, offsets = file['data'], file['offsets']
+  images = [data[offsets[i] : offsets[i + 1]].tobytes() for i in range(1000)]
+  for runtime in ('onnx', 'stablehlo'):
+    theirs = Classifier.load(str(tmp_path), runtime=runtime)
+    parity = export.compare(ours, theirs, images)
+    assert parity.holds and parity.ties < 10
+  sizes = {x.size_px for x in ours.predict(images)}
+  assert len(sizes) > 1, 'the test should use several sizes'
+
+
 def test_parity_sees_other_weights(ours):
   other = Classifier.of(tiny_trained(spread=3.0), runtime='onnx')
   assert not export.compare(ours, other, list(pictures(10))).holds

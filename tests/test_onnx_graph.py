@@ -197,6 +197,23 @@ def test_a_value_used_twice_is_not_changed_by_what_follows_one_use():
   )
 
 
+def test_an_alias_is_not_changed_by_what_follows_it():
+  """A padding of nothing: two names for one array, one of them scaled."""
+  kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 4))
+
+  def function(x):
+    y = jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    same = jnp.pad(y, ((0, 0),) * 4)
+    return (same * 3 + 1).mean((1, 2)) - y.mean((1, 2))
+
+  images = np.random.default_rng(0).random((2, PX, PX, 3), np.float32)
+  np.testing.assert_allclose(
+    run(convert(function), images), function(images), rtol=1e-4
+  )
+
+
 @pytest.mark.parametrize(
   'function, message',
   [

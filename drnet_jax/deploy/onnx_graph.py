@@ -447,6 +447,13 @@ class _Graph:
     self._tensors[value] = tensor
     return tensor
 
+  def _alias(self, tensor: _Tensor, value: _Value) -> None:
+    """Gives an array that is already there to another value.
+
+    Without its node: what is put into that would show in both.
+    """
+    self._tensors[value] = _Tensor(tensor.name, tensor.axes, None, value)
+
   def _fresh(self, operator: str) -> str:
     self._count += 1
     return f'{operator.lower()}_{self._count}'
@@ -501,25 +508,21 @@ class _Graph:
     if right.constant is None or left.constant is not None:
       return False
     (output,) = operation.outputs
-    if not np.issubdtype(output.dtype, np.floating):
-      return False
-    tensor = self._tensors[left]
-    c = right.constant.astype(np.float64)
-    if c.ndim:
-      if c.shape != tuple(
-        1 if _is_symbolic(size) else c_size
-        for size, c_size in zip(output.shape, c.shape, strict=True)
-      ):
-        return False
-      c = c.transpose(tensor.axes)
-    if any(
-      c_size not in (1, size)
-      for size, c_size in zip(left.shape, right.constant.shape, strict=False)
-      if not _is_symbolic(size)
+    tensor, c = self._tensors[left], right.constant.astype(np.float64)
+    if (
+      output.dtype != np.float32
+      or c.ndim not in (0, len(left.shape))
+      or sum(size > 1 for size in c.shape) > 1
+      # The constant would make the array larger.
+      or any(
+        n > 1 and n != size
+        for n, size in zip(c.shape, left.shape, strict=False)
+      )
+      or (operation.name == 'div' and not c.all())
     ):
-      return False  # the constant makes the array larger
-    if sum(size > 1 for size in c.shape) > 1:
       return False
+    if c.ndim:
+      c = c.transpose(tensor.axes)
     node = tensor.node
     if left.uses > 1 or node is None or not self._takes(node, c):
       tensor = self._emit('Affine', [tensor.name], output, tensor.axes)
@@ -577,8 +580,7 @@ class _Graph:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor = self._tensors[x]
     if x.dtype == y.dtype:
-      self._tensors[y] = dataclasses.replace(tensor, value=y)
-      y.uses = max(y.uses, x.uses)
+      self._alias(tensor, y)
       return
     self._emit('Cast', [tensor.name], y, tensor.axes, to=_onnx_type(y.dtype))
 
@@ -683,9 +685,7 @@ class _Graph:
       )
       self._emit('Expand', [name, target], y, range(len(y.shape)))
     elif not len(new_axes):
-      self._tensors[y] = dataclasses.replace(
-        self._arranged(self._tensors[x], range(len(y.shape))), value=y
-      )
+      self._alias(self._tensors[x], y)
 
   def _add_concatenate(self, operation: _Operation) -> None:
     for x in operation.inputs:
@@ -789,7 +789,7 @@ class _Graph:
       raise UserError('cannot export padding between pixels to ONNX')
     tensor = self._tensors[x]
     if not any(low or high for low, high, _ in config):
-      self._tensors[y] = dataclasses.replace(tensor, value=y)
+      self._alias(tensor, y)
       return
     low, high = (
       [config[axis][side] for axis in tensor.axes] for side in (0, 1)
