@@ -109,15 +109,16 @@ def test_shared_weights_are_stored_once(tmp_path):
   contract, sizes = Contract.of(trained), {}
   for weights in ('folded', 'shared'):
     path = tmp_path / weights
-    package.write(
-      str(path), trained, contract, None, formats=('onnx',), weights=weights
-    )
-    assert not list(path.glob('*.stablehlo'))
-    theirs = Classifier.load(str(path), runtime='onnx')
-    assert export.compare(ours, theirs, list(pictures(50))).holds
+    package.write(str(path), trained, contract, None, weights=weights)
     sizes[weights] = (path / 'weights.bin').stat().st_size
   # One copy of the base instead of three; the predictor is small.
   assert sizes['shared'] < 0.5 * sizes['folded']
+  kernel = trained.params['base']['stage1_block1']['conv1']['kernel']
+  for program in path.glob('*.stablehlo'):
+    assert np.asarray(kernel).tobytes() not in program.read_bytes()
+  for runtime in ('onnx', 'stablehlo'):
+    theirs = Classifier.load(str(path), runtime=runtime, batch=4)
+    assert export.compare(ours, theirs, list(pictures(50))).holds
 
 
 def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
@@ -246,6 +247,9 @@ def test_the_card_says_what_it_is(folder, trained):
 def test_an_exported_folder_is_run_as_exported(folder):
   with pytest.raises(UserError, match="runtime 'onnx'"):
     Classifier.load(folder)
+  assert not json.loads(pathlib.Path(folder, 'contract.json').read_text())[
+    'stablehlo_weights'
+  ]
 
 
 def test_without_a_predictor(tmp_path):

@@ -156,7 +156,9 @@ class Classifier:
       engine = OnnxEngine(folder, contract)
       engine.best_batch = batch or engine.best_batch
     else:
-      made = engines.exported_programs(folder, contract)
+      made = engines.exported_programs(
+        folder, contract, fields['stablehlo_weights']
+      )
       engine = XlaEngine('stablehlo', made, contract, batches=_buckets(batch))
     return cls(contract, engine, budget.read(folder))
 

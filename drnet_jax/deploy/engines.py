@@ -28,6 +28,7 @@ from drnet_jax.errors import UserError
 # Weights as constants of a program make XLA's CPU code a fifth faster at batch
 # 1, but each program then holds a copy.
 _MOST_BAKED_BYTES = 2**30
+STABLEHLO_WEIGHTS = 'weights.npz'
 
 
 class Engine(Protocol):
@@ -231,17 +232,32 @@ class OnnxEngine:
 
 
 def exported_programs(
-  folder: str, contract: Contract
+  folder: str, contract: Contract, shared: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[Callable, Any, int]]:
-  """The StableHLO programs of an export folder, as from `programs`."""
+  """The StableHLO programs of an export folder, as from `programs`.
+
+  Args:
+    folder: from `package.write`.
+    contract: its contract.
+    shared: for programs that take their weights as arguments, what these are
+      called in the folder's `weights.npz`.
+  """
   sides = {network_name(r): contract.input_px(r) for r in contract.resolutions}
   if contract.has_router:
     sides['predictor'] = contract.input_px(contract.predictor_px)
+  arrays = {}
+  if shared:
+    with np.load(os.path.join(folder, STABLEHLO_WEIGHTS)) as file:
+      arrays = {name: jax.device_put(file[name]) for name in file.files}
   found = {}
   for name, side_px in sides.items():
     with open(os.path.join(folder, f'{name}.stablehlo'), 'rb') as file:
       exported = jax.export.deserialize(bytearray(file.read()))
-    found[name] = (_without_weights(exported.call), (), side_px)
+    if name in shared:
+      weights = [arrays[key] for key in shared[name]]
+      found[name] = exported.call, weights, side_px
+    else:
+      found[name] = _without_weights(exported.call), (), side_px
   return found
 
 

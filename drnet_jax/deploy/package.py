@@ -6,6 +6,7 @@ predictor.onnx     uint8 [batch, S, S, 3] -> log p of the sizes
 r112.onnx, ...     uint8 [batch, S, S, 3] -> probabilities, a file per size
 weights.bin        of all ONNX files; equal arrays are stored once
 *.stablehlo        the same programs for JAX, on CPU, GPU and TPU
+weights.npz        of the StableHLO programs, where sizes share them
 calibration.json   for `Classifier.set_budget`
 run.py             runs the ONNX files without JAX
 README.md          the model card
@@ -52,9 +53,9 @@ def write(
     contract: its contract.
     calibration: for the budget table; None leaves it empty.
     formats: of FORMATS.
-    weights: of the ONNX graphs. 'folded': norms are put into the convolutions,
-      so that each size has weights of its own. 'shared': all sizes use the
-      same convolutions, with their norms behind them.
+    weights: 'folded': every program holds its own, in ONNX with the norms put
+      into the convolutions. 'shared': all sizes use the same convolutions,
+      with their norms behind them.
 
   Raises:
     UserError: something cannot be exported, or a package is missing.
@@ -71,10 +72,9 @@ def write(
     shutil.copyfile(
       os.path.join(here, 'onnx_runtime.py'), os.path.join(folder, 'run.py')
     )
+  shared = {}
   if 'stablehlo' in formats:
-    for name, program in programs.items():
-      with open(os.path.join(folder, f'{name}.stablehlo'), 'wb') as file:
-        file.write(_stablehlo(*program))
+    shared = _write_stablehlo(folder, programs, share=weights == 'shared')
   budgets = []
   if calibration is not None:
     calibration.write(folder)
@@ -85,6 +85,7 @@ def write(
   fields = contract.to_json() | {
     'format': 1,
     'weights': weights,
+    'stablehlo_weights': shared,
     'input': 'images: uint8 [batch, side, side, 3], RGB',
     'budgets': budgets,
   }
@@ -146,14 +147,46 @@ def write_onnx(
       onnx.save_model(model, os.path.join(folder, f'{name}.onnx'))
 
 
-def _stablehlo(program: Callable, weights: Any, side_px: int) -> bytes:
+def _write_stablehlo(
+  folder: str, programs: dict[str, tuple[Callable, Any, int]], *, share: bool
+) -> dict[str, list[str]]:
+  """Writes programs; with `share` their weights are arguments.
+
+  Returns:
+    For each program, what its arguments are called in `weights.npz`.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  names: dict[str, list[str]] = {}
+  for name, (program, weights, side_px) in programs.items():
+    # Not bound to the devices that the weights happen to lie on.
+    leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, weights))
+
+    def run(leaves, images, program=program, tree=tree):
+      return program(jax.tree.unflatten(tree, leaves), images)
+
+    if share:
+      names[name] = [
+        hashlib.sha256(x.tobytes() + str(x.shape).encode()).hexdigest()
+        for x in leaves
+      ]
+      arrays |= zip(names[name], leaves, strict=True)
+      data = _stablehlo(run, side_px, leaves)
+    else:
+      data = _stablehlo(functools.partial(run, leaves), side_px)
+    with open(os.path.join(folder, f'{name}.stablehlo'), 'wb') as file:
+      file.write(data)
+  if share:
+    np.savez(os.path.join(folder, engines.STABLEHLO_WEIGHTS), **arrays)
+  return names
+
+
+def _stablehlo(program: Callable, side_px: int, *arguments: Any) -> bytes:
+  """A function of (*arguments, images) for any batch and platform."""
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
-  # Not bound to the devices that the weights happen to lie on.
-  weights = jax.tree.map(np.asarray, weights)
-  exported = jax.export.export(
-    jax.jit(functools.partial(program, weights)), platforms=_PLATFORMS
-  )(images)
+  exported = jax.export.export(jax.jit(program), platforms=_PLATFORMS)(
+    *arguments, images
+  )
   try:
     return exported.serialize()
   except ImportError as error:
