@@ -125,6 +125,15 @@ def test_predict_prints_what_was_asked_for(calibrated, images, capsys):
   assert {'class_2', 'probability_2'} <= set(found[0])
 
 
+def test_one_checkpoint_is_loaded_by_its_path(calibrated):
+  path = os.path.join(calibrated, 'checkpoints', 'finetune', '7')
+  classifier = Classifier.load(path, runtime='onnx')
+  assert classifier.contract.origin == 'stage finetune, step 7'
+  assert classifier.set_budget(gmacs=7e-5).gmacs == pytest.approx(7e-5)
+  with pytest.raises(UserError, match='finetune/8 is damaged'):
+    Classifier.load(path[:-1] + '8')
+
+
 def test_predict_keeps_to_a_budget(calibrated, images, capsys):
   point = budget.read(calibrated).find(gmacs=7e-5)
   assert point.gmacs == pytest.approx(7e-5)

@@ -88,7 +88,8 @@ class Classifier:
     """Reads a model and makes it ready; nothing is compiled after this.
 
     Args:
-      path: workdir of a run (its latest weights), or a folder that `export`
+      path: workdir of a run (its latest weights), one of its checkpoints
+        (`<workdir>/checkpoints/<stage>/<step>`), or a folder that `export`
         wrote.
       runtime: 'jax'; 'onnx', which is faster on CPUs (a workdir is exported
         to a temporary folder); 'stablehlo', the exported programs, for
@@ -120,7 +121,7 @@ class Classifier:
       runtime=runtime,
       decode=decode or 'full',
       batch=batch,
-      calibration=budget.read(path),
+      calibration=budget.read(workdir.root(path)),
     )
 
   @classmethod

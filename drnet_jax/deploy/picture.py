@@ -14,7 +14,7 @@ from drnet_jax.errors import UserError
 
 # A decoded image is kept for a second crop if it is at most this many times
 # the area of the largest crop.
-_KEEP = 8
+_KEEP = 4
 
 
 class Picture:

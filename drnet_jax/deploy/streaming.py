@@ -24,6 +24,7 @@ from drnet_jax.deploy.answers import Prediction
 from drnet_jax.deploy.picture import Picture
 
 _PATIENCE_S = 0.05  # between looks for an end of the stream
+_MOST_WAITING = 1000  # images; `submit` blocks where there are more
 
 
 @dataclasses.dataclass
@@ -116,6 +117,7 @@ class Stream:
     self._arrivals: queue.SimpleQueue = queue.SimpleQueue()
     self._latencies_s: collections.deque = collections.deque(maxlen=10_000)
     self.answered = self.late = self.spilled = 0
+    self._room = threading.BoundedSemaphore(_MOST_WAITING)
     self._closing = threading.Event()
     self._readers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._worker = threading.Thread(target=self._work, daemon=True)
@@ -138,10 +140,12 @@ class Stream:
 
     Returns:
       A future of its `Prediction`; it raises UserError if the image cannot be
-      read.
+      read. Blocks while very many are waiting.
     """
+    self._room.acquire()
     picture = self._classifier.picture(source)
     request = Request(picture, time.monotonic(), concurrent.futures.Future())
+    request.future.add_done_callback(lambda _: self._room.release())
     self._readers.submit(self._read, request)
     return request.future
 
