@@ -220,6 +220,8 @@ def test_an_alias_is_not_changed_by_what_follows_it():
     (lambda x: jnp.sort(x.mean((1, 2)), -1), "primitive 'sort'"),
     (lambda x: x - x.sum(0), 'reduction over the batch'),
     (lambda x: x - x.mean(0), 'how many images'),
+    (lambda x: x.mean((1, 2)) + jnp.arange(x.shape[0])[:, None], 'how many'),
+    (lambda x: x.mean((1, 2)) + jnp.ones(x.shape[:1]).sum(), 'how many'),
     (lambda x: jnp.zeros((len(x), 5)) + x.mean(), 'x.shape'),
   ],
 )

@@ -24,12 +24,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
-from jax.extend import core
 from onnx import TensorProto, helper, numpy_helper
 
+from drnet_jax.deploy.traced import (
+  Operation,
+  Program,
+  Value,
+  is_symbolic,
+  trace,
+)
 from drnet_jax.errors import UserError
 
 _OPSET = 18
@@ -43,26 +48,6 @@ _TYPES = {
   'int8': TensorProto.INT8,
   'uint8': TensorProto.UINT8,
   'bool': TensorProto.BOOL,
-}
-_IDENTITIES = {
-  'copy',
-  'copy_p',
-  'stop_gradient',
-  'reduce_precision',
-  'optimization_barrier',
-  'sharding_constraint',
-  'name',
-}
-_CALLS = {
-  'jit',
-  'pjit',
-  'closed_call',
-  'core_call',
-  'checkpoint',
-  'remat2',
-  'custom_jvp_call',
-  'custom_vjp_call',
-  'custom_vjp_call_jaxpr',
 }
 _UNARY = {
   'abs': 'Abs',
@@ -130,170 +115,11 @@ def convert(
     UserError: the function needs something that has no counterpart here; the
       message names it.
   """
-  (batch,) = jax.export.symbolic_shape('batch')
-  argument = jax.ShapeDtypeStruct((batch, *image.shape), image.dtype)
-  try:
-    closed = jax.make_jaxpr(function)(argument)
-  except (
-    TypeError,
-    jax.errors.JAXTypeError,
-    jax.errors.InconclusiveDimensionOperation,
-  ) as error:
-    raise UserError(
-      'the network cannot be traced with a batch of any size (take sizes from '
-      f'x.shape, not from len(x)): {error}'
-    ) from error
-  program = _Program(closed)
+  program = trace(function, image)
   graph = _Graph(program, input_name, fold_norms=fold_norms)
   for operation in program.operations:
     graph.add(operation)
   return graph.finish(input_name, output_name)
-
-
-@dataclasses.dataclass(eq=False)
-class _Value:
-  """An array of the traced program.
-
-  Attributes:
-    shape: of ints, and of symbolic sizes where the batch is.
-    dtype: numpy's, with the short floats widened.
-    constant: its value where known, of size 1 along symbolic axes.
-    uses: how many operations (and outputs) read it.
-  """
-
-  shape: tuple
-  dtype: np.dtype
-  constant: np.ndarray | None = None
-  uses: int = 0
-
-
-@dataclasses.dataclass(eq=False)
-class _Operation:
-  """A primitive, what it reads and what it makes."""
-
-  primitive: Any
-  params: dict[str, Any]
-  inputs: list[_Value]
-  outputs: list[_Value]
-
-  @property
-  def name(self) -> str:
-    return self.primitive.name
-
-
-class _Program:
-  """A jaxpr without calls, constants and dead code.
-
-  Attributes:
-    input, output: its two ends.
-    operations: in order.
-  """
-
-  def __init__(self, closed: core.ClosedJaxpr):
-    if len(closed.jaxpr.outvars) != 1:
-      raise UserError('a function to export returns one array')
-    operations: list[_Operation] = []
-    self.input = _value(closed.jaxpr.invars[0])
-    (self.output,) = self._inline(
-      closed.jaxpr, closed.consts, [self.input], operations
-    )
-    self.operations = self._live(operations)
-
-  def _inline(self, jaxpr, consts, arguments, operations) -> list[_Value]:
-    env: dict[Any, _Value] = {}
-
-    def read(atom) -> _Value:
-      if isinstance(atom, core.Literal):
-        return _constant(np.asarray(atom.val))
-      return env[atom]
-
-    for var, value in zip(jaxpr.constvars, consts, strict=True):
-      env[var] = _constant(np.asarray(value))
-    env |= zip(jaxpr.invars, arguments, strict=True)
-    for equation in jaxpr.eqns:
-      inputs = [read(atom) for atom in equation.invars]
-      name = equation.primitive.name
-      if name in _IDENTITIES:
-        outputs = inputs
-      elif name in _CALLS:
-        params = equation.params
-        inner = next(
-          params[key]
-          for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
-          if key in params
-        )
-        if isinstance(inner, core.ClosedJaxpr):
-          inner, inner_consts = inner.jaxpr, inner.consts
-        else:
-          inner_consts = ()
-        outputs = self._inline(inner, inner_consts, inputs, operations)
-      else:
-        outputs = [_value(var) for var in equation.outvars]
-        if all(x.constant is not None for x in inputs):
-          _evaluate(equation, inputs, outputs)
-        else:
-          operations.append(
-            _Operation(equation.primitive, equation.params, inputs, outputs)
-          )
-      env |= zip(equation.outvars, outputs, strict=True)
-    return [read(atom) for atom in jaxpr.outvars]
-
-  def _live(self, operations: list[_Operation]) -> list[_Operation]:
-    self.output.uses = 1
-    live = []
-    for operation in reversed(operations):
-      if any(x.uses for x in operation.outputs):
-        live.append(operation)
-        for x in operation.inputs:
-          x.uses += 1
-    return live[::-1]
-
-
-def _value(var) -> _Value:
-  return _Value(tuple(var.aval.shape), _widened(var.aval.dtype))
-
-
-def _constant(x: np.ndarray) -> _Value:
-  x = x.astype(_widened(x.dtype))
-  return _Value(x.shape, x.dtype, x)
-
-
-def _widened(dtype) -> np.dtype:
-  if jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize < 4:
-    return np.dtype(np.float32)
-  return np.dtype(dtype)
-
-
-def _is_symbolic(size) -> bool:
-  return not isinstance(size, int | np.integer)
-
-
-def _evaluate(equation, inputs, outputs) -> None:
-  """Computes an operation on constants, the batch taken as 1."""
-  if equation.primitive.name == 'dim_as_value':
-    raise UserError(
-      'cannot export to ONNX what depends on how many images there are'
-    )
-
-  def concrete(param):
-    if isinstance(param, tuple):
-      return tuple(1 if _is_dim_expression(d) else d for d in param)
-    return param
-
-  params = {k: concrete(v) for k, v in equation.params.items()}
-  if params.get('new_dtype') is not None:
-    params['new_dtype'] = _widened(params['new_dtype'])
-  results = equation.primitive.bind(
-    *(jnp.asarray(x.constant) for x in inputs), **params
-  )
-  if not equation.primitive.multiple_results:
-    results = [results]
-  for output, result in zip(outputs, results, strict=True):
-    output.constant = np.asarray(result)
-
-
-def _is_dim_expression(x) -> bool:
-  return jax.export.is_symbolic_dim(x)
 
 
 @dataclasses.dataclass(eq=False)
@@ -310,7 +136,7 @@ class _Tensor:
   name: str
   axes: tuple[int, ...]
   node: '_Node | None'
-  value: _Value
+  value: Value
 
   def place(self, axis: int) -> int:
     """Where a traced axis is stored."""
@@ -345,21 +171,21 @@ class _Node:
 class _Graph:
   """The ONNX graph under construction."""
 
-  def __init__(self, program: _Program, input_name: str, *, fold_norms: bool):
+  def __init__(self, program: Program, input_name: str, *, fold_norms: bool):
     self._fold_norms = fold_norms
     self._nodes: list[_Node] = []
     self._count = 0
     self._program = program
     rank = len(program.input.shape)
     first = _Tensor(input_name, tuple(range(rank)), None, program.input)
-    self._tensors: dict[_Value, _Tensor] = {program.input: first}
+    self._tensors: dict[Value, _Tensor] = {program.input: first}
     if rank == 4 and any(
       o.name == 'conv_general_dilated' for o in program.operations
     ):
       # While the pixels are still bytes: a quarter of the memory to move.
       self._tensors[program.input] = self._arranged(first, (0, 3, 1, 2))
 
-  def add(self, operation: _Operation) -> None:
+  def add(self, operation: Operation) -> None:
     """Writes the operators of one operation."""
     name = operation.name
     if name in _AFFINE and self._add_affine(operation):
@@ -436,7 +262,7 @@ class _Graph:
   # Bookkeeping.
 
   def _emit(
-    self, operator, inputs, value: _Value, axes, *, name=None, **attributes
+    self, operator, inputs, value: Value, axes, *, name=None, **attributes
   ) -> _Tensor:
     """Adds a node and says which traced array it makes, in which order."""
     node = _Node(
@@ -447,7 +273,7 @@ class _Graph:
     self._tensors[value] = tensor
     return tensor
 
-  def _alias(self, tensor: _Tensor, value: _Value) -> None:
+  def _alias(self, tensor: _Tensor, value: Value) -> None:
     """Gives an array that is already there to another value.
 
     Without its node: what is put into that would show in both.
@@ -468,14 +294,14 @@ class _Graph:
     self._nodes.append(node)
     return _Tensor(node.output, axes, node, tensor.value)
 
-  def _natural(self, value: _Value):
+  def _natural(self, value: Value):
     """A name (or constant) whose axes are stored as traced."""
     if value.constant is not None:
       return value.constant
     tensor = self._tensors[value]
     return self._arranged(tensor, tuple(range(len(value.shape)))).name
 
-  def _operands(self, inputs: Sequence[_Value]):
+  def _operands(self, inputs: Sequence[Value]):
     """Names or constants of arrays to combine, all in one order; the order."""
     rank = max(len(x.shape) for x in inputs)
     axes = next(
@@ -496,11 +322,11 @@ class _Graph:
 
   # Elementwise operations.
 
-  def _elementwise(self, operation: _Operation, operator: str) -> None:
+  def _elementwise(self, operation: Operation, operator: str) -> None:
     names, axes = self._operands(operation.inputs)
     self._emit(operator, names, operation.outputs[0], axes)
 
-  def _add_affine(self, operation: _Operation) -> bool:
+  def _add_affine(self, operation: Operation) -> bool:
     """Merges x (+, -, *, /) c per channel into what made x, if it can be."""
     left, right = operation.inputs
     if right.constant is None and operation.name in ('add', 'mul'):
@@ -550,7 +376,7 @@ class _Graph:
       and places in ([], [node.channel_place])
     )
 
-  def _add_activation(self, operation: _Operation) -> bool:
+  def _add_activation(self, operation: Operation) -> bool:
     """Writes max(x, 0) and min(max(x, 0), c) as runtimes fuse them."""
     constants = [x for x in operation.inputs if x.constant is not None]
     others = [x for x in operation.inputs if x.constant is None]
@@ -576,7 +402,7 @@ class _Graph:
       return True
     return False
 
-  def _add_convert_element_type(self, operation: _Operation) -> None:
+  def _add_convert_element_type(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor = self._tensors[x]
     if x.dtype == y.dtype:
@@ -584,45 +410,45 @@ class _Graph:
       return
     self._emit('Cast', [tensor.name], y, tensor.axes, to=_onnx_type(y.dtype))
 
-  def _add_rsqrt(self, operation: _Operation) -> None:
+  def _add_rsqrt(self, operation: Operation) -> None:
     (y,) = operation.outputs
     names, axes = self._operands(operation.inputs)
     root = self._emit('Sqrt', names, y, axes)
     self._emit('Reciprocal', [root.name], y, axes)
 
-  def _add_square(self, operation: _Operation) -> None:
+  def _add_square(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
     self._emit('Mul', names * 2, operation.outputs[0], axes)
 
-  def _add_integer_pow(self, operation: _Operation) -> None:
+  def _add_integer_pow(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
     power = np.asarray(operation.params['y'], operation.inputs[0].dtype)
     self._emit('Pow', [*names, power], operation.outputs[0], axes)
 
-  def _add_log1p(self, operation: _Operation) -> None:
+  def _add_log1p(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
     (y,) = operation.outputs
     plus = self._emit('Add', [*names, np.ones((), y.dtype)], y, axes)
     self._emit('Log', [plus.name], y, axes)
 
-  def _add_expm1(self, operation: _Operation) -> None:
+  def _add_expm1(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
     (y,) = operation.outputs
     power = self._emit('Exp', names, y, axes)
     self._emit('Sub', [power.name, np.ones((), y.dtype)], y, axes)
 
-  def _add_erfc(self, operation: _Operation) -> None:
+  def _add_erfc(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
     (y,) = operation.outputs
     erf = self._emit('Erf', names, y, axes)
     self._emit('Sub', [np.ones((), y.dtype), erf.name], y, axes)
 
-  def _add_ne(self, operation: _Operation) -> None:
+  def _add_ne(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
     equal = self._emit('Equal', names, operation.outputs[0], axes)
     self._emit('Not', [equal.name], operation.outputs[0], axes)
 
-  def _add_clamp(self, operation: _Operation) -> None:
+  def _add_clamp(self, operation: Operation) -> None:
     low, x, high = operation.inputs
     (y,) = operation.outputs
     names, axes = self._operands([x, low, high])
@@ -634,7 +460,7 @@ class _Graph:
     above = self._emit('Max', names[:2], y, axes)
     self._emit('Min', [above.name, names[2]], y, axes)
 
-  def _add_select_n(self, operation: _Operation) -> None:
+  def _add_select_n(self, operation: Operation) -> None:
     which, *cases = operation.inputs
     if which.dtype != bool:
       raise UserError('cannot export a select of more than two cases to ONNX')
@@ -643,29 +469,29 @@ class _Graph:
 
   # Shapes.
 
-  def _add_transpose(self, operation: _Operation) -> None:
+  def _add_transpose(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor = self._tensors[x]
     new_of_old = np.argsort(operation.params['permutation'])
     axes = tuple(int(new_of_old[axis]) for axis in tensor.axes)
     self._tensors[y] = _Tensor(tensor.name, axes, None, y)
 
-  def _add_reshape(self, operation: _Operation) -> None:
+  def _add_reshape(self, operation: Operation) -> None:
     (y,) = operation.outputs
     name = self._natural(operation.inputs[0])
     self._emit('Reshape', [name, _target(y.shape)], y, range(len(y.shape)))
 
-  def _add_squeeze(self, operation: _Operation) -> None:
+  def _add_squeeze(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor, gone = self._tensors[x], operation.params['dimensions']
     places = np.asarray([tensor.place(axis) for axis in gone])
     axes = _renumbered([a for a in tensor.axes if a not in gone])
     self._emit('Squeeze', [tensor.name, places], y, axes)
 
-  def _add_expand_dims(self, operation: _Operation) -> None:
+  def _add_expand_dims(self, operation: Operation) -> None:
     self._add_reshape(operation)
 
-  def _add_broadcast_in_dim(self, operation: _Operation) -> None:
+  def _add_broadcast_in_dim(self, operation: Operation) -> None:
     x, (y,) = operation.inputs[0], operation.outputs
     where = operation.params['broadcast_dimensions']
     old = dict(zip(where, x.shape, strict=True))
@@ -676,7 +502,7 @@ class _Graph:
         'Unsqueeze', [name, new_axes], y, range(len(y.shape))
       ).name
     grown = [old.get(i, 1) != size for i, size in enumerate(y.shape)]
-    if any(g and _is_symbolic(n) for g, n in zip(grown, y.shape, strict=True)):
+    if any(g and is_symbolic(n) for g, n in zip(grown, y.shape, strict=True)):
       raise UserError('cannot export an array repeated along the batch to ONNX')
     if any(grown):
       # A target of 1 leaves an axis as it is.
@@ -687,9 +513,9 @@ class _Graph:
     elif not len(new_axes):
       self._alias(self._tensors[x], y)
 
-  def _add_concatenate(self, operation: _Operation) -> None:
+  def _add_concatenate(self, operation: Operation) -> None:
     for x in operation.inputs:
-      if x.constant is not None and any(map(_is_symbolic, x.shape)):
+      if x.constant is not None and any(map(is_symbolic, x.shape)):
         raise UserError(
           'cannot export a constant joined to the images (concatenate) to ONNX'
         )
@@ -697,7 +523,7 @@ class _Graph:
     place = axes.index(operation.params['dimension'])
     self._emit('Concat', names, operation.outputs[0], axes, axis=place)
 
-  def _add_stack(self, operation: _Operation) -> None:
+  def _add_stack(self, operation: Operation) -> None:
     (y,) = operation.outputs
     axis = operation.params['axis']
     parts = [
@@ -711,7 +537,7 @@ class _Graph:
     ]
     self._emit('Concat', parts, y, range(len(y.shape)), axis=axis)
 
-  def _add_split(self, operation: _Operation) -> None:
+  def _add_split(self, operation: Operation) -> None:
     tensor = self._tensors[operation.inputs[0]]
     axis, start = operation.params['axis'], 0
     for size, y in zip(
@@ -720,10 +546,10 @@ class _Graph:
       self._cut(tensor, y, [axis], [start], [start + size], [1])
       start += size
 
-  def _add_slice(self, operation: _Operation) -> None:
+  def _add_slice(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     params = operation.params
-    axes = [i for i, n in enumerate(x.shape) if not _is_symbolic(n)]
+    axes = [i for i, n in enumerate(x.shape) if not is_symbolic(n)]
     strides = params['strides'] or [1] * len(x.shape)
     starts, ends, steps = (
       [bounds[axis] for axis in axes]
@@ -731,7 +557,7 @@ class _Graph:
     )
     self._cut(self._tensors[x], y, axes, starts, ends, steps)
 
-  def _add_gather(self, operation: _Operation) -> None:
+  def _add_gather(self, operation: Operation) -> None:
     """Indexing with constants, an axis at a time: x[:, ::2, ::2], x[:, 0]."""
     x, indices = operation.inputs
     (y,) = operation.outputs
@@ -782,7 +608,7 @@ class _Graph:
       tensor.axes,
     )
 
-  def _add_pad(self, operation: _Operation) -> None:
+  def _add_pad(self, operation: Operation) -> None:
     (x, fill), (y,) = operation.inputs, operation.outputs
     config = operation.params['padding_config']
     if any(interior for _, _, interior in config) or fill.constant is None:
@@ -803,17 +629,17 @@ class _Graph:
 
   # Reductions and products.
 
-  def _reduce(self, operation: _Operation) -> None:
+  def _reduce(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor, gone = self._tensors[x], operation.params['axes']
-    if any(_is_symbolic(x.shape[axis]) for axis in gone):
+    if any(is_symbolic(x.shape[axis]) for axis in gone):
       raise UserError('cannot export a reduction over the batch to ONNX')
     places = np.asarray(sorted(tensor.place(axis) for axis in gone))
     axes = _renumbered([a for a in tensor.axes if a not in gone])
     operator = _REDUCTIONS[operation.name]
     self._emit(operator, [tensor.name, places], y, axes, keepdims=0)
 
-  def _add_argmax(self, operation: _Operation) -> None:
+  def _add_argmax(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor, gone = self._tensors[x], operation.params['axes']
     axes = _renumbered([a for a in tensor.axes if a not in gone])
@@ -821,7 +647,7 @@ class _Graph:
     found = self._emit('ArgMax', [tensor.name], y, axes, axis=place, keepdims=0)
     self._emit('Cast', [found.name], y, axes, to=_onnx_type(y.dtype))
 
-  def _add_conv_general_dilated(self, operation: _Operation) -> None:
+  def _add_conv_general_dilated(self, operation: Operation) -> None:
     (x, kernel), (y,) = operation.inputs, operation.outputs
     params = operation.params
     if (
@@ -850,7 +676,7 @@ class _Graph:
     )
     made.node.weight_axis, made.node.channel_place = 0, 1
 
-  def _add_dot_general(self, operation: _Operation) -> None:
+  def _add_dot_general(self, operation: Operation) -> None:
     (left, right), (y,) = operation.inputs, operation.outputs
     contract, batch = operation.params['dimension_numbers']
     if not any(batch) and len(contract[0]) == 1:
@@ -905,16 +731,16 @@ class _Graph:
     made = self._emit('MatMul', inputs, y, axes)
     made.node.weight_axis, made.node.channel_place = weight_axis, place
 
-  def _add_reduce_window_max(self, operation: _Operation) -> None:
+  def _add_reduce_window_max(self, operation: Operation) -> None:
     self._pool(operation, 'MaxPool')
 
-  def _add_reduce_window_sum(self, operation: _Operation) -> None:
+  def _add_reduce_window_sum(self, operation: Operation) -> None:
     (y,) = operation.outputs
     mean = self._pool(operation, 'AveragePool', count_include_pad=1)
     count = math.prod(operation.params['window_dimensions'])
     self._emit('Mul', [mean.name, np.asarray(count, y.dtype)], y, mean.axes)
 
-  def _pool(self, operation: _Operation, operator: str, **attributes):
+  def _pool(self, operation: Operation, operator: str, **attributes):
     (x,), (y,) = operation.inputs, operation.outputs
     params = operation.params
     if any(d != 1 for d in params['base_dilation']):
@@ -979,9 +805,9 @@ def _renumbered(axes: list[int]) -> tuple[int, ...]:
 
 def _target(shape) -> np.ndarray:
   """A shape for Reshape: -1 stands for the one size that is not known."""
-  if sum(map(_is_symbolic, shape)) > 1:
+  if sum(map(is_symbolic, shape)) > 1:
     raise UserError('cannot export a reshape with two unknown sizes to ONNX')
-  return np.asarray([-1 if _is_symbolic(n) else n for n in shape], np.int64)
+  return np.asarray([-1 if is_symbolic(n) else n for n in shape], np.int64)
 
 
 def _written(node: _Node):
@@ -1034,8 +860,8 @@ def _onnx_type(dtype: np.dtype) -> int:
     raise UserError(f'cannot export arrays of {dtype} to ONNX') from None
 
 
-def _info(name: str, value: _Value):
-  shape = ['batch' if _is_symbolic(n) else n for n in value.shape]
+def _info(name: str, value: Value):
+  shape = ['batch' if is_symbolic(n) else n for n in value.shape]
   return helper.make_tensor_value_info(name, _onnx_type(value.dtype), shape)
 
 
