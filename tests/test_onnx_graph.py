@@ -197,6 +197,22 @@ def test_a_value_used_twice_is_not_changed_by_what_follows_one_use():
   )
 
 
+def test_branches_that_are_known_are_taken():
+  """What is written per platform runs as on any platform."""
+
+  def function(x):
+    x = jax.lax.platform_dependent(
+      x, cpu=lambda x: jnp.sort(x, 1) * 2.0, default=lambda x: x * 2.0
+    )
+    x = jax.lax.cond(PX > 3, lambda x: x + 1.0, lambda x: jnp.sort(x, 1), x)
+    return x.sum((1, 2))
+
+  images = np.random.default_rng(0).random((2, PX, PX, 3), np.float32)
+  np.testing.assert_allclose(
+    run(convert(function), images), (images * 2 + 1).sum((1, 2)), rtol=1e-5
+  )
+
+
 def test_an_alias_is_not_changed_by_what_follows_it():
   """A padding of nothing: two names for one array, one of them scaled."""
   kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 4))

@@ -141,6 +141,12 @@ class Program:
         else:
           inner_consts = ()
         outputs = self._inline(inner, inner_consts, inputs, operations)
+      elif name == 'cond' and (branch := _known_branch(equation, inputs)):
+        outputs = self._inline(
+          branch.jaxpr, branch.consts, inputs[1:], operations
+        )
+      elif name == 'platform_index':
+        outputs = [_constant(np.zeros((), np.int32))]  # see `_known_branch`
       else:
         outputs = [_value(var) for var in equation.outvars]
         if all(x.constant is not None for x in inputs):
@@ -161,6 +167,17 @@ class Program:
         for x in operation.inputs:
           x.uses += 1
     return live[::-1]
+
+
+def _known_branch(equation, inputs):
+  """The branch of a `cond` that is taken whatever the images; or None."""
+  branches = equation.params['branches']
+  platforms = equation.params.get('branches_platforms')
+  if platforms:
+    # Written for several platforms: the one that is for all of them.
+    return branches[platforms.index(None) if None in platforms else 0]
+  index = inputs[0].constant
+  return None if index is None else branches[int(index)]
 
 
 def _value(var) -> Value:
