@@ -370,14 +370,11 @@ def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
     return image
 
   monkeypatch.setattr(transforms, 'decode', note)
-  picture = Picture(smooth_jpeg(256), contract_of(trained, 'scaled'))
-  picture.crop(16)  # 256 / 8 = 32 >= 16
-  picture.crop(32)  # the same serves
-  assert decoded == [32]
-  picture = Picture(smooth_jpeg(200), contract_of(trained, 'scaled'))
-  picture.crop(16)  # 200 / 8 = 25
-  picture.crop(32)  # 200 / 4 = 50
-  assert decoded[1:] == [25, 50]
+  for side, expected in ((256, 32), (255, 64), (70, 35), (40, 40)):
+    picture = Picture(smooth_jpeg(side), contract_of(trained, 'scaled'))
+    for size_px in (16, 32, 24):
+      picture.crop(size_px)
+    assert decoded.pop() == expected and not decoded, 'once, at 32 px or more'
 
 
 def test_scaled_decoding_changes_probabilities_little(trained):

@@ -18,8 +18,8 @@ all, medians of the rounds:
   predictor counted; `realised` that of their times;
 * where the time of a single prediction goes: decode, resize, predictor,
   network, and what the host does between;
-* decoding files whole against decoding them no larger than the chosen size
-  needs, and how many answers that changes.
+* decoding files whole against decoding them no larger than needed
+  (`decode='scaled'`), and how many answers that changes.
 
 Leaves `speed.csv`, `worth.csv`, `parts.csv`, `decoding.csv` and the figure
 `latency` (the paper's Figure 3 where the workdir was evaluated). Training steps

@@ -10,5 +10,5 @@ DECODE = flags.DEFINE_enum(
   None,
   DECODINGS,
   'full (default): one crop of the whole file, as in training. scaled: JPEGs '
-  'are decoded no larger than the chosen size needs; answers change a little.',
+  'are decoded no larger than the largest size needs; answers change a little.',
 )

@@ -77,7 +77,7 @@ def text(
       'every network is given a crop of its own size, cut from the image '
       'shrunk in proportion (the predictor, of '
       f'{contract.predictor_px} px); a JPEG may be decoded at 1/2, 1/4 or 1/8 '
-      'as long as its short side suffices'
+      f'as long as its short side keeps {contract.resize_px} px'
     )
   lines += [
     '',

@@ -32,12 +32,10 @@ class Model:
       rows = [row for row in contract['budgets'] if row['gmacs'] <= gmacs]
       if not rows:
         raise ValueError(f'no entry of the budget table is within {gmacs}')
-      best = max(rows, key=lambda row: row['gmacs'])
-      self._penalty = best['lambda'] * np.asarray(contract['gmacs'])
+      self._penalty = rows[-1]['lambda'] * np.asarray(contract['gmacs'])
 
     def session(name):
-      path = os.path.join(folder, f'{name}.onnx')
-      return onnxruntime.InferenceSession(path)
+      return onnxruntime.InferenceSession(os.path.join(folder, f'{name}.onnx'))
 
     self._networks = [session(f'r{px}') for px in contract['resolutions']]
     self._predictor = session('predictor') if contract['predictor_px'] else None
@@ -56,8 +54,8 @@ class Model:
       crop = self.crop(source, px)
     ((p,),) = self._networks[j].run(None, {'images': crop[None]})
     label = int(p.argmax())
-    answer = {'label': label, 'name': contract['class_names'][label]}
-    answer['probability'] = float(p[label])
+    answer = {'label': label, 'probability': float(p[label])}
+    answer['name'] = contract['class_names'][label]
     answer['size_px'] = contract['resolutions'][j]
     answer['gmacs'] = contract['gmacs'][j] + contract['predictor_gmacs']
     return answer | {'probabilities': p}
@@ -69,7 +67,7 @@ class Model:
     short_px = max(round(px * ratio), px)
     image = source if isinstance(source, Image.Image) else Image.open(source)
     if contract['decode'] == 'scaled' and image is not source:
-      image.draft(None, (short_px, short_px))  # a JPEG, no larger than needed
+      image.draft(None, (contract['resize_px'],) * 2)  # a JPEG, as needed
     image = ImageOps.exif_transpose(image)
     if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
       grey = np.asarray(image, np.float32) / (1 if image.mode == 'F' else 257)

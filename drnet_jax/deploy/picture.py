@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image of whatever kind, as the crops that the networks are given."""
 
-import io
 import os
 from typing import Any
 
@@ -18,7 +17,7 @@ _KEEP = 4
 
 
 class Picture:
-  """An image that is decoded when, and as large as, a crop needs.
+  """An image that is decoded when a crop is asked for, and cut to any side.
 
   Args:
     source: a path, the bytes of a file, a PIL image, or an array [H, W],
@@ -29,8 +28,7 @@ class Picture:
   def __init__(self, source: Any, contract: Contract):
     self._source = source
     self._contract = contract
-    self._decoded: tuple[int, np.ndarray] | None = None  # scale, image
-    self._whole_px: int | None = None
+    self._decoded: np.ndarray | None = None
     self._crops: dict[int, np.ndarray] = {}
 
   def crop(self, side_px: int) -> np.ndarray:
@@ -50,64 +48,37 @@ class Picture:
     return self._crops[side_px]
 
   def _cut(self, side_px: int) -> np.ndarray:
-    short_px = self._contract.short_px(side_px)
-    scale = self._scale_for(short_px)
-    if self._decoded is None or scale != self._decoded[0]:
-      self._decoded = scale, self._decode(short_px)
-    image = self._decoded[1]
-    largest_px = self._contract.short_px(self._contract.image_px)
-    if (
-      self._contract.decode == 'full'  # no other crop will be asked for
-      or image[..., 0].size > _KEEP * largest_px**2
-    ):
-      self._decoded = None
+    contract = self._contract
+    image = self._decoded
+    if image is None:
+      image = self._decode()
+      largest_px = contract.short_px(contract.image_px)
+      # Crops of other sides are asked for only if sizes have their own.
+      if contract.decode == 'scaled' and (
+        image[..., 0].size <= _KEEP * largest_px**2
+      ):
+        self._decoded = image
     return np.ascontiguousarray(
-      transforms.center_crop(image, side_px, resize_px=short_px)
+      transforms.center_crop(
+        image, side_px, resize_px=contract.short_px(side_px)
+      )
     )
 
-  def _scale_for(self, short_px: int) -> int:
-    """By how much a JPEG can be decoded smaller; 1 for all else.
-
-    A picture kept from an earlier crop serves only if it would be decoded
-    alike now: what a crop holds must not depend on which others were cut.
-    """
-    if self._contract.decode == 'full':
-      return 1
-    if self._whole_px is None:
-      self._whole_px = _jpeg_short_px(self._source)
-    ratio = self._whole_px // short_px
-    return max(scale for scale in (1, 2, 4, 8) if scale <= max(ratio, 1))
-
-  def _decode(self, short_px: int) -> np.ndarray:
-    source = _plain(self._source)
+  def _decode(self) -> np.ndarray:
+    contract, source = self._contract, self._source
+    if isinstance(source, os.PathLike):
+      source = os.fspath(source)
+    if isinstance(source, bytearray | memoryview):
+      source = bytes(source)
     if isinstance(source, str | bytes):
-      scaled = self._contract.decode == 'scaled'
-      return transforms.decode(source, least_px=short_px if scaled else None)
+      # Once, as large as the largest size needs: most of a JPEG's decoding is
+      # its entropy code, which a second decode would read again.
+      least_px = contract.short_px(contract.image_px)
+      scaled = contract.decode == 'scaled'
+      return transforms.decode(source, least_px=least_px if scaled else None)
     if isinstance(source, Image.Image):
       return transforms.to_rgb(ImageOps.exif_transpose(source))
     return as_pixels(np.asarray(source))
-
-
-def _plain(source: Any) -> Any:
-  """Paths as str, buffers as bytes."""
-  if isinstance(source, os.PathLike):
-    return os.fspath(source)
-  if isinstance(source, bytearray | memoryview):
-    return bytes(source)
-  return source
-
-
-def _jpeg_short_px(source: Any) -> int:
-  """Short side of a JPEG file; 0 for everything else."""
-  source = _plain(source)
-  if not isinstance(source, str | bytes):
-    return 0
-  file = io.BytesIO(source) if isinstance(source, bytes) else source
-  try:
-    with Image.open(file, formats=('JPEG',)) as image:
-      return min(image.size)
-  except OSError:
-    return 0  # not one, or no image at all: decoding will tell
 
 
 def as_pixels(x: np.ndarray) -> np.ndarray:
