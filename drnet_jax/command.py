@@ -8,9 +8,25 @@ from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
-from absl import app, logging
+from absl import app, flags, logging
 
 from drnet_jax.errors import UserError
+
+# One flag for all commands: absl refuses a name that two modules define.
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of a run: checkpoints, metrics, report.'
+)
+
+
+def workdir() -> str:
+  """What --workdir names.
+
+  Raises:
+    UserError: it is missing.
+  """
+  if not WORKDIR.value:
+    raise UserError('--workdir is missing: name the directory of a run')
+  return WORKDIR.value
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -20,6 +36,10 @@ def run_command(command: Callable[[], None]) -> None:
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except BrokenPipeError:
+    # The reader (`| head`) has had enough; nor can what is buffered be written.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

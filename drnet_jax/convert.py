@@ -19,14 +19,13 @@ installed .pth.
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import log, weights
+from drnet_jax import command, log, weights
 from drnet_jax.command import parse_flags, read_config, run_command, set_up
 from drnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the config, and --config.<field>=<value>.'
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Made, or read from.')
 _FROM_TORCH = flags.DEFINE_string(
   'from_torch', None, 'File of weights to read.'
 )
@@ -43,21 +42,16 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  if not _WORKDIR.value:
-    raise UserError('--workdir is missing: name the directory of a run')
+  path = command.workdir()
   if bool(_FROM_TORCH.value) == bool(_TO_TORCH.value):
     raise UserError('give either --from_torch or --to_torch')
   if _FROM_TORCH.value:
-    weights.import_torch(
-      read_config(_CONFIG.value), _FROM_TORCH.value, _WORKDIR.value
-    )
-    log.say(f'Wrote {_WORKDIR.value}')
+    weights.import_torch(read_config(_CONFIG.value), _FROM_TORCH.value, path)
+    log.say(f'Wrote {path}')
     return
   if _SIZE_PX.value is None:
     raise UserError('--size_px is missing: whose batch norms to write')
-  weights.export_torch(
-    _WORKDIR.value, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value
-  )
+  weights.export_torch(path, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value)
   log.say(f'Wrote {_TO_TORCH.value}')
 
 

@@ -13,15 +13,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import describe, evaluate, train
+from drnet_jax import command, describe, evaluate, train
 from drnet_jax.command import parse_flags, read_config, run_command, set_up
-from drnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the config, and --config.<field>=<value>.'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of the run: checkpoints, metrics and report.'
 )
 _MODE = flags.DEFINE_enum(
   'mode',
@@ -41,13 +37,12 @@ def _run() -> None:
   if _MODE.value == 'describe':
     print(describe.describe(read_config(_CONFIG.value)))
     return
-  if not _WORKDIR.value:
-    raise UserError('--workdir is missing: name a directory for the run')
+  path = command.workdir()
   devices = jax.devices()
   print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
   if _MODE.value == 'train':
-    train.train(read_config(_CONFIG.value), _WORKDIR.value)
-  evaluate.evaluate(_WORKDIR.value)
+    train.train(read_config(_CONFIG.value), path)
+  evaluate.evaluate(path)
 
 
 if __name__ == '__main__':

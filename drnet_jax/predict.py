@@ -6,21 +6,44 @@
 Prints, for each image, its class, how likely it is, the size chosen for it,
 what that cost and what the network at its full size would have cost. Files that
 cannot be read are named at the end, and the exit status is then 2.
+
+`--workdir` may also name a folder that `drnet_jax.export` wrote.
+`--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after
+`drnet_jax.calibrate`), `--size` runs every image at one size; `--format=csv` or
+`json` (a line per image) is for other programs; `--runtime=onnx` is the fastest
+on CPUs; `--decode=scaled` decodes JPEGs no larger than the largest size needs.
 """
 
+import csv
 import glob
+import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from PIL import Image
 
-from drnet_jax import log
+from drnet_jax import command, log
 from drnet_jax.command import parse_flags, run_command, set_up
-from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.deploy.answers import Failure, Prediction
+from drnet_jax.deploy.classifier import RUNTIMES, Classifier
+from drnet_jax.deploy.flags import DECODE
 from drnet_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
+_RUNTIME = flags.DEFINE_enum(
+  'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
+)
+_BUDGETS = {
+  'gmacs': flags.DEFINE_float('budget_gmacs', None, 'Average cost, GMACs.'),
+  'ms': flags.DEFINE_float('budget_ms', None, 'Average cost, milliseconds.'),
+  'accuracy': flags.DEFINE_float('budget_accuracy', None, 'Top-1 in [0, 1].'),
+}
+_SIZE = flags.DEFINE_integer('size', None, 'One size for all images, in px.', 1)
+_TOP_K = flags.DEFINE_integer('top_k', 1, 'Classes to name for an image.', 1)
+_FORMAT = flags.DEFINE_enum(
+  'format', 'table', ('table', 'csv', 'json'), 'How to print the answers.'
+)
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -56,35 +79,91 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-  if not _WORKDIR.value:
-    raise UserError('--workdir is missing: name the directory of a trained run')
+  path = command.workdir()
   if not arguments:
     raise UserError('name at least one image, folder or pattern')
   paths = find_images(arguments)
-  classifier = Classifier.load(_WORKDIR.value)
-  read, images, bad = [], [], []
-  for path in paths:
-    try:
-      images.append(classifier.read(path))
-      read.append(path)
-    except UserError as error:
-      bad.append(str(error))
-  rows = [
-    {
-      'image': path,
-      'class': found.name,
-      'probability': f'{found.probability:.3f}',
-      'size': f'{found.size_px} px',
-      'GMACs': f'{found.gmacs:.4g}',
-      'full size': f'{found.full_gmacs:.4g}',
-      'saved': f'{1 - found.gmacs / found.full_gmacs:.0%}',
-    }
-    for path, found in zip(read, classifier(images), strict=True)
+  exported = os.path.exists(os.path.join(path, 'contract.json'))
+  classifier = Classifier.load(
+    path,
+    runtime=_RUNTIME.value or ('onnx' if exported else 'jax'),
+    decode=DECODE.value,
+    batch=1 if len(paths) == 1 else 0,
+  )
+  budgets = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}
+  if budgets and _SIZE.value:
+    raise UserError('--size leaves nothing to choose: give it or a budget')
+  if budgets:
+    classifier.set_budget(**budgets)
+  elif _SIZE.value:
+    classifier.set_size(_SIZE.value)
+  answers = classifier.predict(paths, top_k=_TOP_K.value, on_error='return')
+  good = [
+    (name, x)
+    for name, x in zip(paths, answers, strict=True)
+    if isinstance(x, Prediction)
   ]
-  if rows:
-    print(log.table(rows))
+  if good:
+    _PRINTERS[_FORMAT.value](good)
+  bad = [x.reason for x in answers if isinstance(x, Failure)]
   if bad:
     raise UserError('\n       '.join(bad))
+
+
+def _print_table(answers: list[tuple[str, Prediction]]) -> None:
+  rows = []
+  for name, found in answers:
+    row = {'image': name}
+    for k, (class_name, probability) in enumerate(found.top):
+      number = '' if k == 0 else f' {k + 1}'
+      row[f'class{number}'] = class_name
+      row[f'probability{number}'] = f'{probability:.3f}'
+    rows.append(
+      row
+      | {
+        'size': f'{found.size_px} px',
+        'GMACs': f'{found.gmacs:.4g}',
+        'full size': f'{found.full_gmacs:.4g}',
+        'saved': f'{1 - found.gmacs / found.full_gmacs:.0%}',
+      }
+    )
+  print(log.table(rows))
+
+
+def _fields(name: str, found: Prediction) -> dict:
+  return {
+    'image': name,
+    'label': found.label,
+    'class': found.name,
+    'probability': found.probability,
+    'size_px': found.size_px,
+    'gmacs': found.gmacs,
+    'full_gmacs': found.full_gmacs,
+  }
+
+
+def _print_csv(answers: list[tuple[str, Prediction]]) -> None:
+  rows = []
+  for name, found in answers:
+    row = _fields(name, found)
+    for k, (class_name, probability) in enumerate(found.top[1:], start=2):
+      row |= {f'class_{k}': class_name, f'probability_{k}': probability}
+    rows.append(row)
+  writer = csv.DictWriter(sys.stdout, rows[0], lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+
+
+def _print_json(answers: list[tuple[str, Prediction]]) -> None:
+  for name, found in answers:
+    print(json.dumps(_fields(name, found) | {'top': found.top}))
+
+
+_PRINTERS: dict[str, Callable] = {
+  'table': _print_table,
+  'csv': _print_csv,
+  'json': _print_json,
+}
 
 
 if __name__ == '__main__':

@@ -101,22 +101,34 @@ def read_config(path: str) -> ml_collections.ConfigDict:
     ) from error
 
 
+def root(path: str) -> str:
+  """The workdir that a path names: itself, or that of a checkpoint."""
+  return _parts(path)[0]
+
+
 def load(path: str, mesh: Mesh) -> Trained:
-  """Reads the latest weights from a workdir.
+  """Reads weights from a workdir.
+
+  Args:
+    path: of the workdir, for the latest weights; or of one checkpoint in it,
+      `<workdir>/checkpoints/<stage>/<step>`.
+    mesh: where to put them.
 
   Raises:
     UserError: there is no run, or none that has saved a checkpoint.
   """
+  path, only_stage, only_step = _parts(path)
   config = read_config(path)
   with open(os.path.join(path, 'classes.json')) as file:
     class_names = tuple(json.load(file))
   model = create_model(config.model, class_names)
   abstract = jax.eval_shape(model.init, jax.random.key(0))
-  for stage in (*reversed(config.stages), INITIAL):
+  stages = (*reversed(config.stages), INITIAL)
+  for stage in [only_stage] if only_stage else stages:
     if not os.path.isdir(os.path.join(path, 'checkpoints', stage)):
       continue
     with Checkpoints(path, stage, keep=config.keep_checkpoints) as checkpoints:
-      step = checkpoints.latest_step()
+      step = checkpoints.latest_step() if only_step is None else only_step
       if step is None:
         continue
       params, batch_stats = checkpoints.restore_weights(
@@ -149,6 +161,15 @@ def _has_checkpoint(path: str) -> bool:
     for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
     for name in folders
   )
+
+
+def _parts(path: str) -> tuple[str, str | None, int | None]:
+  """Workdir, stage and step that a path names."""
+  parts = os.path.normpath(path).split(os.sep)
+  if len(parts) > 2 and parts[-1].isdigit() and parts[-3] == 'checkpoints':
+    workdir = os.sep.join(parts[:-3]) or ('.' if parts[0] else os.sep)
+    return workdir, parts[-2], int(parts[-1])
+  return path, None, None
 
 
 def _config_file(path: str) -> str:

@@ -17,7 +17,8 @@ import jax  # noqa: E402  (the flags must come first)
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
-from drnet_jax import models  # noqa: E402
+from configs import smoke  # noqa: E402
+from drnet_jax import models, workdir  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -65,3 +66,34 @@ def random_batch(size: int, *, image_px: int = 32, seed: int = 0):
     'image': jax.random.randint(keys[0], shape, 0, 256).astype('uint8'),
     'label': jax.random.randint(keys[1], (size,), 0, 5),
   }
+
+
+def tiny_trained(*, has_router: bool = True, spread: float = 1.0, **changes):
+  """A model whose predictor uses every size, as if it had been trained.
+
+  Args:
+    has_router: whether the predictor counts as trained.
+    spread: of the weights and statistics added to those of a fresh model, so
+      that norms do something.
+    **changes: to `tiny_model`.
+  """
+  model = tiny_model(**changes)
+  params, batch_stats = jax.jit(model.init)(jax.random.key(3))
+  keys = iter(jax.random.split(jax.random.key(4), 1000))
+
+  def shaken(x):
+    return x + spread * 0.3 * jax.random.uniform(next(keys), x.shape)
+
+  params['norm'] = jax.tree.map(shaken, params['norm'])
+  batch_stats = jax.tree.map(shaken, batch_stats)
+  head = params['predictor']['head']
+  head['kernel'] = 8 * head['kernel']
+  return workdir.Trained(
+    model=model,
+    params=params,
+    batch_stats=batch_stats,
+    has_router=has_router,
+    class_names=tuple('abcde'),
+    config=smoke.get_config(),
+    origin='a test',
+  )

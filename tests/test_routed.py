@@ -48,6 +48,21 @@ def make_step(model, mesh, batch_size, **changes):
   )
 
 
+def test_the_hinge_may_count_milliseconds():
+  mesh = mesh_lib.create(1)
+  model = tiny_model()
+  costs, target = (5.0, 7.0, 9.0), 1.0
+  step = make_step(model, mesh, 16, costs=costs, target_gmacs=target)
+  batch = mesh_lib.shard_batch(random_batch(16), mesh)
+  _, metrics = step(make_state(model, mesh), batch, KEY)
+  shares = [float(metrics[f'share_r{r}']) for r in model.resolutions]
+  # (mean cost - alpha) / (C_max - C_min)
+  expected = (np.dot(shares, costs) - target) / (9 - 5)
+  assert float(metrics['hinge']) == pytest.approx(expected, rel=1e-5)
+  with pytest.raises(UserError, match='one positive cost for each'):
+    make_step(model, mesh, 16, costs=(1.0, 2.0))
+
+
 def make_state(model, mesh, *, never=None):
   params, stats = jax.jit(model.init)(jax.random.key(5))
   if never is not None:

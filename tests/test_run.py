@@ -184,7 +184,7 @@ def test_classifier_agrees_with_the_evaluation(finished, config):
   trained = workdir.load(finished, mesh_lib.create(1))
   source = train.Data(**config.data).open('test')
   encoded = [source.examples[i]['image'] for i in range(100)]
-  found = classifier([classifier.read(image) for image in encoded])
+  found = classifier.predict(encoded)
   choice = record.choice[:100]
   sizes = [trained.model.resolutions[j] for j in choice]
   assert [p.size_px for p in found] == sizes

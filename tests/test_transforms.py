@@ -78,9 +78,9 @@ def test_center_crop_takes_the_middle():
   # A white middle column third of a 90 x 30 image.
   image = np.zeros((30, 90, 3), np.uint8)
   image[:, 30:60] = 255
-  crop = transforms.center_crop(image, 30, resize_px=30)
+  crop = transforms.center_crop(image, 30, resize_px=30, keep_aspect=True)
   assert crop.shape == (30, 30, 3) and (crop == 255).all()
-  bigger = transforms.center_crop(image, 28, resize_px=60)
+  bigger = transforms.center_crop(image, 28, resize_px=60, keep_aspect=True)
   assert bigger.shape == (28, 28, 3) and (bigger == 255).all()
 
 
@@ -88,5 +88,6 @@ def test_center_crop_takes_the_middle():
 def test_crops_of_any_shape(shape):
   image = np.zeros((*shape, 3), np.uint8)
   rng = np.random.default_rng(0)
-  assert transforms.center_crop(image, 8, resize_px=9).shape == (8, 8, 3)
+  small = transforms.center_crop(image, 8, resize_px=9, keep_aspect=True)
+  assert small.shape == (8, 8, 3)
   assert transforms.random_resized_crop(image, 8, rng).shape == (8, 8, 3)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from drnet_jax.errors import UserError
 
 
-def decode(source: bytes | str) -> np.ndarray:
+def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
   """Reads an image file as 8-bit RGB, the right way up.
 
   Grey becomes three equal channels, 16 bits become 8, transparency shows
@@ -20,6 +20,9 @@ def decode(source: bytes | str) -> np.ndarray:
 
   Args:
     source: the file's bytes, or its path.
+    least_px: where given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+      (fewer coefficients of its cosine transform) as long as its short side
+      keeps this many pixels.
 
   Returns:
     uint8 [H, W, 3].
@@ -32,14 +35,27 @@ def decode(source: bytes | str) -> np.ndarray:
     with Image.open(
       source if isinstance(source, str) else io.BytesIO(source)
     ) as image:
-      return _to_rgb(ImageOps.exif_transpose(image))
+      if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+          f'{image.width} x {image.height} pixels, more than '
+          f'{Image.MAX_IMAGE_PIXELS}'
+        )
+      if least_px:
+        image.draft(None, (least_px, least_px))
+      return to_rgb(ImageOps.exif_transpose(image))
+  except Image.UnidentifiedImageError as error:
+    # Pillow's own message shows the address of a buffer.
+    raise UserError(
+      f'cannot read {name} as an image: no known format'
+    ) from error
   except (OSError, SyntaxError, ValueError) as error:
     raise UserError(f'cannot read {name} as an image: {error}') from error
-  except Image.DecompressionBombError as error:
-    raise UserError(f'{name} is too large an image: {error}') from error
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    raise UserError(f'{name} is too large an image: {e}') from e
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+  """An image of any mode as uint8 [H, W, 3]; see `decode`."""
   if image.mode.startswith('I;16') or image.mode in ('I', 'F'):
     # Pillow would clip 16 bits at 255 instead of scaling them.
     grey = np.asarray(image, np.float32)

@@ -1,194 +1,585 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does routing pay here? Times training steps of a run, side by side.
+"""Is it worth it here? Times inference on this machine, path by path.
 
-    python -m drnet_jax.deploy.benchmark --workdir=runs/quick
+    python -m drnet_jax.deploy.benchmark --workdir=runs/quickstart
+    python -m drnet_jax.deploy.benchmark --network=resnet50 --out=runs/speed
 
-Takes the weights of a finished run, so the images choose sizes in the shares
-the run ended with, and times in turn, on the same batches:
+With a workdir: its model, its test images, the sizes that its predictor
+chooses. With a network's name: DR-ResNet of random weights (predictor ResNet-10
+at 128 px, 1000 classes), synthetic JPEGs, and sizes drawn with `--shares` while
+the predictor runs all the same.
 
-* fixed: an ordinary training step at the largest size, no predictor;
-* routed: a step of stage 2, predictor counted, for either router gradient.
+Times, all paths in turn so that a machine that changes its speed does so for
+all, medians of the rounds:
 
-The bound of a routed step is what its multiply-adds imply: forward and backward
-count three times the forward's, sizes that are only explored once. `realised /
-implied` is the share of that bound which shows on the stopwatch.
+* every network by itself, per size and batch;
+* whole predictions, routed against fixed at the largest size of the same path:
+  one at a time, and in bulk. `implied` is the ratio of their multiply-adds,
+  predictor counted; `realised` that of their times;
+* where the time of a single prediction goes: decode, resize, predictor,
+  network, and what the host does between;
+* decoding files whole against decoding them no larger than needed
+  (`decode='scaled'`), and how many answers that changes.
+
+Leaves `speed.csv`, `worth.csv`, `parts.csv`, `decoding.csv` and the figure
+`latency` (the paper's Figure 3 where the workdir was evaluated). Training steps
+are timed by `drnet_jax.deploy.benchmark_training`.
 """
 
 import csv
 import dataclasses
-import itertools
+import functools
+import io
 import os
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import ml_collections
 import numpy as np
-import optax
 from absl import app, flags
+from PIL import Image
 from tqdm import tqdm
 
-from drnet_jax import log, settings, workdir
+from drnet_jax import log, models, resize, settings, workdir
 from drnet_jax import mesh as mesh_lib
-from drnet_jax.command import parse_flags, run_command, set_up
+from drnet_jax.command import WORKDIR, parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
+from drnet_jax.deploy import budget, engines, package, torch_rival
+from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.deploy.contract import DECODINGS, Contract
+from drnet_jax.deploy.engines import OnnxEngine, XlaEngine
 from drnet_jax.errors import UserError
-from drnet_jax.steps.pretrain import PretrainStep
-from drnet_jax.steps.routed import RoutedStep
-from drnet_jax.steps.state import TrainState
+from drnet_jax.report import figures, policies
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a finished run.')
-_STEPS = flags.DEFINE_integer('steps', 15, 'Timed steps of each kind.', 1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 0, "Global; 0 for the run's own.", 0
+PATHS = ('jax', 'onnx', 'torch')
+
+_NETWORK = flags.DEFINE_string(
+  'network', None, 'Instead: a ResNet by name, with random weights.'
 )
+_SIZES = flags.DEFINE_list(
+  'sizes', ['112', '168', '224'], 'With --network: candidate sizes, px.'
+)
+_SHARES = flags.DEFINE_list(
+  'shares', ['0.3', '0.45', '0.25'], 'With --network: of images at each size.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Folder; default <workdir>/report.')
+_PATHS = flags.DEFINE_list('paths', list(PATHS), 'What to time.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '8'], 'Per size and batch.')
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Timed rounds.', 1)
+_IMAGES = flags.DEFINE_integer('images', 80, 'Images of a bulk round.', 2)
+_SINGLES = 20  # images of a round one at a time: enough to show the shares
 
-_BATCHES = 4  # different ones, so that the shares vary as in training
 
-
-@dataclasses.dataclass
-class Contender:
-  """One kind of step, its state, and what it took.
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is timed.
 
   Attributes:
-    name: of the row.
-    step: PretrainStep or RoutedStep.
-    state: donated to each step and replaced.
-    macs: multiply-adds per image that each timed step should need.
-    seconds: of each timed step.
+    trained: the model.
+    contract: its contract.
+    files: encoded images.
+    labels: of them, or None where they show nothing.
+    shares: of the images at each size; None where the predictor chooses.
+    record: of the test split, if there is one: for the figure.
   """
 
-  name: str
-  step: PretrainStep | RoutedStep
-  state: TrainState
-  macs: list[float] = dataclasses.field(default_factory=list)
-  seconds: list[float] = dataclasses.field(default_factory=list)
+  trained: workdir.Trained
+  contract: Contract
+  files: list[bytes]
+  labels: list[int] | None
+  shares: tuple[float, ...] | None
+  record: policies.Record | None
 
 
-def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
-  """Times the steps; see the module.
+class Drawn:
+  """A policy that lets the predictor run and then ignores it.
 
   Args:
-    path: workdir of a run with a trained predictor.
-    steps: timed steps of each kind.
-    batch_size: global, 0 for the run's own.
-
-  Returns:
-    A row per kind of step.
+    shares: of the images at each size, in turn and as evenly as can be.
   """
-  mesh = mesh_lib.create()
-  trained = workdir.load(path, mesh)
+
+  needs_predictor = True
+
+  def __init__(self, shares: Sequence[float]):
+    self._edges = np.cumsum(shares)
+    self._seen = 0
+
+  def __call__(self, log_p, views) -> np.ndarray:
+    # Multiples of the golden ratio fall evenly into [0, 1).
+    turns = (self._seen + np.arange(len(views))) * 0.6180339887498949 % 1.0
+    self._seen += len(views)
+    return np.minimum(
+      np.searchsorted(self._edges, turns, side='right'), len(self._edges) - 1
+    )
+
+  def restart(self) -> None:
+    """Begins the same order again."""
+    self._seen = 0
+
+
+def of_workdir(path: str, images: int) -> Subject:
+  """The model of a run and images of its test split."""
+  trained = workdir.load(path, mesh_lib.create(1))
   if not trained.has_router:
     raise UserError(f'{path}: its predictor is not trained yet')
-  config, model = trained.config, trained.model
-  stage = next(
-    config[name] for name in config.stages if config[name].step == 'routed'
+  data = settings.call(Data, trained.config.data, 'config.data')
+  examples = data.open(data.test_split).examples
+  files = [examples[i]['image'] for i in range(min(images, len(examples)))]
+  record = os.path.join(path, 'report', 'record.npz')
+  return Subject(
+    trained,
+    Contract.of(trained),
+    files,
+    [int(examples[i]['label']) for i in range(len(files))],
+    None,
+    policies.load(record) if os.path.exists(record) else None,
   )
-  batch_size = batch_size or stage.batch_size
-  mesh_lib.check_batch(batch_size, mesh, '--batch_size')
-  data = settings.call(Data, config.data, 'config.data')
-  stream = data.train_batches(
-    data.open(data.train_split),
-    size_px=model.image_px,
-    batch_size=batch_size,
-    seed=config.seed,
-    start_step=0,
+
+
+def of_network(
+  network: str, sizes: Sequence[int], shares: Sequence[float], images: int
+) -> Subject:
+  """A model of random weights and pictures of noise at many scales."""
+  if len(shares) != len(sizes) or abs(sum(shares) - 1) > 1e-6:
+    raise UserError(f'shares {shares} are not {len(sizes)} that add up to 1')
+  class_names = tuple(str(i) for i in range(1000))
+  model = models.create(
+    base={'network': network},
+    predictor={'network': 'resnet10'},
+    predictor_px=128,
+    image_px=max(sizes),
+    resolutions=sizes,
+    resolution_aware_bn=True,
+    antialias=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    num_classes=len(class_names),
   )
-  batches = [
-    mesh_lib.shard_batch({k: b[k] for k in ('image', 'label')}, mesh)
-    for b in itertools.islice(stream, _BATCHES)
-  ]
-  # Rate 0: the weights, and with them the shares, stay those of the run.
-  optimizer = optax.sgd(0.0, momentum=0.9)
+  params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+  trained = workdir.Trained(
+    model=model,
+    params=params,
+    batch_stats=batch_stats,
+    has_router=True,
+    class_names=class_names,
+    config=ml_collections.ConfigDict(),
+    origin='random weights',
+  )
+  contract = Contract.of_model(
+    model,
+    resize_px=round(model.image_px * 256 / 224),
+    keep_aspect=True,
+    has_router=True,
+    decode='full',
+    class_names=class_names,
+    origin=trained.origin,
+  )
+  files = [_noise_jpeg(seed) for seed in range(min(images, 16))]
+  files = [files[i % len(files)] for i in range(images)]
+  return Subject(trained, contract, files, None, tuple(shares), None)
 
-  def contender(name, model, step_class, **objective):
-    step = step_class(
-      model,
-      optimizer,
-      mesh,
-      batch_size=batch_size,
-      steps_per_epoch=1,
-      **objective,
-    )
-    norms = {model.norm_set(r) for r in model.resolutions}
-    only = {k: v for k, v in trained.params['norm'].items() if k in norms}
-    kept = {k: v for k, v in trained.batch_stats['norm'].items() if k in norms}
-    params = trained.params | {'norm': only}
-    state = TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=trained.batch_stats | {'norm': kept},
-      opt_state=optimizer.init(params),
-    )
-    copy = jax.jit(
-      lambda x: jax.tree.map(jnp.copy, x),
-      out_shardings=mesh_lib.replicated(mesh),
-    )
-    return Contender(name, step, copy(state))
 
-  largest = dataclasses.replace(model, resolutions=model.resolutions[-1:])
-  smoothing = {'label_smoothing': stage.objective.label_smoothing}
-  objective = dict(stage.objective)
-  contenders = [
-    contender(f'fixed {model.image_px}', largest, PretrainStep, **smoothing)
-  ] + [
-    contender(
-      f'routed, {gradient}',
-      model,
-      RoutedStep,
-      **objective | {'gradient': gradient},
+def _noise_jpeg(seed: int) -> bytes:
+  """A JPEG of 500 x 375, as large a file as a photograph of that size."""
+  rng = np.random.default_rng(seed)
+  picture = np.zeros((375, 500, 3), np.float32)
+  for side in (4, 12, 36, 108, 324):
+    noise = rng.uniform(0, 255, (side * 3 // 4, side, 3)).astype(np.uint8)
+    layer = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
+    picture += np.asarray(layer, np.float32) / 5
+  file = io.BytesIO()
+  Image.fromarray(picture.astype(np.uint8)).save(file, 'JPEG', quality=90)
+  return file.getvalue()
+
+
+class Contenders:
+  """The paths of one subject, made once.
+
+  Args:
+    subject: what is timed.
+    paths: of PATHS; 'torch' is left out where it has no rival to offer.
+    batches: sizes of batch to time.
+    rival: name of the network that PyTorch should run beside.
+  """
+
+  def __init__(
+    self,
+    subject: Subject,
+    paths: Sequence[str],
+    batches: Sequence[int],
+    *,
+    rival: str = '',
+  ):
+    unknown = set(paths) - set(PATHS)
+    if unknown:
+      raise UserError(f'--paths: {sorted(unknown)} are not among {PATHS}')
+    self.subject = subject
+    self.batches = sorted({1, *batches})
+    self.classifiers: dict[str, Classifier] = {}
+    self.rivals: dict[str, Callable] = {}
+    # Resizing alone, of each path: to the predictor's and to each size.
+    self.resizers: dict[str, dict[int, Callable]] = {}
+    trained, contract = subject.trained, subject.contract
+    programs = engines.programs(trained, contract)
+    views = {
+      f'view{px}': (_resizer(trained.model, px), (), contract.image_px)
+      for px in {contract.predictor_px, *contract.resolutions}
+    }
+    if 'jax' in paths:
+      engine = XlaEngine('jax', programs, contract, batches=self.batches)
+      self._add(engine)
+      self.resizers['jax'] = {
+        int(name[4:]): _jitted(program) for name, (program, *_) in views.items()
+      }
+    if 'onnx' in paths:
+      with tempfile.TemporaryDirectory() as folder:
+        package.write_onnx(folder, programs | views, fold_norms=True)
+        engine = OnnxEngine(folder, contract)
+        engine.best_batch = self.batches[-1]
+        self._add(engine)
+        self.resizers['onnx'] = {
+          int(name[4:]): _session(os.path.join(folder, f'{name}.onnx'))
+          for name in views
+        }
+    if 'torch' in paths and torch_rival.is_offered(rival):
+      self.rivals['torch'] = torch_rival.create(
+        rival, len(contract.class_names)
+      )
+
+  def _add(self, engine) -> None:
+    self.classifiers[engine.name] = Classifier(self.subject.contract, engine)
+
+
+def _resizer(model, size_px: int) -> Callable:
+  def view(weights, images):
+    return resize.network_view(
+      images,
+      size_px,
+      mean=model.mean,
+      std=model.std,
+      antialias=model.antialias,
     )
-    for gradient in ('chosen', 'all')
-  ]
 
-  macs = model.macs()
-  key = jax.random.key(0)
-  for c in tqdm(contenders, 'compile', leave=False, disable=None):
-    c.step.compile(c.state, batches[0])
-    for batch in batches:
-      _timed(c, batch, key)
-  for turn in tqdm(range(steps), 'time', leave=False, disable=None):
-    # In turn, so that a machine that changes its speed does so for all.
-    for c in contenders:
-      seconds, metrics = _timed(c, batches[turn % _BATCHES], key)
-      c.seconds.append(seconds)
-      c.macs.append(_macs_per_image(c, metrics, macs, objective['explore']))
+  return view
 
-  base = contenders[0]
+
+def _jitted(program: Callable) -> Callable:
+  return jax.jit(functools.partial(program, ()))
+
+
+def _session(path: str) -> Callable:
+  session = engines.onnx_session(path)
+  return lambda images: session.run(None, {'images': images})[0]
+
+
+def interleaved(
+  jobs: dict[Any, Callable[[], Any]], rounds: int, what: str
+) -> dict[Any, np.ndarray]:
+  """Runs jobs in turn.
+
+  Args:
+    jobs: each returns once it is done.
+    rounds: timed ones; one more comes first, untimed.
+    what: for the progress bar.
+
+  Returns:
+    Seconds of each job, [rounds].
+  """
+  seconds: dict[Any, list[float]] = {name: [] for name in jobs}
+  for turn in tqdm(range(rounds + 1), what, leave=False, disable=None):
+    for name, job in jobs.items():
+      start = time.perf_counter()
+      job()
+      if turn:
+        seconds[name].append(time.perf_counter() - start)
+  return {name: np.asarray(s) for name, s in seconds.items()}
+
+
+def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
+  """Each network by itself: a row per path, part, batch."""
+  contract = contenders.subject.contract
+  rng = np.random.default_rng(0)
+  shape = (contract.image_px, contract.image_px, 3)
+  jobs = {}
+  for batch in contenders.batches:
+    images = rng.integers(0, 256, (batch, *shape), dtype=np.uint8)
+    for name, classifier in contenders.classifiers.items():
+      run, log_p = classifier.engine.probabilities, classifier.engine.log_p
+      jobs[name, 'predictor', batch] = _waiting(log_p, images)
+      for j, size_px in enumerate(contract.resolutions):
+        jobs[name, f'{size_px} px', batch] = _waiting(run, j, images)
+    for name, rival in contenders.rivals.items():
+      for size_px in contract.resolutions:
+        small = rng.integers(
+          0, 256, (batch, size_px, size_px, 3), dtype=np.uint8
+        )
+        jobs[name, f'{size_px} px', batch] = _waiting(rival, small)
+  gmacs = dict(
+    zip([f'{r} px' for r in contract.resolutions], contract.gmacs, strict=True)
+  ) | {'predictor': contract.predictor_gmacs}
   rows = []
-  for c in contenders:
-    realised = float(np.median(np.divide(base.seconds, c.seconds)))
-    implied = float(np.mean(base.macs) / np.mean(c.macs))
+  for (path, part, batch), taken in interleaved(
+    jobs, rounds, 'networks'
+  ).items():
+    ms = 1e3 * float(np.median(taken)) / batch
     rows.append(
       {
-        'step': c.name,
-        'batch_size': batch_size,
-        'images_per_second': batch_size / float(np.median(c.seconds)),
-        'mmacs_per_image': float(np.mean(c.macs)) / 1e6,
-        'implied': implied,
-        'realised': realised,
-        'realised_of_implied': realised / implied,
+        'path': path,
+        'part': part,
+        'batch': batch,
+        'gmacs': gmacs[part],
+        'ms_per_image': ms,
+        'images_per_second': 1e3 / ms,
+        'gmacs_per_second': 1e3 * gmacs[part] / ms,
       }
     )
   return rows
 
 
-def _timed(contender: Contender, batch, key):
-  """Takes one step; (seconds, its metrics)."""
-  jax.block_until_ready(contender.state)
-  start = time.perf_counter()
-  contender.state, metrics = contender.step(contender.state, batch, key)
-  jax.block_until_ready((contender.state, metrics))
-  return time.perf_counter() - start, metrics
+def _waiting(function: Callable, *arguments) -> Callable[[], Any]:
+  return lambda: np.asarray(function(*arguments))
 
 
-def _macs_per_image(contender, metrics, macs, explore) -> float:
-  """What one image of this step needs, forward and backward."""
-  if 'gmacs' not in metrics:
-    return 3 * macs.sizes[-1]
-  total = 3 * (float(metrics['gmacs']) * 1e9 + macs.predictor)
-  if contender.name.endswith('all'):
-    total += explore * sum(macs.sizes)
-  return total
+def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
+  """Whole predictions, routed and fixed: a row per path and mode."""
+  subject, jobs, chosen = contenders.subject, {}, {}
+  contract = subject.contract
+  largest = budget.Fixed(len(contract.resolutions) - 1)
+  for name, classifier in contenders.classifiers.items():
+    arrays = [
+      classifier.picture(file).crop(contract.image_px) for file in subject.files
+    ]
+    sources = {
+      'single': arrays[:_SINGLES],
+      'bulk': arrays,
+      'bulk, files': subject.files,
+    }
+    for mode, images in sources.items():
+      for kind in ('routed', 'fixed'):
+        policy = (
+          largest
+          if kind == 'fixed'
+          else Drawn(subject.shares)
+          if subject.shares
+          else budget.Dial(contract.gmacs, 0.0, 0.0, 0.0)
+        )
+        job = functools.partial(
+          _predict, classifier, policy, images, mode == 'single', chosen, mode
+        )
+        jobs[name, mode, kind] = job
+  taken = interleaved(jobs, rounds, 'predictions')
+  rows = []
+  for name in contenders.classifiers:
+    for mode, images in sources.items():
+      routed, fixed = taken[name, mode, 'routed'], taken[name, mode, 'fixed']
+      mean_gmacs = chosen[mode]
+      implied = contract.gmacs[-1] / mean_gmacs
+      realised = float(np.median(fixed / routed))
+      rows.append(
+        {
+          'path': name,
+          'mode': mode,
+          'fixed_ms': 1e3 * float(np.median(fixed)) / len(images),
+          'routed_ms': 1e3 * float(np.median(routed)) / len(images),
+          'gmacs': mean_gmacs,
+          'implied': implied,
+          'realised': realised,
+          'realised_of_implied': realised / implied,
+        }
+      )
+  return rows
+
+
+def _predict(classifier, policy, images, singly, chosen, mode) -> None:
+  if isinstance(policy, Drawn):
+    policy.restart()
+  classifier.set_policy(policy)
+  if singly:
+    answers = [classifier.predict([image])[0] for image in images]
+  else:
+    answers = classifier.predict(images)
+  if policy.needs_predictor:
+    chosen[mode] = float(np.mean([x.gmacs for x in answers]))
+
+
+def time_parts(
+  contenders: Contenders, speed: list[dict], rounds: int
+) -> list[dict]:
+  """Where the time of a single routed prediction from a file goes."""
+  subject = contenders.subject
+  contract = subject.contract
+  files = subject.files[:_SINGLES]
+  jobs, shares = {}, {}
+  for name, classifier in contenders.classifiers.items():
+    policy = (
+      Drawn(subject.shares)
+      if subject.shares
+      else budget.Dial(contract.gmacs, 0.0, 0.0, 0.0)
+    )
+    jobs[name, 'whole'] = functools.partial(
+      _predict, classifier, policy, files, True, {}, ''
+    )
+    jobs[name, 'decode'] = functools.partial(_decode_all, classifier, files)
+    crop = classifier.picture(files[0]).crop(contract.image_px)[None]
+    for px, resizer in contenders.resizers[name].items():
+      jobs[name, px] = _waiting(resizer, crop)
+    classifier.set_policy(policy)
+    views = [classifier.view(classifier.picture(file)) for file in files]
+    choice = classifier.choose(views)
+    shares[name] = np.bincount(choice, minlength=len(contract.gmacs)) / len(
+      choice
+    )
+  seconds = interleaved(jobs, rounds, 'parts')
+  taken = {k: 1e3 * np.median(v) for k, v in seconds.items()}
+  alone = {
+    (row['path'], row['part']): row['ms_per_image']
+    for row in speed
+    if row['batch'] == 1
+  }
+  rows = []
+  for name in contenders.classifiers:
+    whole = taken[name, 'whole'] / len(files)
+    decode = taken[name, 'decode'] / len(files)
+    to_predictor = taken[name, contract.predictor_px]
+    to_sizes = shares[name] @ [taken[name, px] for px in contract.resolutions]
+    predictor = alone[name, 'predictor']
+    network = shares[name] @ [
+      alone[name, f'{px} px'] for px in contract.resolutions
+    ]
+    parts = {
+      'decode': decode,
+      'resize': to_predictor + to_sizes,
+      'predictor': predictor - to_predictor,
+      'network': network - to_sizes,
+      'host': whole - decode - predictor - network,
+    }
+    rows += [
+      {'path': name, 'part': part, 'ms': float(ms), 'share': float(ms / whole)}
+      for part, ms in parts.items()
+    ]
+  return rows
+
+
+def time_decoding(subject: Subject, rounds: int) -> list[dict]:
+  """Decoding files whole, and no larger than needed: a row for each.
+
+  Answers are compared in the exported path: `same_label` and `same_size` are
+  shares of the images, `top1` is known where labels are.
+  """
+  files = subject.files
+  classifiers, answers = {}, {}
+  for decode in DECODINGS:
+    contract = dataclasses.replace(subject.contract, decode=decode)
+    with tempfile.TemporaryDirectory() as folder:
+      programs = engines.programs(subject.trained, contract)
+      package.write_onnx(folder, programs, fold_norms=True)
+      classifier = Classifier(contract, OnnxEngine(folder, contract))
+    if subject.shares:
+      classifier.set_policy(Drawn(subject.shares))
+    classifiers[decode] = classifier
+    answers[decode] = classifier.predict(files)
+  sizes = subject.contract.resolutions
+  jobs = {
+    decode: functools.partial(
+      _decode_as_chosen,
+      classifier,
+      files,
+      [sizes.index(x.size_px) for x in answers[decode]],
+    )
+    for decode, classifier in classifiers.items()
+  }
+  rows = []
+  for decode, seconds in interleaved(jobs, rounds, 'decoding').items():
+    pairs = list(zip(answers[decode], answers['full'], strict=True))
+    row = {
+      'decode': decode,
+      'ms_per_image': 1e3 * float(np.median(seconds)) / len(files),
+      'same_label': float(np.mean([a.label == b.label for a, b in pairs])),
+      'same_size': float(np.mean([a.size_px == b.size_px for a, b in pairs])),
+      'top1': '',
+    }
+    if subject.labels:
+      found = [x.label for x in answers[decode]]
+      row['top1'] = float(np.mean(np.equal(found, subject.labels)))
+    rows.append(row)
+  return rows
+
+
+def _decode_as_chosen(classifier, files, choice) -> None:
+  for file, j in zip(files, choice, strict=True):
+    picture = classifier.picture(file)
+    classifier.view(picture)
+    classifier.crop(picture, j)
+
+
+def _decode_all(classifier: Classifier, files: Sequence[bytes]) -> None:
+  for file in files:
+    classifier.picture(file).crop(classifier.contract.image_px)
+
+
+def verdict(worth: list[dict], speed: list[dict]) -> str:
+  """Whether routing pays on this machine, in a few lines."""
+  lines = []
+  for row in worth:
+    verb = 'pays' if row['realised'] > 1 else 'does not pay'
+    lines.append(
+      f'{row["path"]}, {row["mode"]}: routing {verb}, {row["realised"]:.2f} x '
+      f'as fast as the largest size ({row["implied"]:.2f} x implied, '
+      f'{row["realised_of_implied"]:.0%} of it).'
+    )
+  for mode in dict.fromkeys(row['mode'] for row in worth):
+    best = min(
+      (row for row in worth if row['mode'] == mode),
+      key=lambda row: row['routed_ms'],
+    )
+    lines.append(
+      f'Fastest path, {mode}: {best["path"]}, {best["routed_ms"]:.3g} ms an '
+      f'image routed, {best["fixed_ms"]:.3g} ms fixed.'
+    )
+  largest = {
+    row['path']: row['ms_per_image']
+    for row in speed
+    if row['batch'] == 1 and row['gmacs'] == max(r['gmacs'] for r in speed)
+  }
+  lines.append(
+    'The largest size alone, batch 1: '
+    + ', '.join(f'{path} {ms:.3g} ms' for path, ms in largest.items())
+    + '.'
+  )
+  return '\n'.join(lines)
+
+
+def draw(subject: Subject, speed: list[dict], path: str) -> None:
+  """Figure 3: accuracy (or multiply-adds) against latency at batch 1.
+
+  Args:
+    subject: its record, if any, knows the accuracy.
+    speed: from `time_networks`.
+    path: of the files, without ending.
+  """
+  contract, record = subject.contract, subject.record
+  ms = {
+    (row['path'], row['part']): row['ms_per_image']
+    for row in speed
+    if row['batch'] == 1
+  }
+  curves = []
+  for name in dict.fromkeys(row['path'] for row in speed):
+    sizes = [ms[name, f'{r} px'] for r in contract.resolutions]
+    if record is None:
+      curves.append((name, sizes, list(contract.gmacs)))
+      continue
+    fixed = [100 * policy.top1 for policy in policies.fixed(record)]
+    curves.append((f'{name}, fixed sizes', sizes, fixed))
+    if (name, 'predictor') in ms:
+      routed = policies.routed(record)
+      latency = ms[name, 'predictor'] + routed.shares @ sizes
+      curves.append((f'{name}, routed', [latency], [100 * routed.top1]))
+  label = 'GMACs' if record is None else 'top-1, %'
+  figures.latency(curves, label, path)
 
 
 def main(_) -> None:
@@ -197,35 +588,47 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  if not _WORKDIR.value:
-    raise UserError('--workdir is missing: name the directory of a trained run')
-  rows = benchmark(
-    _WORKDIR.value, steps=_STEPS.value, batch_size=_BATCH_SIZE.value
+  if bool(WORKDIR.value) == bool(_NETWORK.value):
+    raise UserError('give --workdir, a trained run, or --network, a name')
+  to = _OUT.value or (WORKDIR.value and os.path.join(WORKDIR.value, 'report'))
+  if not to:
+    raise UserError('--out is missing: name a folder for the results')
+  try:
+    sizes = [int(x) for x in _SIZES.value]
+    batches = [int(x) for x in _BATCHES.value]
+    shares = [float(x) for x in _SHARES.value]
+  except ValueError as error:
+    raise UserError(f'--sizes, --batches, --shares: {error}') from error
+  if WORKDIR.value:
+    subject = of_workdir(WORKDIR.value, _IMAGES.value)
+  else:
+    subject = of_network(_NETWORK.value, sizes, shares, _IMAGES.value)
+  contenders = Contenders(
+    subject, _PATHS.value, batches, rival=_NETWORK.value or ''
   )
+  speed = time_networks(contenders, _ROUNDS.value)
+  worth = time_predictions(contenders, _ROUNDS.value)
+  parts = time_parts(contenders, speed, _ROUNDS.value)
+  tables = {'speed': speed, 'worth': worth, 'parts': parts}
+  if 'onnx' in contenders.classifiers:
+    tables['decoding'] = time_decoding(subject, _ROUNDS.value)
   device = jax.devices()[0].device_kind
-  print(f'{jax.device_count()} x {device}, {os.cpu_count()} processor cores')
-  print(
-    log.table(
-      [
-        {
-          'training step': row['step'],
-          'images/s': f'{row["images_per_second"]:.0f}',
-          'MMACs/image': f'{row["mmacs_per_image"]:.1f}',
-          'implied': f'{row["implied"]:.2f} x',
-          'realised': f'{row["realised"]:.2f} x',
-          'realised / implied': f'{row["realised_of_implied"]:.2f}',
-        }
-        for row in rows
-      ]
-    )
-  )
-  path = os.path.join(_WORKDIR.value, 'report', 'benchmark.csv')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  with open(path, 'w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-  print(f'Written: {path}')
+  print(f'{device}, {os.cpu_count()} processor cores\n')
+  os.makedirs(to, exist_ok=True)
+  for name, rows in tables.items():
+    print(log.table([{k: _short(v) for k, v in row.items()} for row in rows]))
+    print()
+    with open(os.path.join(to, f'{name}.csv'), 'w', newline='') as file:
+      writer = csv.DictWriter(file, rows[0])
+      writer.writeheader()
+      writer.writerows(rows)
+  draw(subject, speed, os.path.join(to, 'latency'))
+  print(verdict(worth, speed))
+  print(f'Written to {to}: {", ".join(tables)} (.csv), latency (.png, .svg)')
+
+
+def _short(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
 if __name__ == '__main__':

@@ -70,6 +70,74 @@ def accuracy_cost(record: Record, path: str) -> None:
   _save(figure, path)
 
 
+def budget_curve(
+  record: Record,
+  dial: Sequence[policies.Policy],
+  others: Sequence[Sequence[policies.Policy]],
+  path: str,
+) -> None:
+  """The budget dial of one checkpoint among its controls.
+
+  Args:
+    record: of the test split.
+    dial: settings, ascending in cost.
+    others: curves to compare, each a list of policies of one name.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(6.8, 4.6), layout='constrained')
+  axes = figure.add_subplot()
+
+  def line(points, *style, **options):
+    axes.plot(
+      [p.gmacs for p in points],
+      [100 * p.top1 for p in points],
+      *style,
+      **options,
+    )
+
+  costs, top1 = policies.hull_points(record)
+  axes.plot(
+    costs, 100 * top1, 'o-', color='#4477aa', lw=1, label='best fixed (hull)'
+  )
+  colours = ('#cc3311', '#ee7733', '#aa3377', '#66ccee')
+  for points, colour in zip(others, colours, strict=False):
+    style = '--' if len(points) > 1 else 'P'
+    line(points, style, color=colour, lw=1, label=points[0].name)
+  line(dial, '.-', color='#228833', label='budget dial, predictor counted')
+  oracle = policies.oracle(record)
+  line([oracle], '^', color='#999999', label='oracle')
+  axes.set_xlim(left=0)
+  axes.set_xlabel('average cost of an image, GMACs')
+  axes.set_ylabel('top-1, %')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='lower right', fontsize=9)
+  _save(figure, path)
+
+
+def latency(
+  curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+  label: str,
+  path: str,
+) -> None:
+  """Something against the latency of an image (Figure 3 of the paper).
+
+  Args:
+    curves: name, milliseconds, and what lies over them.
+    label: of the upright axis.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+  axes = figure.add_subplot()
+  for name, ms, values in curves:
+    axes.plot(ms, values, 'o-' if len(ms) > 1 else '*', ms=8, label=name)
+  axes.set_xlim(left=0)
+  axes.set_xlabel('latency of one image on this machine, ms')
+  axes.set_ylabel(label)
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=9)
+  _save(figure, path)
+
+
 def by_size(
   record: Record,
   read_image: Callable[[int], np.ndarray],

@@ -132,6 +132,29 @@ def random_choice(record: Record, gmacs: float) -> Policy:
   )
 
 
+def cascade(record: Record, threshold: float) -> Policy:
+  """Sizes tried in ascending order until one is confident; no predictor.
+
+  Every size that is tried is paid for. The strongest rival that needs no
+  training: it has seen the image at a size before it goes on to the next.
+
+  Args:
+    record: of a split.
+    threshold: confidence in [0, 1] that stops.
+  """
+  sure = record.confidence >= threshold
+  sure[:, -1] = True
+  last = sure.argmax(1)
+  rows = np.arange(len(last))
+  return Policy(
+    name='confidence cascade',
+    gmacs=float(np.cumsum(record.gmacs)[last].mean()),
+    top1=float(record.top1[rows, last].mean()),
+    top5=float(record.top5[rows, last].mean()),
+    shares=np.bincount(last, minlength=len(record.gmacs)) / len(last),
+  )
+
+
 def hull_points(record: Record) -> tuple[np.ndarray, np.ndarray]:
   """Corners (gmacs, top1) of the upper hull of the fixed sizes, ascending.
 

@@ -19,7 +19,7 @@ no padding, so any number of devices computes what one would.
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -98,10 +98,13 @@ class RoutedStep:
     tau_epochs: see `tau`.
     eta: weight of the FLOPs hinge.
     eta_warmup_epochs: over which the weight grows linearly from 0.
-    target_gmacs: alpha of the hinge, predictor not counted.
+    target_gmacs: alpha of the hinge, predictor not counted; in the unit of
+      `costs` where they are given.
     target_epochs: over which alpha falls linearly from the dearest size's cost.
     usage_weight: of AR-Net's uniform-usage loss.
     bucket_growth: see `routing.bucket_ladder`.
+    costs: C_j of the hinge at each size, for instance the milliseconds that
+      `drnet_jax.calibrate --measure` prints; () for GMACs.
 
   Raises:
     UserError: a value that cannot work.
@@ -129,6 +132,7 @@ class RoutedStep:
     target_epochs: float,
     usage_weight: float,
     bucket_growth: float,
+    costs: Sequence[float] = (),
   ):
     if len(model.resolutions) < 2:
       raise UserError(
@@ -145,6 +149,11 @@ class RoutedStep:
       raise UserError(f'objective.explore = {explore} is not in (0, 1]')
     if bucket_growth <= 1:
       raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
+    if costs and (len(costs) != len(model.resolutions) or min(costs) <= 0):
+      raise UserError(
+        f'objective.costs = {tuple(costs)} is not one positive cost for each '
+        f'of {model.resolutions}'
+      )
 
     self._model = model
     self._optimizer = optimizer
@@ -153,13 +162,14 @@ class RoutedStep:
     self._loss = loss
     self._usage_weight = usage_weight
     self._gmacs = jnp.asarray(model.macs().gmacs)
+    self._costs = jnp.asarray(costs) if costs else self._gmacs
     epochs = functools.partial(_in_steps, steps_per_epoch)
     self._tau = optax.exponential_decay(
       tau[0], max(epochs(tau_epochs), 1), tau[1] / tau[0], end_value=tau[1]
     )
     self._eta = optim.ramp(0.0, eta, epochs(eta_warmup_epochs))
     self._target = optim.ramp(
-      float(self._gmacs.max()), target_gmacs, epochs(target_epochs)
+      float(self._costs.max()), target_gmacs, epochs(target_epochs)
     )
     local = batch_size // mesh.size
     self._explored = round(explore * local) if gradient == 'all' else 0
@@ -366,7 +376,7 @@ class RoutedStep:
 
     def router_loss(h, p):
       hinge = losses.flops_hinge(
-        h, self._gmacs, target_gmacs=self._target(step)
+        h, self._costs, target_gmacs=self._target(step)
       )
       if explored:
         task = self._task_loss(

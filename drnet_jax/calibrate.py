@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: calibrates the budget dial of a trained model.
+
+    python -m drnet_jax.calibrate --workdir=runs/quickstart [--measure=jax]
+
+Runs the model over the validation split and leaves `calibration.json` in the
+workdir; from then on `predict --budget_gmacs=...` and `Classifier.set_budget`
+work. `--measure` also times each size on this machine, in that runtime, for
+budgets in milliseconds. Then checks the dial on the test split: budgets asked
+for, what they cost and score there, beside the best fixed size, a random choice
+and the confidence cascade at the same cost. `--compare=other,workdirs` adds the
+routed points of other runs (an alpha sweep) to the figure.
+"""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+
+from drnet_jax import command, log, settings, workdir
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.command import parse_flags, run_command, set_up
+from drnet_jax.data.pipeline import Data
+from drnet_jax.deploy import budget, costs
+from drnet_jax.deploy.classifier import RUNTIMES, Classifier
+from drnet_jax.errors import UserError
+from drnet_jax.evaluate import Evaluator
+from drnet_jax.report import figures, policies
+from drnet_jax.report.policies import Policy, Record
+
+_MEASURE = flags.DEFINE_enum(
+  'measure', None, RUNTIMES, 'Time each size, too, in this runtime.'
+)
+_BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
+_POINTS = flags.DEFINE_integer('points', 12, 'Budgets to check.', 2)
+_COMPARE = flags.DEFINE_list('compare', [], 'Evaluated workdirs to compare.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """A budget asked for, and what it gave on images it was not set on.
+
+  Attributes:
+    asked: GMACs.
+    promised: top-1 on the calibration images.
+    got: cost and score on the test images.
+  """
+
+  asked: float
+  promised: float
+  got: Policy
+
+
+def calibrate(path: str) -> budget.Calibration:
+  """Runs the validation split and writes `calibration.json`.
+
+  Args:
+    path: workdir of a run with a trained predictor.
+
+  Returns:
+    The calibration; milliseconds measured earlier are kept.
+
+  Raises:
+    UserError: no trained predictor.
+  """
+  mesh = mesh_lib.create()
+  trained = workdir.load(path, mesh)
+  if not trained.has_router:
+    raise UserError(f'{path}: its predictor is not trained yet')
+  data = settings.call(Data, trained.config.data, 'config.data')
+  before = budget.read(path)
+  calibration = budget.Calibration.of(
+    _record(trained, mesh, data, data.validation_split),
+    split=f'{data.name}/{data.validation_split}',
+  )
+  calibration.ms = before and before.ms
+  calibration.write(path)
+  return calibration
+
+
+def test_record(path: str) -> Record:
+  """What `evaluate` recorded of the test split, or the same made now."""
+  kept = os.path.join(path, 'report', 'record.npz')
+  if os.path.exists(kept):
+    return policies.load(kept)
+  mesh = mesh_lib.create()
+  trained = workdir.load(path, mesh)
+  data = settings.call(Data, trained.config.data, 'config.data')
+  return _record(trained, mesh, data, data.test_split)
+
+
+def check(
+  calibration: budget.Calibration, record: Record, count: int
+) -> list[Check]:
+  """Asks for budgets and sees what they cost on other images.
+
+  Args:
+    calibration: sets the dial.
+    record: of images that it has not seen.
+    count: budgets, spread evenly between the cheapest size and the dearest.
+  """
+  found = []
+  for point in calibration.points(calibration.gmacs, count):
+    # The record holds no pixels to draw a mixture by: its expectation.
+    shares, top1, top5 = np.zeros(len(record.gmacs)), 0.0, 0.0
+    dial, rows = point.dial, np.arange(len(record.label))
+    for penalty, weight in (
+      (dial.low, 1 - dial.share),
+      (dial.high, dial.share),
+    ):
+      choice = budget.choose(record.log_p, penalty, dial.costs)
+      shares += weight * np.bincount(choice, minlength=len(shares)) / len(rows)
+      top1 += weight * record.top1[rows, choice].mean()
+      top5 += weight * record.top5[rows, choice].mean()
+    gmacs = float(shares @ record.gmacs + record.predictor_gmacs)
+    got = Policy('budget dial', gmacs, float(top1), float(top5), shares)
+    found.append(Check(point.cost, point.top1, got))
+  return found
+
+
+def cascade_curve(record: Record, count: int = 40) -> list[Policy]:
+  """The confidence cascade at thresholds that spread its cost evenly."""
+  thresholds = np.quantile(record.confidence, np.linspace(0, 1, count))
+  curve = [policies.cascade(record, t) for t in np.unique(thresholds)]
+  return sorted(curve, key=lambda policy: policy.gmacs)
+
+
+def main(_) -> None:
+  set_up()
+  run_command(_run)
+
+
+def _run() -> None:
+  path = command.workdir()
+  calibration = calibrate(path)
+  if _MEASURE.value:
+    classifier = Classifier.load(
+      path, runtime=_MEASURE.value, batch=_BATCH.value
+    )
+    calibration.ms = costs.measure(
+      classifier.contract, classifier.engine, batch=_BATCH.value
+    )
+    calibration.write(path)
+    print(_cost_table(calibration))
+  record = test_record(path)
+  checks = check(calibration, record, _POINTS.value)
+  print(_report(checks, record))
+  others = [
+    [policies.random_choice(record, c.got.gmacs) for c in checks],
+    cascade_curve(record),
+  ]
+  sweep = [policies.routed(test_record(other)) for other in _COMPARE.value]
+  if sweep:
+    sweep.append(policies.routed(record))
+    named = [dataclasses.replace(p, name='alpha sweep') for p in sweep]
+    others.append(sorted(named, key=lambda policy: policy.gmacs))
+  directory = os.path.join(path, 'report')
+  os.makedirs(directory, exist_ok=True)
+  figure = os.path.join(directory, 'budget')
+  figures.budget_curve(record, [c.got for c in checks], others, figure)
+  _write_csv(checks, figure + '.csv')
+  print(f'Written: {os.path.join(path, budget.FILE)}, {figure}.csv, .png, .svg')
+
+
+def _record(trained, mesh, data: Data, split: str) -> Record:
+  source = data.open(split)
+  return Evaluator(trained.model, mesh)(
+    trained.params,
+    trained.batch_stats,
+    data.eval_batches(
+      source,
+      size_px=trained.model.image_px,
+      batch_size=trained.config.eval_batch_size,
+    ),
+    len(source.examples),
+    split,
+    has_router=trained.has_router,
+  )
+
+
+def _cost_table(calibration: budget.Calibration) -> str:
+  gmacs, ms = calibration.gmacs, calibration.ms
+  rows = [
+    {'size': f'{i}', 'GMACs': f'{a:.4g}', 'ms': f'{b:.4g}'}
+    for i, a, b in zip(
+      [*range(1, len(ms.sizes) + 1), 'predictor'],
+      (*gmacs.sizes, gmacs.predictor),
+      (*ms.sizes, ms.predictor),
+      strict=True,
+    )
+  ]
+  return f'{log.table(rows)}\n({ms.source})\n'
+
+
+def _report(checks: Sequence[Check], record: Record) -> str:
+  curve = cascade_curve(record)
+  rows = [
+    {
+      'asked GMACs': f'{c.asked:.4g}',
+      'got': f'{c.got.gmacs:.4g}',
+      'off %': f'{100 * (c.got.gmacs / c.asked - 1):+.1f}',
+      'top-1 %': _percent(c.got.top1),
+      'best fixed': _percent(policies.best_fixed(record, c.got.gmacs).top1),
+      'random': _percent(policies.random_choice(record, c.got.gmacs).top1),
+      'cascade': _interpolated(curve, c.got.gmacs),
+    }
+    for c in checks
+  ]
+  near = sum(abs(c.got.gmacs / c.asked - 1) <= 0.03 for c in checks)
+  return (
+    f'{log.table(rows)}\n{near} of {len(checks)} budgets land within 3 % on '
+    f'{len(record.label)} test images.'
+  )
+
+
+def _interpolated(curve: Sequence[Policy], gmacs: float) -> str:
+  costs = [policy.gmacs for policy in curve]
+  if not costs[0] <= gmacs <= costs[-1]:
+    return ''
+  top1 = np.interp(gmacs, costs, [policy.top1 for policy in curve])
+  return _percent(top1)
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.2f}'
+
+
+def _write_csv(checks: Sequence[Check], path: str) -> None:
+  with open(path, 'w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(
+      ['asked_gmacs', 'promised_top1', 'test_gmacs', 'test_top1', 'test_top5']
+    )
+    for c in checks:
+      writer.writerow(
+        [c.asked, c.promised, c.got.gmacs, c.got.top1, c.got.top5]
+      )
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A JAX function of a batch of images as a plain list of operations.
+
+Traced with a symbolic batch; calls are inlined, what does not depend on the
+images is computed, what nothing depends on is dropped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from drnet_jax.errors import UserError
+
+_IDENTITIES = {
+  'copy',
+  'copy_p',
+  'stop_gradient',
+  'reduce_precision',
+  'optimization_barrier',
+  'sharding_constraint',
+  'name',
+}
+_CALLS = {
+  'jit',
+  'pjit',
+  'closed_call',
+  'core_call',
+  'checkpoint',
+  'remat2',
+  'custom_jvp_call',
+  'custom_vjp_call',
+  'custom_vjp_call_jaxpr',
+}
+
+
+def trace(function: Callable, image: jax.ShapeDtypeStruct) -> 'Program':
+  """Traces a function.
+
+  Args:
+    function: from one array [B, ...] to one array.
+    image: shape and type of one element of the batch, without B.
+
+  Raises:
+    UserError: it cannot be traced with a batch of any size.
+  """
+  (batch,) = jax.export.symbolic_shape('batch')
+  argument = jax.ShapeDtypeStruct((batch, *image.shape), image.dtype)
+  try:
+    closed = jax.make_jaxpr(function)(argument)
+  except (
+    TypeError,
+    jax.errors.JAXTypeError,
+    jax.errors.InconclusiveDimensionOperation,
+  ) as error:
+    raise UserError(
+      'the network cannot be traced with a batch of any size (take sizes from '
+      f'x.shape, not from len(x)): {error}'
+    ) from error
+  return Program(closed)
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+  """An array of the traced program.
+
+  Attributes:
+    shape: of ints, and of symbolic sizes where the batch is.
+    dtype: numpy's, with the short floats widened.
+    constant: its value where known, of size 1 along symbolic axes.
+    uses: how many operations (and outputs) read it.
+  """
+
+  shape: tuple
+  dtype: np.dtype
+  constant: np.ndarray | None = None
+  uses: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Operation:
+  """A primitive, what it reads and what it makes."""
+
+  primitive: Any
+  params: dict[str, Any]
+  inputs: list[Value]
+  outputs: list[Value]
+
+  @property
+  def name(self) -> str:
+    return self.primitive.name
+
+
+class Program:
+  """A jaxpr without calls, constants and dead code.
+
+  Attributes:
+    input, output: its two ends.
+    operations: in order.
+  """
+
+  def __init__(self, closed: core.ClosedJaxpr):
+    if len(closed.jaxpr.outvars) != 1:
+      raise UserError('a function to export returns one array')
+    operations: list[Operation] = []
+    self.input = _value(closed.jaxpr.invars[0])
+    (self.output,) = self._inline(
+      closed.jaxpr, closed.consts, [self.input], operations
+    )
+    self.operations = self._live(operations)
+
+  def _inline(self, jaxpr, consts, arguments, operations) -> list[Value]:
+    env: dict[Any, Value] = {}
+
+    def read(atom) -> Value:
+      if isinstance(atom, core.Literal):
+        return _constant(np.asarray(atom.val))
+      return env[atom]
+
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+      env[var] = _constant(np.asarray(value))
+    env |= zip(jaxpr.invars, arguments, strict=True)
+    for equation in jaxpr.eqns:
+      inputs = [read(atom) for atom in equation.invars]
+      name = equation.primitive.name
+      if name in _IDENTITIES:
+        outputs = inputs
+      elif name in _CALLS:
+        params = equation.params
+        inner = next(
+          params[key]
+          for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+          if key in params
+        )
+        if isinstance(inner, core.ClosedJaxpr):
+          inner, inner_consts = inner.jaxpr, inner.consts
+        else:
+          inner_consts = ()
+        outputs = self._inline(inner, inner_consts, inputs, operations)
+      elif name == 'cond' and (branch := _known_branch(equation, inputs)):
+        outputs = self._inline(
+          branch.jaxpr, branch.consts, inputs[1:], operations
+        )
+      elif name == 'platform_index':
+        outputs = [_constant(np.zeros((), np.int32))]  # see `_known_branch`
+      else:
+        outputs = [_value(var) for var in equation.outvars]
+        if all(x.constant is not None for x in inputs):
+          _evaluate(equation, inputs, outputs)
+        else:
+          operations.append(
+            Operation(equation.primitive, equation.params, inputs, outputs)
+          )
+      env |= zip(equation.outvars, outputs, strict=True)
+    return [read(atom) for atom in jaxpr.outvars]
+
+  def _live(self, operations: list[Operation]) -> list[Operation]:
+    self.output.uses = 1
+    live = []
+    for operation in reversed(operations):
+      if any(x.uses for x in operation.outputs):
+        live.append(operation)
+        for x in operation.inputs:
+          x.uses += 1
+    return live[::-1]
+
+
+def _known_branch(equation, inputs):
+  """The branch of a `cond` that is taken whatever the images; or None."""
+  branches = equation.params['branches']
+  platforms = equation.params.get('branches_platforms')
+  if platforms:
+    # Written for several platforms: the one that is for all of them.
+    return branches[platforms.index(None) if None in platforms else 0]
+  index = inputs[0].constant
+  return None if index is None else branches[int(index)]
+
+
+def _value(var) -> Value:
+  return Value(tuple(var.aval.shape), _widened(var.aval.dtype))
+
+
+def _constant(x: np.ndarray) -> Value:
+  x = x.astype(_widened(x.dtype))
+  return Value(x.shape, x.dtype, x)
+
+
+def _widened(dtype) -> np.dtype:
+  if jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize < 4:
+    return np.dtype(np.float32)
+  return np.dtype(dtype)
+
+
+def is_symbolic(size: Any) -> bool:
+  """Whether a size is that of the batch, or depends on it."""
+  return not isinstance(size, int | np.integer)
+
+
+def _evaluate(equation, inputs, outputs) -> None:
+  """Computes an operation on constants, the batch taken as 1."""
+  name, params = equation.primitive.name, equation.params
+  least = max((_count_symbolic(x) for x in inputs), default=0)
+  if (
+    name == 'dim_as_value'
+    or (name == 'iota' and is_symbolic(params['shape'][params['dimension']]))
+    # An axis of the batch is gone: it was summed over, or the like.
+    or any(_count_symbolic(x) < least for x in outputs)
+  ):
+    raise UserError('cannot export what depends on how many images there are')
+
+  def concrete(param):
+    if isinstance(param, tuple):
+      return tuple(1 if jax.export.is_symbolic_dim(d) else d for d in param)
+    return param
+
+  params = {k: concrete(v) for k, v in params.items()}
+  if params.get('new_dtype') is not None:
+    params['new_dtype'] = _widened(params['new_dtype'])
+  results = equation.primitive.bind(
+    *(jnp.asarray(x.constant) for x in inputs), **params
+  )
+  if not equation.primitive.multiple_results:
+    results = [results]
+  for output, result in zip(outputs, results, strict=True):
+    output.constant = np.asarray(result)
+
+
+def _count_symbolic(value: Value) -> int:
+  return sum(map(is_symbolic, value.shape))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: exports a trained model to ONNX and StableHLO.
+
+    python -m drnet_jax.export --workdir=runs/quickstart --to=exported
+
+Writes the folder that `deploy.package` describes: a predictor and one graph per
+size, with what a program needs to run them. Then runs images of the test split
+through JAX and through what was written, and fails unless they agree
+(`--check_images=0` leaves that out). The result runs without JAX:
+
+    python exported/run.py photo.jpg
+
+or with it: `python -m drnet_jax.predict --workdir=exported photo.jpg`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+
+from drnet_jax import command, log, settings, workdir
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.command import parse_flags, run_command, set_up
+from drnet_jax.data.pipeline import Data
+from drnet_jax.deploy import budget, package
+from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.deploy.contract import Contract
+from drnet_jax.deploy.flags import DECODE
+from drnet_jax.errors import UserError
+
+_TO = flags.DEFINE_string('to', None, 'Folder to write.')
+_FORMATS = flags.DEFINE_list('formats', list(package.FORMATS), 'To write.')
+_WEIGHTS = flags.DEFINE_enum(
+  'weights',
+  'folded',
+  package.WEIGHTS,
+  'folded: norms inside the convolutions, fastest. shared: one copy of the '
+  'convolutions for all sizes, smallest.',
+)
+_CHECK_IMAGES = flags.DEFINE_integer(
+  'check_images', 1000, 'Images of the test split to compare on.', 0
+)
+
+_TOLERANCE = 1e-4  # of probabilities
+# Scores this close are a tie: which size wins is decided by rounding.
+_TIE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+  """How far one path is from another.
+
+  Attributes:
+    runtime: 'onnx', ...
+    images: compared.
+    ties: images whose size differs while their two best sizes score alike.
+    other_sizes: images whose size differs for no such reason.
+    largest: difference of probabilities, where the sizes are the same.
+  """
+
+  runtime: str
+  images: int
+  ties: int
+  other_sizes: int
+  largest: float
+
+  @property
+  def holds(self) -> bool:
+    """Whether the two agree."""
+    return not self.other_sizes and self.largest <= _TOLERANCE
+
+
+def export(
+  path: str,
+  folder: str,
+  *,
+  formats: Sequence[str],
+  weights: str,
+  decode: str,
+) -> None:
+  """Writes the latest weights of a workdir as a folder; see `package.write`."""
+  trained = workdir.load(path, mesh_lib.create(1))
+  package.write(
+    folder,
+    trained,
+    Contract.of(trained, decode=decode),
+    budget.read(path),
+    formats=formats,
+    weights=weights,
+  )
+
+
+def compare(ours: Classifier, theirs: Classifier, images: Sequence) -> Parity:
+  """Runs images through two paths of one model."""
+  expected = ours.predict(images)
+  found = theirs.predict(images)
+  ties = other_sizes = 0
+  largest = 0.0
+  for image, a, b in zip(images, expected, found, strict=True):
+    if a.size_px == b.size_px:
+      difference = np.abs(a.probabilities - b.probabilities).max()
+      largest = max(largest, float(difference))
+      continue
+    view = ours.view(ours.picture(image))
+    best = np.sort(np.asarray(ours.engine.log_p(view[None]))[0])[::-1]
+    if best[0] - best[1] <= _TIE:
+      ties += 1
+    else:
+      other_sizes += 1
+  return Parity(theirs.engine.name, len(images), ties, other_sizes, largest)
+
+
+def main(_) -> None:
+  set_up()
+  run_command(_run)
+
+
+def _run() -> None:
+  path, folder = command.workdir(), _TO.value
+  if not folder:
+    raise UserError('--to is missing: name a folder to write')
+  decode = DECODE.value or 'full'
+  formats = tuple(_FORMATS.value)
+  export(path, folder, formats=formats, weights=_WEIGHTS.value, decode=decode)
+  files = sorted(os.listdir(folder))
+  print(
+    log.table(
+      [
+        {
+          'file': name,
+          'MB': f'{os.path.getsize(os.path.join(folder, name)) / 1e6:.3f}',
+        }
+        for name in files
+      ]
+    )
+  )
+  if not _CHECK_IMAGES.value:
+    return
+  ours = Classifier.load(path, decode=decode)
+  data = settings.call(Data, workdir.read_config(path).data, 'config.data')
+  examples = data.open(data.test_split).examples
+  count = min(_CHECK_IMAGES.value, len(examples))
+  images = [examples[i]['image'] for i in range(count)]
+  for runtime in formats:
+    parity = compare(ours, Classifier.load(folder, runtime=runtime), images)
+    print(
+      f'{runtime}: {count} images, probabilities within {parity.largest:.1e} '
+      f'of JAX, sizes differ on {parity.other_sizes}, and on {parity.ties} '
+      'that are ties'
+    )
+    if not parity.holds:
+      raise UserError(f'{folder}: {runtime} does not agree with JAX')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)

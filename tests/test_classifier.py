@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classifying: the right answers in the right order, whatever is handed in."""
+
+import collections
+import io
+import resource
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_trained
+from PIL import Image
+
+from drnet_jax.data import transforms
+from drnet_jax.deploy import budget, streaming
+from drnet_jax.deploy.answers import Failure
+from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.deploy.contract import Contract
+from drnet_jax.deploy.picture import Picture, as_pixels
+from drnet_jax.errors import UserError
+
+RUNTIMES = ('jax', 'onnx')
+
+
+@pytest.fixture(scope='module')
+def trained():
+  return tiny_trained()
+
+
+@pytest.fixture(scope='module', params=RUNTIMES)
+def classifier(request, trained):
+  return Classifier.of(trained, runtime=request.param, batch=4)
+
+
+@pytest.fixture(autouse=True)
+def dial_at_rest(request):
+  yield
+  if 'classifier' in request.fixturenames:
+    shared = request.getfixturevalue('classifier')
+    shared.set_policy(budget.Dial(shared.contract.gmacs, 0.0, 0.0, 0.0))
+
+
+def pictures(count, *, side=32, seed=0):
+  """Pictures of differing brightness and contrast: the router tells them."""
+  rng = np.random.default_rng(seed)
+  low = rng.integers(0, 200, (count, 1, 1, 3))
+  span = rng.integers(1, 56, (count, 1, 1, 1))
+  noise = rng.integers(0, 1000, (count, side, side, 3))
+  return (low + noise % span).astype(np.uint8)
+
+
+def encoded(image, format='PNG', **options):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, format, **options)
+  return file.getvalue()
+
+
+def reference(trained, images):
+  """Every size on every image, then the chosen one."""
+  model, weights = trained.model, (trained.params, trained.batch_stats)
+  scores, _ = model.predict(
+    weights[0]['predictor'], weights[1]['predictor'], images, train=False
+  )
+  choice = np.asarray(scores.argmax(-1))
+  logits = [model.logits_at(*weights, images, r) for r in model.resolutions]
+  p = np.stack([jax.nn.softmax(x) for x in logits])
+  return choice, p[choice, np.arange(len(images))]
+
+
+def test_many_are_answered_in_order_at_their_own_size(classifier, trained):
+  images = pictures(150)
+  choice, probabilities = reference(trained, images)
+  assert len(set(choice.tolist())) == 3, 'the test should use every size'
+  answers = classifier.predict(list(images))
+  sizes, contract = trained.model.resolutions, classifier.contract
+  assert [x.size_px for x in answers] == [sizes[j] for j in choice]
+  np.testing.assert_allclose(
+    [x.probabilities for x in answers], probabilities, atol=1e-5
+  )
+  assert [x.label for x in answers] == probabilities.argmax(1).tolist()
+  for x, j in zip(answers, choice, strict=True):
+    assert x.gmacs == pytest.approx(
+      contract.gmacs[j] + contract.predictor_gmacs
+    )
+    assert x.name == 'abcde'[x.label] == x.top[0][0]
+    assert [p for _, p in x.top] == sorted(x.probabilities, reverse=True)[:5]
+
+
+def test_one_by_one_and_generated_are_the_same(classifier):
+  images = pictures(20, seed=1)
+  together = classifier.predict(x for x in images)
+  for image, expected in zip(images, together, strict=True):
+    (single,) = classifier.predict([image], top_k=2)
+    assert single.size_px == expected.size_px and len(single.top) == 2
+    np.testing.assert_allclose(
+      single.probabilities, expected.probabilities, atol=1e-6
+    )
+  assert classifier.predict([]) == []
+
+
+def test_twice_the_same_is_bit_for_bit_the_same(classifier):
+  images = pictures(50, seed=2)
+  first, second = classifier.predict(images), classifier.predict(images)
+  for a, b in zip(first, second, strict=True):
+    np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_paths_bytes_pil_and_arrays_are_the_same(classifier, tmp_path):
+  image = pictures(1, side=40)[0]
+  path = tmp_path / 'image.png'
+  path.write_bytes(encoded(image))
+  grey = image[..., :1]
+  kinds = [
+    str(path),
+    path,
+    encoded(image),
+    bytearray(encoded(image)),
+    Image.fromarray(image),
+    image,
+    image.astype(np.int64),
+    image.astype(np.float32) / 255,
+    image.astype(np.uint16) * 257,
+    jax.numpy.asarray(image),
+    np.dstack([image, np.full_like(grey, 255)]),
+  ]
+  answers = classifier.predict(kinds)
+  for x in answers:
+    np.testing.assert_array_equal(x.probabilities, answers[0].probabilities)
+
+
+@pytest.mark.parametrize(
+  'array, message',
+  [
+    (np.zeros((3, 32, 32), np.uint8), r'shape \[3, 32, 32\] is no image'),
+    (np.zeros((0, 32, 3), np.uint8), 'is no image'),
+    (np.full((8, 8, 3), 255.0), 'within 0 and 1, these are from 255.0'),
+    (np.full((8, 8, 3), np.nan), 'within 0 and 1'),
+    (np.full((8, 8), 300), 'within 0 and 255'),
+    (np.full((8, 8), -1), 'within 0 and 255'),
+    (np.full((8, 8), 'x'), 'is no image'),
+  ],
+)
+def test_arrays_that_would_need_a_guess_are_refused(array, message):
+  with pytest.raises(UserError, match=message):
+    as_pixels(array)
+
+
+def test_a_fixed_size_needs_no_predictor(classifier, trained):
+  classifier.set_size(24)
+  images = pictures(9)
+  answers = classifier.predict(images)
+  assert {x.size_px for x in answers} == {24}
+  assert answers[0].gmacs == classifier.contract.gmacs[1]
+  expected = jax.nn.softmax(
+    trained.model.logits_at(trained.params, trained.batch_stats, images, 24)
+  )
+  np.testing.assert_allclose(
+    [x.probabilities for x in answers], expected, atol=1e-5
+  )
+  with pytest.raises(UserError, match='25 px is not one of'):
+    classifier.set_size(25)
+
+
+def test_without_a_trained_predictor_the_largest_size_runs():
+  classifier = Classifier.of(tiny_trained(has_router=False), batch=2)
+  answers = classifier.predict(pictures(3))
+  assert {x.size_px for x in answers} == {32}
+  assert answers[0].gmacs == answers[0].full_gmacs
+  with pytest.raises(UserError, match='use set_size'):
+    classifier.set_budget(gmacs=1.0)
+
+
+def test_the_dial_moves_the_average_cost(classifier, trained):
+  images = pictures(400, seed=3)
+  with pytest.raises(UserError, match='not calibrated'):
+    classifier.set_budget(gmacs=1.0)
+  scores, _ = trained.model.predict(
+    trained.params['predictor'],
+    trained.batch_stats['predictor'],
+    images,
+    train=False,
+  )
+  contract = classifier.contract
+  classifier.calibration = budget.Calibration(
+    np.asarray(jax.nn.log_softmax(scores)),
+    np.ones((400, 3), bool),
+    budget.Costs('GMACs', contract.gmacs, contract.predictor_gmacs, ''),
+    None,
+    'a test',
+  )
+  low, high = contract.gmacs[0], contract.gmacs[-1]
+  try:
+    for share in (0.1, 0.5, 0.9):
+      asked = low + share * (high - low) + contract.predictor_gmacs
+      promised = classifier.set_budget(gmacs=asked)
+      answers = classifier.predict(images)
+      cost = np.mean([x.gmacs for x in answers])
+      assert promised.gmacs == pytest.approx(asked)
+      assert cost == pytest.approx(asked, rel=0.01)
+  finally:
+    classifier.calibration = None
+
+
+def test_nothing_is_compiled_after_loading(trained):
+  classifier = Classifier.of(trained, batch=4)
+  compiled = []
+
+  def listen(event, seconds, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for count in (1, 2, 7, 40):
+      classifier.predict(pictures(count))
+    with classifier.stream(deadline_ms=1) as stream:
+      [stream.submit(image) for image in pictures(5)]
+  finally:
+    jax.monitoring.clear_event_listeners()
+  assert not compiled
+
+
+def test_broken_weights_are_told(trained):
+  broken = jax.tree.map(lambda x: x * np.nan, trained.params['base'])
+  params = trained.params | {'base': broken}
+  bad = Classifier.of(
+    type(trained)(**vars(trained) | {'params': params}), batch=1
+  )
+  with pytest.raises(UserError, match='NaN'):
+    bad.predict(pictures(1))
+
+
+# Files that nobody would wish for.
+
+
+def png_of(width, height):
+  """A PNG that claims a size, and holds next to nothing."""
+
+  def chunk(kind, data):
+    crc = zlib.crc32(kind + data)
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', crc)
+
+  header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', zlib.compress(bytes(100)))
+    + chunk(b'IEND', b'')
+  )
+
+
+def test_bad_files_among_a_thousand(trained, tmp_path):
+  rng = np.random.default_rng(0)
+  photo = pictures(1, side=48)[0]
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by a quarter
+  turned = io.BytesIO()
+  Image.fromarray(photo).save(turned, 'JPEG', exif=exif)
+  cmyk = io.BytesIO()
+  Image.fromarray(photo).convert('CMYK').save(cmyk, 'JPEG')
+  frames = [Image.fromarray(x) for x in pictures(3, side=40)]
+  animated = io.BytesIO()
+  frames[0].save(animated, 'GIF', save_all=True, append_images=frames[1:])
+  jpeg = encoded(photo, 'JPEG')
+  good = {
+    'turned.jpg': turned.getvalue(),
+    'cmyk.jpg': cmyk.getvalue(),
+    'animated.gif': animated.getvalue(),
+    'text_named.txt': jpeg,
+    'tiny.png': encoded(photo[:1, :1]),
+    'grey.png': encoded(photo[..., 0]),
+    'wide.png': encoded(np.tile(photo[:4], (1, 40, 1))),
+  }
+  bad = {
+    'empty.jpg': b'',
+    'text.jpg': b'This is no picture.\n' * 50,
+    'cut.jpg': jpeg[: len(jpeg) // 2],
+    'cut.png': encoded(rng.integers(0, 256, (64, 64, 3), np.uint8))[:4000],
+    'bomb.png': png_of(20_000, 20_000),
+    'rubbish.jpg': rng.bytes(3000),
+  }
+  for name, data in (good | bad).items():
+    (tmp_path / name).write_bytes(data)
+  plain = [encoded(x) for x in pictures(100)]
+  sources = [plain[i % 100] for i in range(1000)]
+  places = rng.permutation(1000)[: len(good) + len(bad) + 1].tolist()
+  names = [*good, *bad, 'missing.jpg']
+  for place, name in zip(places, names, strict=True):
+    sources[place] = str(tmp_path / name)
+  expected = {
+    place: name
+    for place, name in zip(places, names, strict=True)
+    if name not in good
+  }
+
+  classifier = Classifier.of(trained, runtime='onnx', batch=16)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  answers = classifier.predict(sources, on_error='return')
+  grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+  assert grown_mb < 200, '20,000 x 20,000 pixels are 1,200 MB'
+  failed = {
+    i: x.source for i, x in enumerate(answers) if isinstance(x, Failure)
+  }
+  assert failed == {i: str(tmp_path / name) for i, name in expected.items()}
+  reasons = {name: answers[place].reason for place, name in expected.items()}
+  for name, reason in reasons.items():
+    assert name in reason and '0x' not in reason
+  assert '400000000 pixels' in reasons['bomb.png']
+  assert 'no known format' in reasons['text.jpg']
+  assert 'truncated' in reasons['cut.jpg'].lower()
+  # The good among them are what they would be by themselves.
+  for place in [*places[:3], 500]:
+    (alone,) = classifier.predict([sources[place]])
+    assert answers[place].size_px == alone.size_px
+  upright = np.asarray(Image.open(io.BytesIO(turned.getvalue())))
+  (straight,) = classifier.predict([np.rot90(upright, -1)])
+  np.testing.assert_allclose(
+    answers[places[0]].probabilities, straight.probabilities, atol=1e-6
+  )
+  with pytest.raises(UserError, match='missing.jpg'):
+    classifier.predict(sources)
+
+
+# Decoding no more than is needed.
+
+
+def contract_of(trained, decode, **changes):
+  contract = Contract.of(trained, decode=decode)
+  return type(contract)(**vars(contract) | changes)
+
+
+def smooth_jpeg(side):
+  """A JPEG without detail that shrinking could lose."""
+  x = np.linspace(0, 255, side)
+  image = np.stack(
+    [
+      np.add.outer(x, x) / 2,
+      np.add.outer(255 - x, x) / 2,
+      np.tile(x, (side, 1)),
+    ],
+    -1,
+  )
+  return encoded(image.astype(np.uint8), 'JPEG', quality=95)
+
+
+def test_scaled_decoding_shows_the_same_picture_at_every_size(trained):
+  data = smooth_jpeg(300)
+  contract = contract_of(trained, 'scaled', resize_px=36)
+  picture = Picture(data, contract)
+  for side in (32, 16, 24):
+    whole = transforms.center_crop(
+      transforms.decode(data),
+      side,
+      resize_px=contract.short_px(side),
+      keep_aspect=True,
+    )
+    crop = picture.crop(side)
+    assert crop.shape == (side, side, 3)
+    assert np.abs(crop.astype(int) - whole).mean() < 3
+    # What was cut before does not show.
+    np.testing.assert_array_equal(crop, Picture(data, contract).crop(side))
+
+
+def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
+  decoded = []
+  decode = transforms.decode
+
+  def note(*arguments, **options):
+    image = decode(*arguments, **options)
+    decoded.append(image.shape[0])
+    return image
+
+  monkeypatch.setattr(transforms, 'decode', note)
+  for side, expected in ((256, 32), (255, 64), (70, 35), (40, 40)):
+    picture = Picture(smooth_jpeg(side), contract_of(trained, 'scaled'))
+    for size_px in (16, 32, 24):
+      picture.crop(size_px)
+    assert decoded.pop() == expected and not decoded, 'once, at 32 px or more'
+
+
+def test_scaled_decoding_changes_probabilities_little(trained):
+  images = [smooth_jpeg(side) for side in (33, 64, 100, 257)] * 5
+  full = Classifier.of(trained, runtime='onnx')
+  scaled = Classifier.of(trained, runtime='onnx', decode='scaled')
+  for a, b in zip(full.predict(images), scaled.predict(images), strict=True):
+    if a.size_px == b.size_px:
+      np.testing.assert_allclose(a.probabilities, b.probabilities, atol=0.05)
+
+
+# Streams.
+
+
+def queues(*counts):
+  return [
+    collections.deque(f'{i}{k}' for k in range(n)) for i, n in enumerate(counts)
+  ]
+
+
+def exact(count):
+  return count
+
+
+@pytest.mark.parametrize(
+  'counts, due, bucket, expected',
+  [
+    ((1, 2, 1), (0, 0, 0), exact, None),  # all can wait
+    ((5, 0, 4), (0, 0, 0), exact, (2, ['20', '21', '22', '23'])),  # full
+    ((3, 0, 0), (1, 0, 0), exact, (0, ['00', '01', '02'])),
+    # Of the smaller sizes, what must start too, the next smaller first.
+    ((2, 1, 1), (1, 1, 1), exact, (2, ['20', '10', '00', '01'])),
+    ((2, 1, 1), (1, 0, 1), exact, (2, ['20', '00', '01'])),
+    # And what fills the padding of a bucket of four.
+    ((2, 1, 1), (0, 0, 1), lambda n: 4, (2, ['20', '10', '00', '01'])),
+    # Never smaller: the larger size waits on.
+    ((1, 0, 3), (1, 0, 0), lambda n: 4, (0, ['00'])),
+  ],
+)
+def test_what_a_stream_runs_next(counts, due, bucket, expected):
+  waiting = queues(*counts)
+  assert streaming.take(waiting, due, 4, bucket) == expected
+  taken = set(expected[1]) if expected else set()
+  left = {name for queue in waiting for name in queue}
+  assert left == {x for queue in queues(*counts) for x in queue} - taken
+
+
+def test_a_stream_answers_all_and_never_smaller(classifier):
+  images = pictures(60, seed=4)
+  expected = classifier.predict(images)
+  with classifier.stream(deadline_ms=20, batch=4) as stream:
+    futures = [stream.submit(image) for image in images]
+    broken = stream.submit(b'no image')
+  for future, alone in zip(futures, expected, strict=True):
+    answer = future.result(timeout=10)
+    assert answer.chosen_px == alone.size_px <= answer.size_px
+    if answer.size_px == alone.size_px:
+      np.testing.assert_allclose(
+        answer.probabilities, alone.probabilities, atol=1e-5
+      )
+  with pytest.raises(UserError, match='no known format'):
+    broken.result(timeout=10)
+  spilled = sum(f.result().size_px > f.result().chosen_px for f in futures)
+  assert stream.answered == 60 and stream.spilled == spilled
+  p50, p99 = stream.latency_ms((50, 99))
+  assert 0 < p50 <= p99
