@@ -10,7 +10,7 @@ quickstart: $(VENV)/ready
 	$(RUN) -m drnet_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: lint
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 20
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

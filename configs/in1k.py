@@ -115,6 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
       'target_epochs': 0,
       'usage_weight': 0.0,
       'bucket_growth': 1.125,
+      'costs': (),  # C_j: GMACs; or milliseconds from `calibrate --measure`
     },
   }
   return config

@@ -107,6 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
       'target_epochs': 0,
       'usage_weight': 0.0,
       'bucket_growth': 1.5,  # few programs: a short run is mostly compiling
+      'costs': (),  # C_j: GMACs; or milliseconds from `calibrate --measure`
     },
   }
   return config

@@ -37,6 +37,7 @@ def make_step(model, mesh, batch_size, **changes):
     'target_epochs': 0,
     'usage_weight': 0.0,
     'bucket_growth': 1.5,
+    'costs': (),
   }
   return RoutedStep(
     model,

@@ -132,7 +132,7 @@ class RoutedStep:
     target_epochs: float,
     usage_weight: float,
     bucket_growth: float,
-    costs: Sequence[float] = (),
+    costs: Sequence[float],
   ):
     if len(model.resolutions) < 2:
       raise UserError(
