@@ -4,13 +4,17 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-slow lint
 
 quickstart: $(VENV)/ready
 	$(RUN) -m drnet_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: lint
-	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 20
+	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 10 -m 'not slow'
+
+# Ten kills, every network at every size, real weights on real photographs.
+test-slow: $(VENV)/ready
+	$(RUN) -m pytest -q -n 2 --dist worksteal --durations 10 -m slow
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

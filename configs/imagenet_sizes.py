@@ -26,5 +26,4 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.threads = 1
   config.model.image_px = 227  # each size straight from the whole image
   config.model.resolutions = (96, 112, 128, 160, 168, 192, 224)
-  config.model.base = {'network': 'resnet50', 'padding': 'symmetric'}
   return config

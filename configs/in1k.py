@@ -59,7 +59,11 @@ def get_config() -> ml_collections.ConfigDict:
     'threads': 16,
   }
   config.model = {  # models.create
-    'base': {'network': 'resnet50', 'dtype': 'float32'},
+    'base': {
+      'network': 'resnet50',
+      'padding': 'symmetric',
+      'dtype': 'float32',
+    },
     'predictor': {'network': 'resnet10', 'dtype': 'float32'},
     'predictor_px': 128,
     'image_px': 224,

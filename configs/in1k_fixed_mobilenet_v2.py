@@ -24,7 +24,6 @@ from configs import in1k_mobilenet_v2
 
 def get_config() -> ml_collections.ConfigDict:
   config = in1k_mobilenet_v2.get_config()
-  config.model.base = {'network': 'mobilenet_v2', 'width': 1.0}
   config.model.predictor = None
   config.model.resolutions = (224,)
   config.stages = ('pretrain',)

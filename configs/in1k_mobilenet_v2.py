@@ -17,7 +17,12 @@ from configs import in1k
 
 def get_config() -> ml_collections.ConfigDict:
   config = in1k.get_config()
-  config.model.base.network = 'mobilenet_v2'
+  config.model.base = {
+    'network': 'mobilenet_v2',
+    'width': 1.0,
+    'padding': 'symmetric',  # 'same' for weights from TensorFlow
+    'dtype': 'float32',
+  }
   config.model.predictor.network = 'inverted_residual4'
   config.model.predictor_px = 64
   config.model.resolutions = (168, 196, 224)

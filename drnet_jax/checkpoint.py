@@ -42,6 +42,10 @@ class Checkpoints:
     """Step of the newest whole checkpoint, or None."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """Steps of all whole checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
   def save(self, step: int, state: TrainState) -> None:
     """Starts to save; `state` may be donated as soon as this returns."""
     self._save(step, weights=_weights(state), optimizer=_optimizer(state))

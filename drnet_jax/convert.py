@@ -5,8 +5,8 @@
         --from_torch=resnet50.safetensors --workdir=runs/imported
 
 makes a workdir that can be evaluated, asked (`predict`) and trained from
-(`--config.init_from=runs/imported`), without reading any images. Every size
-gets a copy of the file's batch norms.
+(`--config.init_from=runs/imported`). Of the config's data only the names of the
+classes are read. Every size gets a copy of the file's batch norms.
 
     python -m drnet_jax.convert --workdir=runs/in1k \\
         --to_torch=resnet50_112.safetensors --size_px=112

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model of a config weighs and costs, without data or weights."""
+"""What a model of a config weighs and costs, without images or weights."""
 
 import jax
 import ml_collections

@@ -121,6 +121,7 @@ def _run() -> None:
   path, folder = command.workdir(), _TO.value
   if not folder:
     raise UserError('--to is missing: name a folder to write')
+  images = _check_images(path)  # before the long work: data may be missing
   decode = DECODE.value or 'full'
   formats = tuple(_FORMATS.value)
   export(path, folder, formats=formats, weights=_WEIGHTS.value, decode=decode)
@@ -136,22 +137,34 @@ def _run() -> None:
       ]
     )
   )
-  if not _CHECK_IMAGES.value:
+  if not images:
     return
   ours = Classifier.load(path, decode=decode)
-  data = settings.call(Data, workdir.read_config(path).data, 'config.data')
-  examples = data.open(data.test_split).examples
-  count = min(_CHECK_IMAGES.value, len(examples))
-  images = [examples[i]['image'] for i in range(count)]
   for runtime in formats:
     parity = compare(ours, Classifier.load(folder, runtime=runtime), images)
     print(
-      f'{runtime}: {count} images, probabilities within {parity.largest:.1e} '
-      f'of JAX, sizes differ on {parity.other_sizes}, and on {parity.ties} '
-      'that are ties'
+      f'{runtime}: {len(images)} images, probabilities within '
+      f'{parity.largest:.1e} of JAX, sizes differ on {parity.other_sizes}, '
+      f'and on {parity.ties} that are ties'
     )
     if not parity.holds:
       raise UserError(f'{folder}: {runtime} does not agree with JAX')
+
+
+def _check_images(path: str) -> list[bytes | str]:
+  """Images to compare on; none where none are wanted."""
+  if not _CHECK_IMAGES.value:
+    return []
+  config = workdir.read_config(workdir.root(path))
+  data = settings.call(Data, config.data, 'config.data')
+  try:
+    examples = data.open(data.test_split).examples
+  except UserError as error:
+    raise UserError(
+      f'{error}. To export without comparing: --check_images=0'
+    ) from error
+  count = min(_CHECK_IMAGES.value, len(examples))
+  return [examples[i]['image'] for i in range(count)]
 
 
 if __name__ == '__main__':

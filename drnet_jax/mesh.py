@@ -38,7 +38,7 @@ def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
   if batch_size < 1 or batch_size % mesh.size:
     raise UserError(
       f'{field} = {batch_size} cannot be divided over {mesh.size} devices: '
-      f'choose a multiple of {mesh.size}'
+      f'choose {mesh.size} or a multiple of it'
     )
 
 

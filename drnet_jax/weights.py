@@ -42,13 +42,7 @@ def load(
     UserError: the weights cannot be read, or are not the model's.
   """
   if os.path.splitext(origin)[1].lower() in torch_weights.ENDINGS:
-    params, batch_stats = torch_weights.load(
-      model,
-      *fresh,
-      torch_weights.read(origin),
-      reset_head=reset_head,
-    )
-    log.say(f'Weights from {origin}, the norms copied to every size')
+    found = _from_torch(origin, model, fresh, reset_head=reset_head)
   else:
     trained = workdir.load(origin, mesh)
     params, batch_stats = trained.params, trained.batch_stats
@@ -61,9 +55,10 @@ def load(
       params = params | {
         'base': params['base'] | {head: fresh[0]['base'][head]}
       }
+    found = params, batch_stats
+    _check_same_shapes(origin, found, fresh)
     log.say(f'Weights from {origin}, {trained.origin}')
-  _check_same_shapes(origin, (params, batch_stats), fresh)
-  return jax.device_put((params, batch_stats), mesh_lib.replicated(mesh))
+  return jax.device_put(found, mesh_lib.replicated(mesh))
 
 
 def import_torch(
@@ -83,12 +78,10 @@ def import_torch(
   config.init_from = file
   names = settings.call(Data, config.data, 'config.data').class_names()
   model = workdir.create_model(config.model, names)
-  mesh = mesh_lib.create(1)
-  weights = load(
+  weights = _from_torch(
     file,
     model,
     jax.jit(model.init)(jax.random.key(config.seed)),
-    mesh,
     reset_head=config.reset_head,
   )
   workdir.begin(path, config, names)
@@ -112,6 +105,15 @@ def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
   torch_weights.write(file, state)
 
 
+def _from_torch(
+  file: str, model: DRNet, fresh: _Weights, *, reset_head: bool
+) -> _Weights:
+  state = torch_weights.read(file)
+  weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
+  log.say(f'Weights from {file}, the norms copied to every size')
+  return weights
+
+
 def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
   for there, here in zip(found, ours, strict=True):
     there, here = _shapes(there), _shapes(here)
@@ -126,6 +128,7 @@ def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
         f'config.init_from = {origin!r} holds another model: '
         f'{"; ".join(different[:5])}'
         + (f'; and {len(different) - 5} more' if len(different) > 5 else '')
+        + '. For another number of classes: --config.reset_head=True'
       )
 
 

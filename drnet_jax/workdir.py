@@ -131,6 +131,11 @@ def load(path: str, mesh: Mesh) -> Trained:
       step = checkpoints.latest_step() if only_step is None else only_step
       if step is None:
         continue
+      if step not in checkpoints.steps():
+        raise UserError(
+          f'{path} has no checkpoint {stage}/{step}; there are '
+          f'{checkpoints.steps()}'
+        )
       params, batch_stats = checkpoints.restore_weights(
         step, *abstract, mesh_lib.replicated(mesh)
       )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -55,6 +56,32 @@ def folder(trained, calibration, tmp_path_factory):
   path = str(tmp_path_factory.mktemp('exported'))
   package.write(path, trained, Contract.of(trained), calibration)
   return path
+
+
+def test_what_an_export_may_replace(trained, folder, tmp_path):
+  contract = Contract.of(trained)
+  taken, file = tmp_path / 'taken', tmp_path / 'file'
+  taken.mkdir()
+  (taken / 'thesis.txt').write_text('')
+  file.write_text('')
+  for path, message in (
+    (taken, 'holds something else than an export'),
+    (file, 'is a file'),
+    (file / 'below', 'cannot write'),
+  ):
+    with pytest.raises(UserError, match=message):
+      package.write(str(path), trained, contract, None, formats=('onnx',))
+  with pytest.raises(UserError, match='no format'):
+    package.write(str(tmp_path / 'none'), trained, contract, None, formats=())
+  # An older export goes whole.
+  target = tmp_path / 'export'
+  shutil.copytree(folder, target)
+  package.write(str(target), trained, contract, None, formats=('onnx',))
+  names = os.listdir(target)
+  assert budget.FILE not in names
+  assert not any(name.endswith('.stablehlo') for name in names)
+  with pytest.raises(UserError, match='exported to onnx only'):
+    Classifier.load(str(target), runtime='stablehlo')
 
 
 @pytest.mark.parametrize('runtime', ['onnx', 'stablehlo'])

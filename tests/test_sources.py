@@ -3,6 +3,7 @@
 
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,21 @@ from drnet_jax.errors import UserError
 
 CLASSES = ('bird', 'cat', 'dog')
 PER_CLASS = 4
+DATA = {
+  'name': 'folder',
+  'data_dir': '',
+  'train_split': 'train',
+  'validation_split': 'val',
+  'test_split': 'val',
+  'epoch_images': 0,
+  'augmentation': 'random_resized_crop',
+  'flip': 0.0,
+  'resize_px': 0,
+  'keep_aspect': True,
+  'classes': '',
+  'images_per_class': 0,
+  'threads': 1,
+}
 
 
 def picture(label, i) -> bytes:
@@ -69,7 +85,7 @@ def test_folder(folder):
   assert source.class_names == CLASSES
   found = [(e['label'], shade(e)) for e in source.examples]
   assert found == [(j, 50 * j + i) for j in range(3) for i in range(PER_CLASS)]
-  names = sources.class_names('folder', data_dir=folder, classes='')
+  names = sources.class_names('folder', 'train', data_dir=folder, classes='')
   assert names == CLASSES
 
 
@@ -125,7 +141,7 @@ def test_packed_file_of_some_classes(packed, tmp_path):
     ({'split': 'test'}, "no split 'test', only train, val"),
     ({'data_dir': '/nowhere'}, 'config.data.data_dir'),
     ({'classes': '/nowhere'}, 'config.data.classes cannot be read'),
-    ({'name': 'packed', 'data_dir': __file__}, 'as a packed file'),
+    ({'name': 'packed', 'data_dir': __file__}, 'damaged, or no packed file'),
     ({'name': 'scaled_digits', 'images_per_class': 1}, 'need name = '),
   ],
 )
@@ -146,6 +162,54 @@ def test_wrong_splits_and_arrays_of_a_packed_file(packed, tmp_path):
     sources.load('packed', 'val', data_dir=path)
 
 
+def test_arrays_of_a_packed_file_that_do_not_fit(packed, tmp_path):
+  path = str(tmp_path / 'wrong.npz')
+  with np.load(packed) as file:
+    arrays = dict(file)
+  for changes, message in (
+    ({'label': arrays['label'] - 1}, 'labels from -1 to 1, for 3 classes'),
+    ({'label': arrays['label'][1:]}, '11 labels need as many splits'),
+    ({'offsets': arrays['offsets'][::-1]}, 'offsets do not ascend'),
+    ({'data': arrays['data'][:-9]}, 'offsets do not ascend within data'),
+  ):
+    np.savez(path, **arrays | changes)
+    with pytest.raises(UserError, match=message):
+      sources.load('packed', 'val', data_dir=path)
+  with open(packed, 'rb') as file:
+    whole = file.read()
+  with open(path, 'wb') as file:
+    file.write(whole[:-200])
+  with pytest.raises(UserError, match='is damaged'):
+    sources.load('packed', 'val', data_dir=path)
+
+
+def test_splits_of_other_classes_are_refused(folder, tmp_path):
+  data = Data(**DATA | {'data_dir': folder})
+  assert len(data.open('val').examples) == 3 * PER_CLASS
+  shutil.rmtree(tmp_path / 'val' / 'cat')
+  with pytest.raises(UserError, match=r"classes than 'train'.*'cat'\] miss"):
+    data.open('val')
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'augmentation': 'compose_digits'}, 'is for scaled_digits'),
+    ({'flip': 7.0}, 'flip = 7.0 is no share'),
+    ({'images_per_class': -4}, 'images_per_class = -4 is negative'),
+  ],
+)
+def test_settings_that_make_no_sense(changes, message):
+  with pytest.raises(UserError, match=message):
+    Data(**DATA | changes)
+
+
+def test_a_crop_larger_than_the_image_is_resized_to(folder):
+  data = Data(**DATA | {'data_dir': folder, 'resize_px': 16})
+  with pytest.raises(UserError, match='resize_px = 16 is less than'):
+    data.eval_image(data.open('val').examples[0]['image'], 64)
+
+
 def test_an_empty_class_is_named(folder, tmp_path):
   (tmp_path / 'train' / 'eel').mkdir()
   with pytest.raises(UserError, match='eel holds no image'):
@@ -153,8 +217,12 @@ def test_an_empty_class_is_named(folder, tmp_path):
 
 
 def test_our_hundred_classes_of_imagenet():
-  names = sources.class_names('folder', data_dir='', classes='imagenet100')
-  everything = sources.class_names('imagenet2012', data_dir='', classes='')
+  names = sources.class_names(
+    'folder', 'train', data_dir='', classes='imagenet100'
+  )
+  everything = sources.class_names(
+    'imagenet2012', 'train', data_dir='', classes=''
+  )
   drawn = np.sort(np.random.default_rng(0).permutation(1000)[:100])
   assert names == tuple(everything[i] for i in drawn)
   assert in100.get_config().data.classes == 'imagenet100'
@@ -166,21 +234,7 @@ def test_training_flips_half_of_the_images(folder):
   for path in itertools.product(CLASSES, range(PER_CLASS)):
     file = f'{folder}/train/{path[0]}/{path[1]}.png'
     Image.fromarray(np.tile(wide[None, :, None], (9, 1, 3))).save(file)
-  data = Data(
-    name='folder',
-    data_dir=folder,
-    train_split='train',
-    validation_split='val',
-    test_split='val',
-    epoch_images=0,
-    augmentation='random_resized_crop',
-    flip=0.5,
-    resize_px=0,
-    keep_aspect=True,
-    classes='',
-    images_per_class=0,
-    threads=1,
-  )
+  data = Data(**DATA | {'data_dir': folder, 'flip': 0.5})
 
   def flipped(seed):
     stream = data.train_batches(

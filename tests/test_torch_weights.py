@@ -150,12 +150,19 @@ def test_half_precision_wrapped_and_counted(tmp_path, state):
     ('text.npz', b'hello', 'is damaged or no .npz'),
     ('text.safetensors', b'hello, this is text', 'is damaged or no .safeten'),
     ('empty.safetensors', b'', 'is damaged or no .safetensors'),
+    ('words.npz', {'a': np.array(['b'])}, 'a holds <U1, no numbers'),
+    ('nameless.npz', np.zeros(3), 'holds one array without a name'),
   ],
 )
 def test_files_that_are_no_weights(tmp_path, name, content, message):
   path = tmp_path / name
-  if content is not None:
+  if isinstance(content, bytes):
     path.write_bytes(content)
+  elif isinstance(content, dict):
+    np.savez(path, **content)
+  elif content is not None:
+    with open(path, 'wb') as file:
+      np.save(file, content)
   with pytest.raises(UserError, match=message):
     torch_weights.read(str(path))
 

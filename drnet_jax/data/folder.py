@@ -61,15 +61,18 @@ def load(
   return Files(tuple(paths), tuple(labels)), names
 
 
-def class_names(root: str) -> tuple[str, ...]:
-  """Names of the classes of the first split."""
-  first = os.path.join(root, _folders(root, 'splits')[0])
-  return tuple(_folders(first, 'classes'))
+def class_names(root: str, split: str) -> tuple[str, ...]:
+  """Names of the classes of a split."""
+  return tuple(_folders(os.path.join(root, split), 'classes'))
 
 
 def _folders(path: str, what: str) -> list[str]:
   try:
-    found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    found = sorted(
+      entry.name
+      for entry in os.scandir(path or '.')
+      if entry.is_dir() and not entry.name.startswith('.')
+    )
   except OSError as error:
     raise UserError(f'config.data.data_dir: {error}') from error
   if not found:

@@ -7,6 +7,8 @@ label order; 'split' [N], 0 for train and 1 for val: without it, all are val.
 """
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
@@ -59,6 +61,11 @@ def load(
     UserError: the file cannot be read, or the split holds nothing.
   """
   file = _open(path)
+  try:
+    file = dict(file)
+  except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+    raise UserError(f'packed file {path} is damaged: {error}') from error
+  _check(file, path)
   found = _names(file)
   names, indices = selection.classes(found, kept, path)
   rows = _rows_of_split(file, split, path)
@@ -90,18 +97,41 @@ def _open(path: str) -> Mapping[str, np.ndarray]:
   try:
     file = np.load(path, allow_pickle=False)
     missing = {'data', 'offsets', 'label', 'class_name'} - set(file)
-  except (OSError, ValueError, EOFError, TypeError) as error:
+  except OSError as error:
+    raise UserError(f'config.data.data_dir: {error}') from error
+  except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
     raise UserError(
-      f'config.data.data_dir = {path!r} cannot be read as a packed file: '
-      f'{error}'
+      f'config.data.data_dir = {path!r} is damaged, or no packed file'
     ) from error
   if missing:
     raise UserError(f'packed file {path} lacks {", ".join(sorted(missing))}')
   return file
 
 
+def _check(file: Mapping[str, np.ndarray], path: str) -> None:
+  """Raises UserError if the arrays do not fit each other."""
+  label, offsets = file['label'], file['offsets']
+  classes = len(file['class_name'])
+  if len(offsets) != len(label) + 1 or (
+    'split' in file and len(file['split']) != len(label)
+  ):
+    raise UserError(
+      f'packed file {path}: {len(label)} labels need as many splits and one '
+      f'offset more, not {len(offsets)}'
+    )
+  if (np.diff(offsets) <= 0).any() or not (
+    0 <= offsets[0] and offsets[-1] <= len(file['data'])
+  ):
+    raise UserError(f'packed file {path}: offsets do not ascend within data')
+  if label.min() < 0 or label.max() >= classes:
+    raise UserError(
+      f'packed file {path}: labels from {label.min()} to {label.max()}, for '
+      f'{classes} classes'
+    )
+
+
 def _names(file: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-  return tuple(name.decode() for name in file['class_name'])
+  return tuple(np.char.decode(file['class_name'].astype(bytes)).tolist())
 
 
 def _rows_of_split(

@@ -77,22 +77,45 @@ class Data:
         f'config.data.augmentation = {self.augmentation!r} is not one of '
         f'{sorted(_AUGMENTATIONS)}'
       )
+    if self.augmentation == 'compose_digits' and self.name != 'scaled_digits':
+      raise UserError(
+        "config.data.augmentation = 'compose_digits' is for scaled_digits; for "
+        f"{self.name!r} set it to 'random_resized_crop'"
+      )
+    if not 0 <= self.flip <= 1:
+      raise UserError(f'config.data.flip = {self.flip} is no share of images')
+    for field in ('epoch_images', 'resize_px', 'images_per_class', 'threads'):
+      if getattr(self, field) < 0:
+        raise UserError(
+          f'config.data.{field} = {getattr(self, field)} is negative'
+        )
 
   def open(self, split: str) -> sources.Source:
     """Opens one of the splits, preparing the data set if it can."""
     is_train = split == self.train_split
-    return sources.load(
+    source = sources.load(
       self.name,
       split,
       data_dir=self.data_dir,
       classes=self.classes,
       images_per_class=self.images_per_class if is_train else 0,
     )
+    ours, theirs = self.class_names(), source.class_names
+    if ours != theirs:
+      raise UserError(
+        f'split {split!r} of {self.data_dir} has other classes than '
+        f'{self.train_split!r}: {sorted(set(theirs) - set(ours))} more, '
+        f'{sorted(set(ours) - set(theirs))} missing'
+      )
+    return source
 
   def class_names(self) -> tuple[str, ...]:
     """In label order; does not read images."""
     return sources.class_names(
-      self.name, data_dir=self.data_dir, classes=self.classes
+      self.name,
+      self.train_split,
+      data_dir=self.data_dir,
+      classes=self.classes,
     )
 
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
@@ -167,7 +190,16 @@ class Data:
       }
 
   def eval_image(self, encoded: bytes | str, size_px: int) -> np.ndarray:
-    """Reads an image file as evaluation shows it, uint8 [size_px]*2 + [3]."""
+    """Reads an image file as evaluation shows it, uint8 [size_px]*2 + [3].
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if 0 < self.resize_px < size_px:
+      raise UserError(
+        f'config.data.resize_px = {self.resize_px} is less than '
+        f'config.model.image_px = {size_px}'
+      )
     return transforms.center_crop(
       transforms.decode(encoded),
       size_px,

@@ -82,21 +82,25 @@ def load(
     examples = builder.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}
     )
-  except NotImplementedError as error:
+  except (NotImplementedError, AssertionError, OSError) as error:
     raise UserError(
       f'data set {name!r} is not prepared as ArrayRecord in '
-      f'{builder.data_path}: {error}'
+      f'{builder.data_path}, and cannot be from here: {error}. Images in '
+      '<split>/<class>/ can be used as they are: config.data.name=folder'
     ) from error
   except ValueError as error:
     raise UserError(f'split {split!r} of {name!r}: {error}') from error
   return Source(examples, tuple(builder.info.features['label'].names))
 
 
-def class_names(name: str, *, data_dir: str, classes: str) -> tuple[str, ...]:
+def class_names(
+  name: str, split: str, *, data_dir: str, classes: str
+) -> tuple[str, ...]:
   """Names of the classes; of a TFDS data set without having it.
 
   Args:
     name: see `load`.
+    split: of a folder, whose classes count; else unused.
     data_dir: see `load`.
     classes: see `load`.
 
@@ -106,7 +110,7 @@ def class_names(name: str, *, data_dir: str, classes: str) -> tuple[str, ...]:
   if kept := _read_classes(classes):
     return kept
   if name == 'folder':
-    return folder.class_names(data_dir)
+    return folder.class_names(data_dir, split)
   if name == 'packed':
     return packed.class_names(data_dir)
   return tuple(_tfds_builder(name, data_dir).info.features['label'].names)

@@ -151,6 +151,11 @@ class Classifier:
   def _of_folder(cls, folder: str, runtime: str, batch: int) -> 'Classifier':
     with open(os.path.join(folder, package.CONTRACT)) as file:
       fields = json.load(file)
+    if runtime not in fields['formats']:
+      raise UserError(
+        f'{folder} was exported to {", ".join(fields["formats"])} only, not to '
+        f'{runtime}'
+      )
     contract = Contract.from_json(fields)
     engine: Engine
     if runtime == 'onnx':

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,7 +64,44 @@ def write(
   for value, allowed in ((weights, WEIGHTS), *((f, FORMATS) for f in formats)):
     if value not in allowed:
       raise UserError(f'{value!r} is not one of {allowed}')
-  os.makedirs(folder, exist_ok=True)
+  if not formats:
+    raise UserError(f'no format to export to; there are {FORMATS}')
+  _check_replaceable(folder)
+  target = os.path.abspath(folder)
+  try:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    # Written beside it, then put in its place: a folder is never half of one
+    # export and half of another.
+    partial = tempfile.mkdtemp(dir=os.path.dirname(target))
+  except OSError as error:
+    raise UserError(f'cannot write {folder}: {error}') from error
+  try:
+    _write_files(partial, trained, contract, calibration, formats, weights)
+    os.chmod(partial, 0o755)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+  except OSError as error:
+    raise UserError(f'cannot write {folder}: {error}') from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(folder: str) -> None:
+  """Raises UserError unless there is nothing there, or an older export."""
+  if not os.path.exists(folder):
+    return
+  if not os.path.isdir(folder):
+    raise UserError(f'{folder} is a file; name a folder to write')
+  there = os.listdir(folder)
+  if there and (CONTRACT not in there or 'checkpoints' in there):
+    raise UserError(
+      f'{folder} holds something else than an export; name a new folder'
+    )
+
+
+def _write_files(
+  folder, trained, contract, calibration, formats, weights
+) -> None:
   programs = engines.programs(trained, contract)
   if 'onnx' in formats:
     write_onnx(folder, programs, fold_norms=weights == 'folded')
@@ -84,6 +122,7 @@ def write(
     ]
   fields = contract.to_json() | {
     'format': 1,
+    'formats': list(formats),
     'weights': weights,
     'stablehlo_weights': shared,
     'input': 'images: uint8 [batch, side, side, 3], RGB',

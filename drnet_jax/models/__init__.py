@@ -80,6 +80,11 @@ def create(
   for field, value in (('image_px', image_px), ('predictor_px', predictor_px)):
     if not isinstance(value, int) or value < 1:
       raise UserError(f'config.model.{field} = {value!r} is no size in px')
+  if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    raise UserError(
+      f'config.model.mean = {tuple(mean)} and std = {tuple(std)} should be '
+      'three numbers each, std above 0'
+    )
   model = DRNet(
     base=_network('base', base, num_classes),
     predictor=(
@@ -95,13 +100,19 @@ def create(
     mean=tuple(mean),
     std=tuple(std),
   )
-  shape = jax.ShapeDtypeStruct((1, sizes[0], sizes[0], 3), jnp.float32)
-  try:
-    resolution_norm.check_norms(model.base, shape)
-  except (TypeError, ValueError) as error:
-    raise UserError(
-      f'config.model.base cannot run at {sizes[0]} px: {error}'
-    ) from error
+  for field, network, size_px in (
+    ('base', model.base, sizes[0]),
+    ('predictor', model.predictor, predictor_px),
+  ):
+    if network is None:
+      continue
+    shape = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
+    try:
+      resolution_norm.check_norms(network, shape)
+    except (TypeError, ValueError, ArithmeticError) as error:
+      raise UserError(
+        f'config.model.{field} cannot run at {size_px} px: {error}'
+      ) from error
   return model
 
 
@@ -125,4 +136,7 @@ def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
   try:
     return make(num_classes=outputs, **arguments)
   except TypeError as error:
-    raise UserError(f'{where}: {error}') from error
+    raise UserError(
+      f'{where}: {error}. For another network replace the whole section: '
+      f'--{where}="{{\'network\': {name!r}}}"'
+    ) from error

@@ -58,7 +58,10 @@ def read(path: str) -> StateDict:
     if ending == '.safetensors':
       found = safetensors.numpy.load_file(path)
     elif ending == '.npz':
-      with np.load(path, allow_pickle=False) as file:
+      file = np.load(path, allow_pickle=False)
+      if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError('it holds one array without a name')
+      with file:
         found = dict(file)
     elif ending in ENDINGS:
       found = _read_pickle(path)
@@ -75,10 +78,13 @@ def read(path: str) -> StateDict:
   ) as error:
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
   state = {name.removeprefix('module.'): x for name, x in found.items()}
+  for name, x in state.items():
+    if x.dtype.kind not in 'fiuV':  # bfloat16 is of numpy's kind V
+      raise UserError(f'{path}: {name} holds {x.dtype}, no numbers')
   state = {
     name: np.asarray(x, np.float32)
     for name, x in state.items()
-    if not name.endswith(_UNUSED)
+    if name.rpartition('.')[2] != _UNUSED
   }
   for name, x in state.items():
     if not np.isfinite(x).all():
@@ -98,7 +104,8 @@ def write(path: str, state: Mapping[str, np.ndarray]) -> None:
     if ending == '.safetensors':
       safetensors.numpy.save_file(state, path)
     elif ending == '.npz':
-      np.savez(path, **state)
+      with open(path, 'wb') as file:
+        np.savez(file, **state)
     elif ending in ENDINGS:
       torch = _torch(path)
       torch.save({k: torch.from_numpy(x) for k, x in state.items()}, path)
@@ -142,7 +149,8 @@ def to_variables(
   unused = sorted(set(state) - set(table.values()))
   if missing or unused:
     raise UserError(
-      f'the weights are not those of this {type(network).__name__}. '
+      f'the weights are not those of this {type(network).__name__}: '
+      f'{len(missing)} missing, {len(unused)} unused. '
       f'{_listed(missing)} missing; {_listed(unused)} unused.'
     )
   variables, wrong, wrong_heads = dict(flat), [], []
@@ -162,8 +170,8 @@ def to_variables(
   if wrong_heads:
     raise UserError(
       'the classifier is for another number of classes: '
-      f'{"; ".join(sorted(wrong_heads))}. To begin with a fresh classifier, '
-      'reset the head.'
+      f'{"; ".join(sorted(wrong_heads))}. To begin with a fresh classifier: '
+      '--config.reset_head=True'
     )
   return traverse_util.unflatten_dict(variables)
 
@@ -423,6 +431,6 @@ def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
     known = ', '.join(kind.__name__ for kind in _NAMINGS)
     raise UserError(
       f'PyTorch has no names for the weights of this {kind.__name__}; there '
-      f'are namings for {known} with the stems of their papers'
+      f"are namings for {known}, but not with the stem 'patch'"
     )
   return {name: dict(make(network)) for name, make in _NAMINGS[kind].items()}

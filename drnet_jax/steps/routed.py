@@ -147,6 +147,8 @@ class RoutedStep:
     _check_one_of('loss', loss, ('mixture', 'expected'))
     if not 0 < explore <= 1:
       raise UserError(f'objective.explore = {explore} is not in (0, 1]')
+    if min(tau) <= 0:
+      raise UserError(f'objective.tau = {tuple(tau)} is not above 0')
     if bucket_growth <= 1:
       raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
     if costs and (len(costs) != len(model.resolutions) or min(costs) <= 0):
