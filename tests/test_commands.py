@@ -191,7 +191,7 @@ def test_benchmark_adds_up(run, tmp_path):
     assert row['realised_of_implied'] == pytest.approx(
       row['realised'] / row['implied']
     )
-  parts = benchmark.time_parts(contenders, speed, 1)
+  parts = benchmark.time_parts(contenders, 1)
   for path in ('jax', 'onnx'):
     assert sum(r['share'] for r in parts if r['path'] == path) == (
       pytest.approx(1)

@@ -405,10 +405,12 @@ def _predict(classifier, policy, images, singly, chosen, mode) -> None:
     chosen[mode] = float(np.mean([x.gmacs for x in answers]))
 
 
-def time_parts(
-  contenders: Contenders, speed: list[dict], rounds: int
-) -> list[dict]:
-  """Where the time of a single routed prediction from a file goes."""
+def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
+  """Where the time of a single routed prediction from a file goes.
+
+  The parts are timed in turn with the whole, and compared round by round: this
+  machine may be faster in one round than in the next.
+  """
   subject = contenders.subject
   contract = subject.contract
   files = subject.files[:_SINGLES]
@@ -426,28 +428,29 @@ def time_parts(
     crop = classifier.picture(files[0]).crop(contract.image_px)[None]
     for px, resizer in contenders.resizers[name].items():
       jobs[name, px] = _waiting(resizer, crop)
+    engine = classifier.engine
+    jobs[name, 'predictor'] = _waiting(engine.log_p, crop)
+    for j in range(len(contract.resolutions)):
+      jobs[name, 'network', j] = _waiting(engine.probabilities, j, crop)
     classifier.set_policy(policy)
     views = [classifier.view(classifier.picture(file)) for file in files]
     choice = classifier.choose(views)
     shares[name] = np.bincount(choice, minlength=len(contract.gmacs)) / len(
       choice
     )
-  seconds = interleaved(jobs, rounds, 'parts')
-  taken = {k: 1e3 * np.median(v) for k, v in seconds.items()}
-  alone = {
-    (row['path'], row['part']): row['ms_per_image']
-    for row in speed
-    if row['batch'] == 1
+  ms = {
+    key: 1e3 * taken
+    for key, taken in interleaved(jobs, rounds, 'parts').items()
   }
   rows = []
   for name in contenders.classifiers:
-    whole = taken[name, 'whole'] / len(files)
-    decode = taken[name, 'decode'] / len(files)
-    to_predictor = taken[name, contract.predictor_px]
-    to_sizes = shares[name] @ [taken[name, px] for px in contract.resolutions]
-    predictor = alone[name, 'predictor']
+    whole = ms[name, 'whole'] / len(files)
+    decode = ms[name, 'decode'] / len(files)
+    predictor = ms[name, 'predictor']
+    to_predictor = ms[name, contract.predictor_px]
+    to_sizes = shares[name] @ [ms[name, px] for px in contract.resolutions]
     network = shares[name] @ [
-      alone[name, f'{px} px'] for px in contract.resolutions
+      ms[name, 'network', j] for j in range(len(contract.resolutions))
     ]
     parts = {
       'decode': decode,
@@ -457,8 +460,13 @@ def time_parts(
       'host': whole - decode - predictor - network,
     }
     rows += [
-      {'path': name, 'part': part, 'ms': float(ms), 'share': float(ms / whole)}
-      for part, ms in parts.items()
+      {
+        'path': name,
+        'part': part,
+        'ms': float(np.median(taken)),
+        'share': float(np.median(taken / whole)),
+      }
+      for part, taken in parts.items()
     ]
   return rows
 
@@ -608,7 +616,7 @@ def _run() -> None:
   )
   speed = time_networks(contenders, _ROUNDS.value)
   worth = time_predictions(contenders, _ROUNDS.value)
-  parts = time_parts(contenders, speed, _ROUNDS.value)
+  parts = time_parts(contenders, _ROUNDS.value)
   tables = {'speed': speed, 'worth': worth, 'parts': parts}
   if 'onnx' in contenders.classifiers:
     tables['decoding'] = time_decoding(subject, _ROUNDS.value)
