@@ -27,7 +27,7 @@ from drnet_jax.data.pipeline import Data
 from drnet_jax.deploy import budget, costs
 from drnet_jax.deploy.classifier import RUNTIMES, Classifier
 from drnet_jax.errors import UserError
-from drnet_jax.evaluate import Evaluator
+from drnet_jax.evaluate import record_split
 from drnet_jax.report import figures, policies
 from drnet_jax.report.policies import Policy, Record
 
@@ -73,7 +73,9 @@ def calibrate(path: str) -> budget.Calibration:
   data = settings.call(Data, trained.config.data, 'config.data')
   before = budget.read(path)
   calibration = budget.Calibration.of(
-    _record(trained, mesh, data, data.validation_split),
+    record_split(
+      trained, mesh, data, data.open(data.validation_split), 'calibrate'
+    ),
     split=f'{data.name}/{data.validation_split}',
   )
   calibration.ms = before and before.ms
@@ -89,7 +91,7 @@ def test_record(path: str) -> Record:
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
   data = settings.call(Data, trained.config.data, 'config.data')
-  return _record(trained, mesh, data, data.test_split)
+  return record_split(trained, mesh, data, data.open(data.test_split), 'test')
 
 
 def check(
@@ -152,7 +154,12 @@ def _run() -> None:
     [policies.random_choice(record, c.got.gmacs) for c in checks],
     cascade_curve(record),
   ]
-  sweep = [policies.routed(test_record(other)) for other in _COMPARE.value]
+  sweep = []
+  for other in _COMPARE.value:
+    compared = test_record(other)
+    if compared.log_p is None:
+      raise UserError(f'--compare: {other} has no trained predictor')
+    sweep.append(policies.routed(compared))
   if sweep:
     sweep.append(policies.routed(record))
     named = [dataclasses.replace(p, name='alpha sweep') for p in sweep]
@@ -163,22 +170,6 @@ def _run() -> None:
   figures.budget_curve(record, [c.got for c in checks], others, figure)
   _write_csv(checks, figure + '.csv')
   print(f'Written: {os.path.join(path, budget.FILE)}, {figure}.csv, .png, .svg')
-
-
-def _record(trained, mesh, data: Data, split: str) -> Record:
-  source = data.open(split)
-  return Evaluator(trained.model, mesh)(
-    trained.params,
-    trained.batch_stats,
-    data.eval_batches(
-      source,
-      size_px=trained.model.image_px,
-      batch_size=trained.config.eval_batch_size,
-    ),
-    len(source.examples),
-    split,
-    has_router=trained.has_router,
-  )
 
 
 def _cost_table(calibration: budget.Calibration) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 
 from drnet_jax.errors import UserError
 
@@ -43,9 +43,12 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-  """absl's parsing, with an unknown config field told in one line."""
+  """absl's parsing, with a mistake told in one line and exit status 2."""
   try:
-    return app.parse_flags_with_usage(arguments)
+    return flags.FLAGS(arguments)
+  except flags.Error as error:
+    print(f'error: {error}; see --help', file=sys.stderr)
+    sys.exit(2)
   except AttributeError as error:
     # ml_collections wraps a KeyError, whose str() is a quotation.
     cause = error.args[0] if error.args else error

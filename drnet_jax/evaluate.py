@@ -17,6 +17,7 @@ from tqdm import tqdm
 from drnet_jax import log, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.data.pipeline import Data
+from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import figures, policies
@@ -105,6 +106,28 @@ class Evaluator:
     return Record(**{'log_p': None} | self._costs | fields, extra=extra)
 
 
+def record_split(
+  trained: workdir.Trained,
+  mesh: Mesh,
+  data: Data,
+  source: Source,
+  description: str,
+) -> Record:
+  """Runs a trained model once over a split; see `Evaluator`."""
+  return Evaluator(trained.model, mesh)(
+    trained.params,
+    trained.batch_stats,
+    data.eval_batches(
+      source,
+      size_px=trained.model.image_px,
+      batch_size=trained.config.eval_batch_size,
+    ),
+    len(source.examples),
+    description,
+    has_router=trained.has_router,
+  )
+
+
 def evaluate(path: str) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
@@ -120,18 +143,7 @@ def evaluate(path: str) -> Record:
   trained = workdir.load(path, mesh)
   data = settings.call(Data, trained.config.data, 'config.data')
   source = data.open(data.test_split)
-  record = Evaluator(trained.model, mesh)(
-    trained.params,
-    trained.batch_stats,
-    data.eval_batches(
-      source,
-      size_px=trained.model.image_px,
-      batch_size=trained.config.eval_batch_size,
-    ),
-    len(source.examples),
-    'evaluate',
-    has_router=trained.has_router,
-  )
+  record = record_split(trained, mesh, data, source, 'evaluate')
   directory = os.path.join(path, 'report')
   os.makedirs(directory, exist_ok=True)
   policies.save(record, os.path.join(directory, 'record.npz'))

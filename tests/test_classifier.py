@@ -225,11 +225,9 @@ def test_nothing_is_compiled_after_loading(trained):
 def test_broken_weights_are_told(trained):
   broken = jax.tree.map(lambda x: x * np.nan, trained.params['base'])
   params = trained.params | {'base': broken}
-  bad = Classifier.of(
-    type(trained)(**vars(trained) | {'params': params}), batch=1
-  )
-  with pytest.raises(UserError, match='NaN'):
-    bad.predict(pictures(1))
+  bad = type(trained)(**vars(trained) | {'params': params})
+  with pytest.raises(UserError, match='weights hold NaN'):
+    Classifier.of(bad, batch=1)
 
 
 # Files that nobody would wish for.

@@ -134,7 +134,15 @@ class Classifier:
     batch: int = 0,
     calibration: budget.Calibration | None = None,
   ) -> 'Classifier':
-    """As `load`, of a model that is in memory."""
+    """As `load`, of a model that is in memory.
+
+    Raises:
+      UserError: weights that are not finite.
+    """
+    # Not left to the answers: XLA does not always hand a NaN on.
+    weights = jax.tree.leaves((trained.params, trained.batch_stats))
+    if not all(np.isfinite(x).all() for x in weights):
+      raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
     contract = Contract.of(trained, decode=decode)
     if runtime == 'jax':
       made = engines.programs(trained, contract)
