@@ -82,6 +82,8 @@ def load(
     examples = builder.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}
     )
+  # What TFDS raises where files of a kind it cannot read without TensorFlow lie
+  # there, where downloads by hand are missing, and where it cannot write.
   except (NotImplementedError, AssertionError, OSError) as error:
     raise UserError(
       f'data set {name!r} is not prepared as ArrayRecord in '
