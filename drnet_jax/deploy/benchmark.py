@@ -47,7 +47,7 @@ from drnet_jax import log, models, resize, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import WORKDIR, parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
-from drnet_jax.deploy import budget, engines, package, torch_rival
+from drnet_jax.deploy import budget, engines, package, rivals
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.deploy.contract import DECODINGS, Contract
 from drnet_jax.deploy.engines import OnnxEngine, XlaEngine
@@ -200,7 +200,8 @@ class Contenders:
 
   Args:
     subject: what is timed.
-    paths: of PATHS; 'torch' is left out where it has no rival to offer.
+    paths: of PATHS; 'torch' is left out where it has no rival to offer, and
+      with 'onnx' has a second, its own export.
     batches: sizes of batch to time.
     rival: name of the network that PyTorch should run beside.
   """
@@ -244,10 +245,11 @@ class Contenders:
           int(name[4:]): _session(os.path.join(folder, f'{name}.onnx'))
           for name in views
         }
-    if 'torch' in paths and torch_rival.is_offered(rival):
-      self.rivals['torch'] = torch_rival.create(
-        rival, len(contract.class_names)
-      )
+    if 'torch' in paths and rivals.is_offered(rival):
+      classes = len(contract.class_names)
+      self.rivals['torch'] = rivals.in_torch(rival, classes)
+      if 'onnx' in paths:
+        self.rivals['torch, onnx'] = rivals.in_onnxruntime(rival, classes)
 
   def _add(self, engine) -> None:
     self.classifiers[engine.name] = Classifier(self.subject.contract, engine)
@@ -349,8 +351,10 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
   contract = subject.contract
   largest = budget.Fixed(len(contract.resolutions) - 1)
   for name, classifier in contenders.classifiers.items():
+    # As large as evaluation resizes to, so that only the crop is left to do.
     arrays = [
-      classifier.picture(file).crop(contract.image_px) for file in subject.files
+      classifier.picture(file).crop(contract.resize_px)
+      for file in subject.files
     ]
     sources = {
       'single': arrays[:_SINGLES],
