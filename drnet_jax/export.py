@@ -5,8 +5,9 @@
 
 Writes the folder that `deploy.package` describes: a predictor and one graph per
 size, with what a program needs to run them. Then runs images of the test split
-through JAX and through what was written, and fails unless they agree
-(`--check_images=0` leaves that out). The result runs without JAX:
+through JAX and through what was written, at the sizes chosen and some of them
+at every size, and fails unless they agree (`--check_images=0` leaves that out).
+The result runs without JAX:
 
     python exported/run.py photo.jpg
 
@@ -46,6 +47,8 @@ _CHECK_IMAGES = flags.DEFINE_integer(
 _TOLERANCE = 1e-4  # of probabilities
 # Scores this close are a tie: which size wins is decided by rounding.
 _TIE = 1e-4
+# Images to compare at each size: the predictor may never choose some of them.
+_IMAGES_OF_A_SIZE = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +143,26 @@ def _run() -> None:
   if not images:
     return
   ours = Classifier.load(path, decode=decode)
+  as_chosen = ours.policy
   for runtime in formats:
-    parity = compare(ours, Classifier.load(folder, runtime=runtime), images)
-    print(
-      f'{runtime}: {len(images)} images, probabilities within '
-      f'{parity.largest:.1e} of JAX, sizes differ on {parity.other_sizes}, '
-      f'and on {parity.ties} that are ties'
-    )
-    if not parity.holds:
-      raise UserError(f'{folder}: {runtime} does not agree with JAX')
+    theirs = Classifier.load(folder, runtime=runtime)
+    ours.policy = as_chosen
+    _check(compare(ours, theirs, images), 'as chosen', folder)
+    for size_px in ours.contract.resolutions:
+      ours.set_size(size_px)
+      theirs.set_size(size_px)
+      parity = compare(ours, theirs, images[:_IMAGES_OF_A_SIZE])
+      _check(parity, f'{size_px} px', folder)
+
+
+def _check(parity: Parity, sizes: str, folder: str) -> None:
+  print(
+    f'{parity.runtime}, {sizes}: {parity.images} images, probabilities within '
+    f'{parity.largest:.1e} of JAX, sizes differ on {parity.other_sizes}, and '
+    f'on {parity.ties} that are ties'
+  )
+  if not parity.holds:
+    raise UserError(f'{folder}: {parity.runtime} does not agree with JAX')
 
 
 def _check_images(path: str) -> list[bytes | str]:

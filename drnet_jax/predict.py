@@ -11,7 +11,7 @@ cannot be read are named at the end, and the exit status is then 2.
 `--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after
 `drnet_jax.calibrate`), `--size` runs every image at one size; `--format=csv` or
 `json` (a line per image) is for other programs; `--runtime=onnx` is the fastest
-on CPUs; `--decode=scaled` decodes JPEGs no larger than the largest size needs.
+on CPUs; `--decode=scaled` decodes large JPEGs at a part of their size.
 """
 
 import csv

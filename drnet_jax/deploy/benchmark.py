@@ -400,7 +400,7 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
 def _predict(classifier, policy, images, singly, chosen, mode) -> None:
   if isinstance(policy, Drawn):
     policy.restart()
-  classifier.set_policy(policy)
+  classifier.policy = policy
   if singly:
     answers = [classifier.predict([image])[0] for image in images]
   else:
@@ -436,7 +436,7 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
     jobs[name, 'predictor'] = _waiting(engine.log_p, crop)
     for j in range(len(contract.resolutions)):
       jobs[name, 'network', j] = _waiting(engine.probabilities, j, crop)
-    classifier.set_policy(policy)
+    classifier.policy = policy
     views = [classifier.view(classifier.picture(file)) for file in files]
     choice = classifier.choose(views)
     shares[name] = np.bincount(choice, minlength=len(contract.gmacs)) / len(
@@ -490,7 +490,7 @@ def time_decoding(subject: Subject, rounds: int) -> list[dict]:
       package.write_onnx(folder, programs, fold_norms=True)
       classifier = Classifier(contract, OnnxEngine(folder, contract))
     if subject.shares:
-      classifier.set_policy(Drawn(subject.shares))
+      classifier.policy = Drawn(subject.shares)
     classifiers[decode] = classifier
     answers[decode] = classifier.predict(files)
   sizes = subject.contract.resolutions

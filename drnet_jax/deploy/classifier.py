@@ -59,6 +59,10 @@ class Classifier:
     contract: of the model.
     engine: runs its networks.
     calibration: for `set_budget`; None where the model was not calibrated.
+
+  Attributes:
+    policy: chooses the sizes. As trained, until it is set: by `set_budget`,
+      `set_size`, or to any `budget.Policy`.
   """
 
   def __init__(
@@ -70,7 +74,7 @@ class Classifier:
     self.contract = contract
     self.engine = engine
     self.calibration = calibration
-    self._choose: budget.Policy = (
+    self.policy: budget.Policy = (
       budget.Dial(contract.gmacs, 0.0, 0.0, 0.0)
       if contract.has_router
       else budget.Fixed(len(contract.resolutions) - 1)
@@ -206,7 +210,7 @@ class Classifier:
         'not calibrated: python -m drnet_jax.calibrate --workdir=...'
       )
     point = self.calibration.find(gmacs=gmacs, ms=ms, accuracy=accuracy)
-    self._choose = point.dial
+    self.policy = point.dial
     return point
 
   def set_size(self, size_px: int) -> None:
@@ -214,11 +218,7 @@ class Classifier:
     sizes = self.contract.resolutions
     if size_px not in sizes:
       raise UserError(f'size {size_px} px is not one of {sizes}')
-    self._choose = budget.Fixed(sizes.index(size_px))
-
-  def set_policy(self, policy: budget.Policy) -> None:
-    """Chooses sizes by any policy from now on."""
-    self._choose = policy
+    self.policy = budget.Fixed(sizes.index(size_px))
 
   # Many images, or one.
 
@@ -265,7 +265,7 @@ class Classifier:
 
   def view(self, picture: Picture) -> np.ndarray | None:
     """The crop for the predictor; None where the policy asks none."""
-    if not self._choose.needs_predictor:
+    if not self.policy.needs_predictor:
       return None
     contract = self.contract
     return picture.crop(contract.input_px(contract.predictor_px))
@@ -277,7 +277,7 @@ class Classifier:
 
   def choose(self, views: Sequence[np.ndarray | None]) -> np.ndarray:
     """Indices of the sizes for some images, int [B]."""
-    policy, log_p = self._choose, None
+    policy, log_p = self.policy, None
     if not views:
       return np.zeros(0, int)
     if policy.needs_predictor:
@@ -309,7 +309,7 @@ class Classifier:
     # Stable, so that the first of two equal classes wins everywhere.
     order = np.argsort(-probabilities, kind='stable')[:top_k]
     names = contract.class_names
-    overhead = self._choose.needs_predictor * contract.predictor_gmacs
+    overhead = self.policy.needs_predictor * contract.predictor_gmacs
     return Prediction(
       label=int(order[0]),
       name=names[order[0]],

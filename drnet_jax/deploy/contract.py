@@ -24,7 +24,7 @@ class Contract:
     predictor_px: side of the predictor's view; 0 without one.
     decode: 'full': a file is decoded whole and every network is given the crop
       of image_px. 'scaled': every network is given a crop of its own size, and
-      a JPEG is decoded no larger than the largest size takes.
+      a JPEG is decoded at twice what the largest size takes, where it can.
     gmacs: cost of the base network at each size, in 1e9 multiply-adds.
     predictor_gmacs: cost of the predictor.
     class_names: in label order.

@@ -10,5 +10,6 @@ DECODE = flags.DEFINE_enum(
   None,
   DECODINGS,
   'full (default): one crop of the whole file, as in training. scaled: JPEGs '
-  'are decoded no larger than the largest size needs; answers change a little.',
+  'are decoded at no more than the largest size needs, with a margin; answers '
+  'change a little.',
 )

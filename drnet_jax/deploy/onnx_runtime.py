@@ -67,7 +67,7 @@ class Model:
     short_px = max(round(px * ratio), px)
     image = source if isinstance(source, Image.Image) else Image.open(source)
     if contract['decode'] == 'scaled' and image is not source:
-      image.draft(None, (contract['resize_px'],) * 2)  # a JPEG, as needed
+      image.draft(None, (2 * contract['resize_px'],) * 2)  # JPEGs, with margin
     image = ImageOps.exif_transpose(image)
     if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
       grey = np.asarray(image, np.float32) / (1 if image.mode == 'F' else 257)
