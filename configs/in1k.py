@@ -52,6 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 0,
     'augmentation': 'random_resized_crop',
     'flip': 0.5,
+    'mixup': 0.0,
+    'cutmix': 0.0,
     'resize_px': 256,
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',

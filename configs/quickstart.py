@@ -30,6 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 6144,  # each a fresh composition
     'augmentation': 'compose_digits',
     'flip': 0.0,  # a mirrored digit is no digit
+    'mixup': 0.0,  # alpha; 0 is off
+    'cutmix': 0.0,  # alpha; 0 is off
     'resize_px': 0,
     'keep_aspect': True,
     'classes': '',

@@ -3,7 +3,9 @@
 
 Grain's operators stand in the one order in which the position in the data is
 the step number, whatever the number of processes and workers: shuffle, repeat,
-augment, cut by process, batch, start at a step, and only then prefetch.
+augment, batch, cut by process, start at a step, and only then prefetch. Each
+process has a run of neighbours of the global batch, so that images lie in it in
+one order on any number of processes.
 """
 
 import dataclasses
@@ -49,7 +51,7 @@ class Data:
     epoch_images: images in one epoch; 0 for the length of the split.
     augmentation: 'random_resized_crop', or 'compose_digits' (for the split
       'originals' of scaled_digits).
-    flip: share of the training images that are mirrored left to right.
+    flip, mixup, cutmix: see `steps.augment.BatchAugmentation`.
     resize_px: side before evaluation's central crop; 0 for the crop's.
     keep_aspect: it is the short side; False squashes the image to a square.
     classes: list of the classes to keep, see `sources.load`.
@@ -65,6 +67,8 @@ class Data:
   epoch_images: int
   augmentation: str
   flip: float
+  mixup: float
+  cutmix: float
   resize_px: int
   keep_aspect: bool
   classes: str
@@ -84,7 +88,14 @@ class Data:
       )
     if not 0 <= self.flip <= 1:
       raise UserError(f'config.data.flip = {self.flip} is no share of images')
-    for field in ('epoch_images', 'resize_px', 'images_per_class', 'threads'):
+    for field in (
+      'mixup',
+      'cutmix',
+      'epoch_images',
+      'resize_px',
+      'images_per_class',
+      'threads',
+    ):
       if getattr(self, field) < 0:
         raise UserError(
           f'config.data.{field} = {getattr(self, field)} is negative'
@@ -152,14 +163,12 @@ class Data:
     augmentation = _AUGMENTATIONS[self.augmentation]
 
     def augment(example: Example, rng: np.random.Generator) -> Example:
-      example = augmentation(_decoded(example), rng, size_px)
-      if rng.random() < self.flip:
-        example['image'] = example['image'][:, ::-1]
-      return example
+      return augmentation(_decoded(example), rng, size_px)
 
     data = grain.MapDataset.source(source.examples).seed(seed).shuffle()
-    data = data.repeat().random_map(augment)[process::num_processes]
-    data = data.batch(batch_size // num_processes)[start_step:]
+    data = data.repeat().random_map(augment)
+    data = data.batch(batch_size // num_processes)
+    data = data[process::num_processes][start_step:]
     return iter(data.to_iter_dataset(self._read_options()))
 
   def eval_batches(
