@@ -27,11 +27,14 @@ def data(data_dir):
     flip=0.0,
     mixup=0.0,
     cutmix=0.0,
+    rand_augment=(),
     resize_px=0,
     keep_aspect=True,
     classes='',
     images_per_class=0,
+    max_bad_images=0,
     threads=1,
+    workers=0,
   )
 
 

@@ -12,6 +12,10 @@ from PIL import Image, ImageOps
 from drnet_jax.errors import UserError
 
 
+class UnreadableImage(UserError):
+  """One image that cannot be read, where others may."""
+
+
 def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
   """Reads an image file as 8-bit RGB, the right way up.
 
@@ -28,7 +32,7 @@ def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
     uint8 [H, W, 3].
 
   Raises:
-    UserError: no image, or a truncated one.
+    UnreadableImage: no image, or a truncated one.
   """
   name = source if isinstance(source, str) else f'{len(source)} bytes'
   try:
@@ -45,13 +49,13 @@ def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
       return to_rgb(ImageOps.exif_transpose(image))
   except Image.UnidentifiedImageError as error:
     # Pillow's own message shows the address of a buffer.
-    raise UserError(
+    raise UnreadableImage(
       f'cannot read {name} as an image: no known format'
     ) from error
   except (OSError, SyntaxError, ValueError) as error:
-    raise UserError(f'cannot read {name} as an image: {error}') from error
+    raise UnreadableImage(f'cannot read {name} as an image: {error}') from error
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    raise UserError(f'{name} is too large an image: {e}') from e
+    raise UnreadableImage(f'{name} is too large an image: {e}') from e
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
