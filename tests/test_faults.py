@@ -72,11 +72,16 @@ def test_one_image_too_many_ends_the_run(data):
 @pytest.mark.slow
 def test_worker_processes_do_the_same(data):
   spoil(data)
-  expected, _ = shown(data, 8)
-  found, source = shown(data, 7, start_step=1, workers=2)
-  assert found == expected[1:] and source.unreadable == set(BAD)
-  with pytest.raises(UserError, match='max_bad_images = 0'):
-    shown(data, 8, max_bad_images=0, workers=1)
+  expected, _ = shown(data, 8, max_bad_images=3)
+  source, found = data.open('train'), []
+  stream = Data(**{**vars(data), 'max_bad_images': 2, 'workers': 2})
+  with pytest.raises(UserError, match='max_bad_images = 2'):
+    for batch in stream.train_batches(
+      source, size_px=4, batch_size=6, seed=SEED, start_step=0
+    ):
+      found.append(batch['image'][:, 0, 0, 0].tolist())
+  assert found == expected[: len(found)] and found
+  assert source.unreadable == set(BAD)
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
