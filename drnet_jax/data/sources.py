@@ -107,7 +107,7 @@ def load(
   Raises:
     UserError: unknown name or split, or a data set that cannot be prepared.
   """
-  kept = _read_classes(classes)
+  kept = read_classes(classes)
   if name == 'folder':
     return Source(*folder.load(data_dir, split, kept, images_per_class))
   if name == 'packed':
@@ -150,7 +150,7 @@ def class_names(
   Raises:
     UserError: unknown name, or a folder or file that is not there.
   """
-  if kept := _read_classes(classes):
+  if kept := read_classes(classes):
     return kept
   if name == 'folder':
     return folder.class_names(data_dir, split)
@@ -168,7 +168,12 @@ def _tfds_builder(name: str, data_dir: str):
     raise UserError(f'config.data.name = {name!r}: {error}') from error
 
 
-def _read_classes(name: str) -> tuple[str, ...]:
+def read_classes(name: str) -> tuple[str, ...]:
+  """Names in a list of classes, see `load`; none for ''.
+
+  Raises:
+    UserError: it cannot be read, or names a class twice.
+  """
   if not name:
     return ()
   path = name
