@@ -16,7 +16,13 @@ from typing import Any
 import grain
 import numpy as np
 
-from drnet_jax.data import rand_augment, scaled_digits, sources, transforms
+from drnet_jax.data import (
+  rand_augment,
+  random_crop,
+  scaled_digits,
+  sources,
+  transforms,
+)
 from drnet_jax.data.transforms import UnreadableImage
 from drnet_jax.errors import UserError
 
@@ -35,8 +41,7 @@ def _compose(
 def _crop_for_training(
   example: Example, rng: np.random.Generator, size_px: int
 ) -> Example:
-  image = transforms.decode(example['image'])
-  image = transforms.random_resized_crop(image, size_px, rng)
+  image = random_crop.random_resized_crop(example['image'], size_px, rng)
   return example | {'image': image}
 
 
