@@ -52,11 +52,16 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 0,
     'augmentation': 'random_resized_crop',
     'flip': 0.5,
+    'mixup': 0.0,
+    'cutmix': 0.0,
+    'rand_augment': (),
     'resize_px': 256,
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',
     'images_per_class': 0,
+    'max_bad_images': 10,
     'threads': 16,
+    'workers': 0,
   }
   config.model = {  # models.create
     'base': {

@@ -30,11 +30,16 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 6144,  # each a fresh composition
     'augmentation': 'compose_digits',
     'flip': 0.0,  # a mirrored digit is no digit
+    'mixup': 0.0,  # alpha; 0 is off
+    'cutmix': 0.0,  # alpha; 0 is off
+    'rand_augment': (),  # (operations, magnitude), such as (2, 9)
     'resize_px': 0,
     'keep_aspect': True,
     'classes': '',
     'images_per_class': 0,
+    'max_bad_images': 0,
     'threads': 1,
+    'workers': 0,  # processes in place of threads
   }
   config.model = {  # models.create
     'base': {  # models.resnet.ResNet; 13.5 MMACs at 64 px

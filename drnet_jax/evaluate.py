@@ -70,7 +70,7 @@ class Evaluator:
       RuntimeError: the batches did not hold each image once.
       UserError: the network returns NaN.
     """
-    parts, extras = [], []
+    parts, extras, indices = [], [], []
     with tqdm(
       total=num_examples,
       desc=description,
@@ -80,6 +80,7 @@ class Evaluator:
     ) as bar:
       for batch in batches:
         valid = batch['valid']
+        indices.append(batch['index'])
         images = {'image': batch['image'], 'label': batch['label']}
         on_device = mesh_lib.shard_batch(images, self._mesh)
         # Fetched a batch later, so that the device always has work queued.
@@ -93,9 +94,10 @@ class Evaluator:
         bar.update(int(valid.sum()))
     parts[-1] = _fetch(*parts[-1])
     fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    if len(fields['label']) != num_examples:
+    seen = np.sort(np.concatenate(indices))
+    if not np.array_equal(seen[seen >= 0], np.arange(num_examples)):
       raise RuntimeError(
-        f'evaluated {len(fields["label"])} images, split has {num_examples}'
+        f'{description}: not each of {num_examples} images was shown once'
       )
     if not np.isfinite(fields['confidence']).all():
       raise UserError(
@@ -151,7 +153,9 @@ def evaluate(path: str) -> Record:
   figures.accuracy_cost(record, os.path.join(directory, 'accuracy_cost'))
 
   def read_image(i: int) -> np.ndarray:
-    return data.eval_image(source.examples[i]['image'], trained.model.image_px)
+    # Images that cannot be read are in the split and not in the record.
+    encoded = source.examples[record.extra['index'][i]]['image']
+    return data.eval_image(encoded, trained.model.image_px)
 
   grids = {'smallest_sufficient': figures.by_smallest_sufficient}
   if trained.has_router:
@@ -164,7 +168,11 @@ def evaluate(path: str) -> Record:
   for i in range(min(_EXAMPLES, len(record.label))):
     name = f'{i}_{trained.class_names[record.label[i]]}.png'.replace('/', '_')
     Image.fromarray(read_image(i)).save(os.path.join(examples, name))
-  log.say(f'\n{data.name}/{data.test_split}, {len(record.label)} images')
+  bad = len(source.unreadable)
+  log.say(
+    f'\n{data.name}/{data.test_split}, {len(record.label)} images'
+    + (f'; {bad} more cannot be read and are left out' if bad else '')
+  )
   log.say(summary(record))
   log.say(f'Report: {directory}')
   return record
@@ -220,7 +228,9 @@ def rank_correlations(record: Record) -> dict[str, float]:
   return {
     name: float(scipy.stats.spearmanr(values, record.choice).statistic)
     for name, values in record.extra.items()
-    if np.issubdtype(values.dtype, np.number) and np.ptp(record.choice)
+    if name != 'index'
+    and np.issubdtype(values.dtype, np.number)
+    and np.ptp(record.choice)
   }
 
 

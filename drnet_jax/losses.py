@@ -13,18 +13,41 @@ def cross_entropy(
 
   Args:
     logits: [..., K].
-    labels: int [...].
+    labels: int, broadcast to [...], or distributions, float, to [..., K].
     label_smoothing: share of the target spread evenly over the K classes.
 
   Returns:
     float32 [...].
   """
   logits = logits.astype(jnp.float32)
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  if _are_distributions(labels):
+    loss = optax.softmax_cross_entropy(logits, labels)
+  else:
+    labels = jnp.broadcast_to(labels, logits.shape[:-1])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   if label_smoothing:
     uniform = -jax.nn.log_softmax(logits).mean(-1)
     loss = (1 - label_smoothing) * loss + label_smoothing * uniform
   return loss
+
+
+def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Whether the likeliest class is the label, or a distribution's likeliest.
+
+  Args:
+    logits: [..., K].
+    labels: see `cross_entropy`.
+
+  Returns:
+    bool [...].
+  """
+  if _are_distributions(labels):
+    labels = labels.argmax(-1)
+  return logits.argmax(-1) == labels
+
+
+def _are_distributions(labels: jax.Array) -> bool:
+  return jnp.issubdtype(labels.dtype, jnp.floating)
 
 
 def flops_hinge(

@@ -30,6 +30,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.evaluate import Evaluator
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import policies
+from drnet_jax.steps.augment import BatchAugmentation
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 from drnet_jax.steps.state import TrainState
@@ -187,6 +188,14 @@ class _StageRunner:
     self._source = source
     where = f'config.{name}'
     mesh_lib.check_batch(stage.batch_size, mesh, f'{where}.batch_size')
+    augmentation = BatchAugmentation(
+      flip=data.flip,
+      mixup=data.mixup,
+      cutmix=data.cutmix,
+      num_classes=len(source.class_names),
+    )
+    augmentation.check_batch(stage.batch_size, f'{where}.batch_size')
+    self._augment = augmentation.compiled(mesh)
     self._steps_per_epoch = data.steps_per_epoch(source, stage.batch_size)
     self._last = self._in_steps(stage.epochs)
     if self._last < 1:
@@ -265,7 +274,12 @@ class _StageRunner:
     eval_every = self._in_steps(stage.eval_every_epochs)
     save_every = self._in_steps(run.checkpoint_every_epochs)
     pending, epoch_shares = [], []
-    batch = mesh_lib.shard_batch(_for_training(next(batches)), self._mesh)
+
+    def next_batch(step: int):
+      batch = mesh_lib.shard_batch(_for_training(next(batches)), self._mesh)
+      return self._augment(batch, key, step)
+
+    batch = next_batch(start + 1)
     self._step.compile(state, batch)
     clock = time.perf_counter()
     with tqdm(
@@ -281,7 +295,7 @@ class _StageRunner:
         pending.append((step, metrics))
         if step < self._last:
           # Made and sent while the device is at work on this step.
-          batch = mesh_lib.shard_batch(_for_training(next(batches)), self._mesh)
+          batch = next_batch(step + 1)
         bar.update(stage.batch_size)
 
         saves = due(step, save_every, self._last)

@@ -25,11 +25,16 @@ def data(data_dir):
     epoch_images=0,
     augmentation='compose_digits',
     flip=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    rand_augment=(),
     resize_px=0,
     keep_aspect=True,
     classes='',
     images_per_class=0,
+    max_bad_images=0,
     threads=1,
+    workers=0,
   )
 
 
@@ -93,9 +98,7 @@ def test_processes_share_the_global_batch(data):
   whole = batches(data, 2)
   parts = [batches(data, 2, process=p, num_processes=2) for p in range(2)]
   for step in range(2):
-    merged = np.empty_like(whole[step]['image'])
-    merged[0::2] = parts[0][step]['image']
-    merged[1::2] = parts[1][step]['image']
+    merged = np.concatenate([part[step]['image'] for part in parts])
     assert (merged == whole[step]['image']).all()
 
 

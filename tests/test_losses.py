@@ -53,3 +53,17 @@ def test_uniform_usage():
   # shares 3/4, 1/4, 0 against 1/3: (5/12)^2 + (1/12)^2 + (4/12)^2 = 42/144
   choice = jax.nn.one_hot(jnp.array([0, 0, 0, 1]), 3)
   np.testing.assert_allclose(losses.uniform_usage(choice), 42 / 144, rtol=1e-6)
+
+
+def test_a_distribution_of_labels_weighs_their_losses():
+  logits = jnp.array([[2.0, 0.0, -1.0]])
+  each = [
+    losses.cross_entropy(logits, jnp.array([k]), label_smoothing=0.1)
+    for k in range(3)
+  ]
+  mixed = losses.cross_entropy(
+    logits, jnp.array([[0.75, 0.0, 0.25]]), label_smoothing=0.1
+  )
+  np.testing.assert_allclose(mixed, 0.75 * each[0] + 0.25 * each[2], rtol=1e-6)
+  assert losses.right(logits, jnp.array([[0.75, 0.0, 0.25]]))
+  assert not losses.right(logits, jnp.array([1]))

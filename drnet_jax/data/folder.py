@@ -25,6 +25,9 @@ class Files:
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
     return {'image': self.paths[i], 'label': self.labels[i]}
 
+  def name(self, i: int) -> str:
+    return self.paths[i]
+
 
 def load(
   root: str, split: str, kept: Sequence[str], images_per_class: int

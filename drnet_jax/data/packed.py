@@ -26,12 +26,14 @@ class Packed:
   """Some of the images of a packed file.
 
   Attributes:
+    path: of the file.
     data: uint8, all encoded images.
     offsets: int [N + 1].
     rows: int [M], which images these are.
     labels: int [M].
   """
 
+  path: str
   data: np.ndarray
   offsets: np.ndarray
   rows: np.ndarray
@@ -44,6 +46,9 @@ class Packed:
     row = self.rows[i]
     encoded = self.data[self.offsets[row] : self.offsets[row + 1]]
     return {'image': encoded.tobytes(), 'label': int(self.labels[i])}
+
+  def name(self, i: int) -> str:
+    return f'{self.path}, image {self.rows[i]}'
 
 
 def load(
@@ -84,7 +89,9 @@ def load(
   )
   if not len(chosen):
     raise UserError(f'split {split!r} of {path} holds no image')
-  examples = Packed(file['data'], file['offsets'], rows[chosen], labels[chosen])
+  examples = Packed(
+    path, file['data'], file['offsets'], rows[chosen], labels[chosen]
+  )
   return examples, names
 
 

@@ -3,36 +3,51 @@
 
 Grain's operators stand in the one order in which the position in the data is
 the step number, whatever the number of processes and workers: shuffle, repeat,
-augment, cut by process, batch, start at a step, and only then prefetch.
+augment, batch, cut by process, start at a step, and only then prefetch. Each
+process has a run of neighbours of the global batch, so that images lie in it in
+one order on any number of processes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from drnet_jax.data import scaled_digits, sources, transforms
+from drnet_jax.data import (
+  rand_augment,
+  random_crop,
+  scaled_digits,
+  sources,
+  transforms,
+)
+from drnet_jax.data.transforms import UnreadableImage
 from drnet_jax.errors import UserError
 
 Example = dict[str, Any]
 
+_BUFFERED = 4  # batches ahead, of each process that makes them
 
-def _decoded(example: Example) -> Example:
-  return example | {'image': transforms.decode(example['image'])}
+
+def _compose(
+  example: Example, rng: np.random.Generator, size_px: int
+) -> Example:
+  decoded = {'image': transforms.decode(example['image'])}
+  return scaled_digits.compose_example(example | decoded, rng, size_px)
 
 
 def _crop_for_training(
   example: Example, rng: np.random.Generator, size_px: int
 ) -> Example:
-  image = transforms.random_resized_crop(example['image'], size_px, rng)
+  image = random_crop.random_resized_crop(example['image'], size_px, rng)
   return example | {'image': image}
 
 
 _AUGMENTATIONS: dict[str, Callable] = {
   'random_resized_crop': _crop_for_training,
-  'compose_digits': scaled_digits.compose_example,
+  'compose_digits': _compose,
 }
 
 
@@ -49,12 +64,17 @@ class Data:
     epoch_images: images in one epoch; 0 for the length of the split.
     augmentation: 'random_resized_crop', or 'compose_digits' (for the split
       'originals' of scaled_digits).
-    flip: share of the training images that are mirrored left to right.
+    flip, mixup, cutmix: see `steps.augment.BatchAugmentation`.
+    rand_augment: () for none, or (operations, magnitude from 0 to 30), for
+      instance (2, 9); see `rand_augment.apply`.
     resize_px: side before evaluation's central crop; 0 for the crop's.
     keep_aspect: it is the short side; False squashes the image to a square.
     classes: list of the classes to keep, see `sources.load`.
     images_per_class: training images to keep of each, see `sources.load`.
-    threads: that read and decode ahead.
+    max_bad_images: unreadable images to do without, in each split and process;
+      one more ends the run.
+    threads: that read and decode ahead, in each process that does.
+    workers: processes that read and decode ahead; 0 for threads of this one.
   """
 
   name: str
@@ -65,11 +85,16 @@ class Data:
   epoch_images: int
   augmentation: str
   flip: float
+  mixup: float
+  cutmix: float
+  rand_augment: Sequence[int]
   resize_px: int
   keep_aspect: bool
   classes: str
   images_per_class: int
+  max_bad_images: int
   threads: int
+  workers: int
 
   def __post_init__(self):
     if self.augmentation not in _AUGMENTATIONS:
@@ -84,7 +109,18 @@ class Data:
       )
     if not 0 <= self.flip <= 1:
       raise UserError(f'config.data.flip = {self.flip} is no share of images')
-    for field in ('epoch_images', 'resize_px', 'images_per_class', 'threads'):
+    if self.rand_augment:
+      rand_augment.check(self.rand_augment, 'config.data.rand_augment')
+    for field in (
+      'mixup',
+      'cutmix',
+      'epoch_images',
+      'resize_px',
+      'images_per_class',
+      'max_bad_images',
+      'threads',
+      'workers',
+    ):
       if getattr(self, field) < 0:
         raise UserError(
           f'config.data.{field} = {getattr(self, field)} is negative'
@@ -147,47 +183,85 @@ class Data:
 
     Returns:
       'image' uint8 [B / num_processes, size_px, size_px, 3], 'label' and the
-      other fields of the source.
+      other fields of the source. In place of an image that cannot be read
+      stands the next of the source that can.
+
+    Raises:
+      UserError: more than `max_bad_images` cannot be read.
     """
-    augmentation = _AUGMENTATIONS[self.augmentation]
+    augmentation, examples = _AUGMENTATIONS[self.augmentation], source.examples
 
-    def augment(example: Example, rng: np.random.Generator) -> Example:
-      example = augmentation(_decoded(example), rng, size_px)
-      if rng.random() < self.flip:
-        example['image'] = example['image'][:, ::-1]
-      return example
+    def prepare(i: int, rng: np.random.Generator) -> Example:
+      def augment(example: Example) -> Example:
+        example = augmentation(example, rng, size_px)
+        if self.rand_augment:
+          image = rand_augment.apply(example['image'], rng, *self.rand_augment)
+          example['image'] = image
+        return example
 
-    data = grain.MapDataset.source(source.examples).seed(seed).shuffle()
-    data = data.repeat().random_map(augment)[process::num_processes]
-    data = data.batch(batch_size // num_processes)[start_step:]
-    return iter(data.to_iter_dataset(self._read_options()))
+      return self._first_readable(examples, i, augment)
+
+    data = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
+    data = data.repeat().random_map(prepare)
+    data = data.batch(batch_size // num_processes)
+    for batch in self._read(data[process::num_processes][start_step:]):
+      first, skipped = batch.pop('first'), batch.pop('skipped')
+      for row in np.flatnonzero(skipped):
+        for i in range(first[row], first[row] + skipped[row]):
+          self._note_unreadable(source, i % len(examples))
+      yield batch
 
   def eval_batches(
-    self, source: sources.Source, *, size_px: int, batch_size: int
+    self,
+    source: sources.Source,
+    *,
+    size_px: int,
+    batch_size: int,
+    process: int = 0,
+    num_processes: int = 1,
   ) -> Iterator[Example]:
-    """Every example once, in order; the last batch is padded.
+    """Every example once, in order; as many batches on every process.
 
     Args:
       source: the split.
       size_px: side of the images.
-      batch_size: of every batch.
+      batch_size: global.
+      process: index of this process.
+      num_processes: processes that share the batches.
 
     Yields:
-      As `train_batches`, and 'valid' bool [B], False on padding.
-    """
+      As `train_batches`, and 'index' int [B / num_processes], the example's in
+      the split, -1 on padding; 'valid' bool, False on padding and on images
+      that cannot be read.
 
-    def prepare(example: Example) -> Example:
+    Raises:
+      UserError: more than `max_bad_images` cannot be read.
+    """
+    examples, blank = source.examples, {}
+
+    def show(example: Example) -> Example:
       return example | {'image': self.eval_image(example['image'], size_px)}
 
-    data = grain.MapDataset.source(source.examples).map(prepare)
-    data = data.batch(batch_size, drop_remainder=False)
-    for batch in data.to_iter_dataset(self._read_options()):
-      count = len(batch['label'])
-      batch['valid'] = np.ones(count, bool)
-      yield {
-        name: np.pad(x, [(0, batch_size - count)] + [(0, 0)] * (x.ndim - 1))
-        for name, x in batch.items()
-      }
+    def prepare(i: int) -> Example:
+      try:
+        if i < len(examples):
+          return show(examples[i]) | {'index': i, 'valid': True}
+      except UnreadableImage:
+        pass
+      if not blank:
+        whole = self._first_readable(examples, 0, show)
+        blank.update({k: np.zeros_like(v) for k, v in whole.items()})
+        del blank['first'], blank['skipped']
+      index = i if i < len(examples) else -1
+      return blank | {'index': index, 'valid': False}
+
+    padded = math.ceil(len(examples) / batch_size) * batch_size
+    data = grain.MapDataset.range(padded).map(prepare)
+    data = data.batch(batch_size // num_processes)[process::num_processes]
+    for batch in self._read(data):
+      for i in batch['index'][~batch['valid'] & (batch['index'] >= 0)]:
+        self._note_unreadable(source, int(i))
+      yield batch
 
   def eval_image(self, encoded: bytes | str, size_px: int) -> np.ndarray:
     """Reads an image file as evaluation shows it, uint8 [size_px]*2 + [3].
@@ -207,6 +281,44 @@ class Data:
       keep_aspect=self.keep_aspect,
     )
 
-  def _read_options(self) -> grain.ReadOptions:
-    # Few threads: a decoding thread holds Python's lock much of the time.
-    return grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=4)
+  def _read(self, data: grain.MapDataset) -> Iterator[Example]:
+    """Makes batches ahead, in threads or in worker processes."""
+    options = grain.ReadOptions(
+      num_threads=self.threads, prefetch_buffer_size=_BUFFERED
+    )
+    stream = data.to_iter_dataset(options)
+    if self.workers:
+      stream = stream.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self.workers)
+      )
+    return iter(stream)
+
+  def _first_readable(
+    self,
+    examples: sources.Examples,
+    i: int,
+    prepare: Callable[[Example], Example],
+  ) -> Example:
+    """`prepare` of example i, or of the next that can be read.
+
+    Returns:
+      The example, with i as 'first' and, as 'skipped', how many from there on
+      cannot be read.
+    """
+    for skipped in range(self.max_bad_images + 1):
+      j = (i + skipped) % len(examples)
+      try:
+        return prepare(examples[j]) | {'first': i, 'skipped': skipped}
+      except UnreadableImage as error:
+        failure = error
+    raise sources.too_many_unreadable(
+      f'{examples.name(j)}: {failure}', self.max_bad_images
+    )
+
+  def _note_unreadable(self, source: sources.Source, i: int) -> None:
+    try:
+      transforms.decode(source.examples[i]['image'])
+      reason = 'could not be read'
+    except UnreadableImage as error:
+      reason = str(error)
+    source.note_unreadable(i, reason, self.max_bad_images)

@@ -15,7 +15,6 @@ import math
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn import datasets as sklearn_datasets
 
 from drnet_jax.errors import UserError
 
@@ -114,6 +113,9 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing to download
+    # Here, for it takes as long to import as all the rest of a run's input.
+    from sklearn import datasets as sklearn_datasets
+
     digits = sklearn_datasets.load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target

@@ -8,12 +8,13 @@ Three kinds, by `name`: a TFDS name; 'folder', images in `<split>/<class>/`; and
 import dataclasses
 import importlib.resources
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, SupportsIndex
 
 import tensorflow_datasets as tfds
 
+from drnet_jax import log
 from drnet_jax.data import folder, packed
+from drnet_jax.data.shards import Shards
 from drnet_jax.errors import UserError
 
 # Lists of classes that come with us. The paper's 100 of ImageNet are not
@@ -22,18 +23,60 @@ from drnet_jax.errors import UserError
 _LISTS = ('imagenet100',)
 
 
+class Examples(Protocol):
+  """Random access to encoded examples, safe from many threads."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    """A dict with at least 'image' (the encoded file, or its path), 'label'.
+
+    Raises:
+      UnreadableImage: this one cannot be read.
+    """
+
+  def name(self, i: int) -> str:
+    """Where an example lies, for messages."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """One split of a data set.
 
   Attributes:
-    examples: `examples[i]` is a dict with at least 'image' (the encoded file,
-      or its path) and 'label'; safe to read from many threads.
+    examples: the images.
     class_names: one for each class.
+    unreadable: indices of the images found unreadable so far.
   """
 
-  examples: Sequence[dict[str, Any]]
+  examples: Examples
   class_names: tuple[str, ...]
+  unreadable: set[int] = dataclasses.field(default_factory=set)
+
+  def note_unreadable(self, i: int, reason: str, most: int) -> None:
+    """Reports an image that cannot be read, the first time it is met.
+
+    Raises:
+      UserError: these are more than `most`.
+    """
+    if i in self.unreadable:
+      return
+    self.unreadable.add(i)
+    what = f'{self.examples.name(i)}: {reason}'
+    if len(self.unreadable) > most:
+      raise too_many_unreadable(what, most)
+    log.say(
+      f'warning: {what}. It is left out; {len(self.unreadable)} of at most '
+      f'{most} unreadable images.'
+    )
+
+
+def too_many_unreadable(last: str, most: int) -> UserError:
+  """The error that ends a run whose images cannot be read."""
+  return UserError(
+    f'{last}. That is one unreadable image too many: '
+    f'config.data.max_bad_images = {most}. Repair the data, or allow more.'
+  )
 
 
 def load(
@@ -64,7 +107,7 @@ def load(
   Raises:
     UserError: unknown name or split, or a data set that cannot be prepared.
   """
-  kept = _read_classes(classes)
+  kept = read_classes(classes)
   if name == 'folder':
     return Source(*folder.load(data_dir, split, kept, images_per_class))
   if name == 'packed':
@@ -79,9 +122,7 @@ def load(
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
     builder.download_and_prepare()
-    examples = builder.as_data_source(
-      split=split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
+    examples = Shards(builder, split)
   # What TFDS raises where files of a kind it cannot read without TensorFlow lie
   # there, where downloads by hand are missing, and where it cannot write.
   except (NotImplementedError, AssertionError, OSError) as error:
@@ -109,7 +150,7 @@ def class_names(
   Raises:
     UserError: unknown name, or a folder or file that is not there.
   """
-  if kept := _read_classes(classes):
+  if kept := read_classes(classes):
     return kept
   if name == 'folder':
     return folder.class_names(data_dir, split)
@@ -127,7 +168,12 @@ def _tfds_builder(name: str, data_dir: str):
     raise UserError(f'config.data.name = {name!r}: {error}') from error
 
 
-def _read_classes(name: str) -> tuple[str, ...]:
+def read_classes(name: str) -> tuple[str, ...]:
+  """Names in a list of classes, see `load`; none for ''.
+
+  Raises:
+    UserError: it cannot be read, or names a class twice.
+  """
   if not name:
     return ()
   path = name

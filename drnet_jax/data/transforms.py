@@ -4,12 +4,18 @@
 Flips, normalisation and every resize to a candidate size run on the device.
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from drnet_jax.errors import UserError
+
+
+class UnreadableImage(UserError):
+  """One image that cannot be read, where others may."""
 
 
 def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
@@ -28,7 +34,20 @@ def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
     uint8 [H, W, 3].
 
   Raises:
-    UserError: no image, or a truncated one.
+    UnreadableImage: no image, or a truncated one.
+  """
+  with opened(source) as image:
+    if least_px:
+      image.draft(None, (least_px, least_px))
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def opened(source: bytes | str) -> Iterator[Image.Image]:
+  """Opens an image file, whose pixels are not decoded yet.
+
+  Raises:
+    UnreadableImage: what goes wrong within the context, too.
   """
   name = source if isinstance(source, str) else f'{len(source)} bytes'
   try:
@@ -40,18 +59,16 @@ def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
           f'{image.width} x {image.height} pixels, more than '
           f'{Image.MAX_IMAGE_PIXELS}'
         )
-      if least_px:
-        image.draft(None, (least_px, least_px))
-      return to_rgb(ImageOps.exif_transpose(image))
+      yield image
   except Image.UnidentifiedImageError as error:
     # Pillow's own message shows the address of a buffer.
-    raise UserError(
+    raise UnreadableImage(
       f'cannot read {name} as an image: no known format'
     ) from error
   except (OSError, SyntaxError, ValueError) as error:
-    raise UserError(f'cannot read {name} as an image: {error}') from error
+    raise UnreadableImage(f'cannot read {name} as an image: {error}') from error
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    raise UserError(f'{name} is too large an image: {e}') from e
+    raise UnreadableImage(f'{name} is too large an image: {e}') from e
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -103,33 +120,3 @@ def center_crop(
   image = resize(image, width, height)
   top, left = (height - size_px) // 2, (width - size_px) // 2
   return image[top : top + size_px, left : left + size_px]
-
-
-def random_resized_crop(
-  image: np.ndarray, size_px: int, rng: np.random.Generator
-) -> np.ndarray:
-  """Cuts 8 to 100 % of the area at an aspect of 3/4 to 4/3, and resizes it.
-
-  Args:
-    image: uint8 [H, W, 3].
-    size_px: side of the result.
-    rng: draws the crop.
-
-  Returns:
-    uint8 [size_px, size_px, 3].
-  """
-  height, width = image.shape[:2]
-  for _ in range(10):
-    area = height * width * rng.uniform(0.08, 1.0)
-    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-    if 0 < w <= width and 0 < h <= height:
-      top = rng.integers(0, height - h + 1)
-      left = rng.integers(0, width - w + 1)
-      box = (left, top, left + w, top + h)
-      return np.asarray(
-        Image.fromarray(image).resize(
-          (size_px, size_px), Image.Resampling.BILINEAR, box=box
-        )
-      )
-  return center_crop(image, size_px, resize_px=size_px, keep_aspect=True)

@@ -27,7 +27,8 @@ class Record:
     top5: bool [N, R], the label is among the five likeliest classes.
     log_p: [N, R], the predictor's log-probabilities; None where no predictor
       has been trained.
-    extra: other fields of the examples, [N] each.
+    extra: other fields of the examples, [N] each; 'index' is the place in the
+      split.
   """
 
   resolutions: np.ndarray

@@ -59,7 +59,8 @@ class PretrainStep:
 
     Args:
       state: donated.
-      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B], sharded by batch.
+      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B] or float [B, K],
+        sharded by batch.
       key: the run's key.
 
     Returns:
@@ -86,7 +87,7 @@ class PretrainStep:
         loss = losses.cross_entropy(
           logits, batch['label'], label_smoothing=self._label_smoothing
         ).mean()
-        top1 = (logits.argmax(-1) == batch['label']).mean()
+        top1 = losses.right(logits, batch['label']).mean()
         return loss, (new_stats, top1)
 
       (loss, (stats[name], top1)), (shared, norm) = jax.value_and_grad(

@@ -226,7 +226,8 @@ class RoutedStep:
 
     Args:
       state: donated.
-      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B], sharded by batch.
+      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B] or float [B, K],
+        sharded by batch.
       key: the run's key.
 
     Returns:
@@ -350,13 +351,13 @@ class RoutedStep:
       )
       # h is 1, and its gradient that of Eq. 4's chosen entry.
       loss = self._cross_entropy(h[:, None] * logits, labels)
-      right = (logits.argmax(-1) == labels) & mask
+      right = losses.right(logits, labels) & mask
       total = jnp.where(mask, loss, 0.0).sum() / batch_size
       return total, (new_stats, right.sum() / batch_size)
 
     (loss, (new_stats, top1)), (d_shared, d_norm, dh) = jax.value_and_grad(
       loss_fn, argnums=(0, 1, 2), has_aux=True
-    )(shared, norm, jnp.ones(labels.shape))
+    )(shared, norm, jnp.ones(labels.shape[:1]))
     learned = Learned(
       shared=jax.tree.map(jnp.add, learned.shared, d_shared),
       dh=self._on_each_device(scatter)(learned.dh, dh, index, mask),
@@ -435,7 +436,6 @@ class RoutedStep:
     return (p * each).sum(-1).mean()
 
   def _cross_entropy(self, logits, labels):
-    labels = jnp.broadcast_to(labels, logits.shape[:-1])
     return losses.cross_entropy(
       logits, labels, label_smoothing=self._label_smoothing
     )

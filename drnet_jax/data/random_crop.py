@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random resized crops straight from image files, the work of training input.
+
+The crop is drawn from the header, before anything is decoded; a JPEG is then
+decoded at 1/2, 1/4 or 1/8 of its size where the crop has the pixels to spare.
+Two libraries speed this up where they are installed (`drnet_jax[fast]`):
+simplejpeg, a binding of libjpeg-turbo, decodes, and OpenCV enlarges. What is
+cut out and how it is resized does not depend on them, nor which files count as
+unreadable: both decoders are libjpeg-turbo and give the same pixels, and
+OpenCV rounds to at most one grey level from Pillow. Evaluation uses Pillow
+alone.
+"""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from drnet_jax.data import transforms
+
+_ORIENTATION = 0x0112  # EXIF's tag
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Decoder = Callable[[Image.Image, int], Image.Image | np.ndarray]
+
+
+def random_resized_crop(
+  source: bytes | str,
+  size_px: int,
+  rng: np.random.Generator,
+  decode: Decoder | None = None,
+) -> np.ndarray:
+  """Cuts 8 to 100 % of the area at an aspect of 3/4 to 4/3, and resizes it.
+
+  Args:
+    source: bytes of an image file, or its path.
+    size_px: side of the result.
+    rng: draws the crop.
+    decode: of a plain JPEG; by default the fastest there is.
+
+  Returns:
+    uint8 [size_px, size_px, 3].
+
+  Raises:
+    UnreadableImage: no image, or a truncated one.
+  """
+  with transforms.opened(source) as image:
+    if not _is_plain_jpeg(image):
+      whole = transforms.to_rgb(ImageOps.exif_transpose(image))
+      height, width = whole.shape[:2]
+      return _resized(whole, _draw_box(width, height, rng), size_px)
+    width, height = image.size
+    box = _draw_box(width, height, rng)
+    # A power of two, at which decoders skip coefficients.
+    spare = min(box[2] - box[0], box[3] - box[1]) // size_px
+    shrink = next(k for k in (8, 4, 2, 1) if k <= max(spare, 1))
+    pixels = (decode or fastest_decoder())(image, shrink)
+    if shrink > 1:
+      # An odd side is rounded up.
+      across = math.ceil(width / shrink) / width
+      down = math.ceil(height / shrink) / height
+      box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    return _resized(pixels, box, size_px)
+
+
+@functools.cache
+def fastest_decoder() -> Decoder:
+  """The fastest of the decoders that are installed."""
+  return with_turbo if optional('simplejpeg') else with_pillow
+
+
+def with_pillow(image: Image.Image, shrink: int) -> Image.Image:
+  """Decodes a plain JPEG at 1 / shrink of its size, to RGB."""
+  if shrink > 1:
+    image.draft('RGB', (image.width // shrink, image.height // shrink))
+  return image.convert('RGB')
+
+
+def with_turbo(image: Image.Image, shrink: int) -> Image.Image | np.ndarray:
+  """As `with_pillow`, to the same pixels; uint8 [H, W, 3]."""
+  least = {}
+  if shrink > 1:
+    least['min_width'] = image.width // shrink
+    least['min_height'] = image.height // shrink
+  image.fp.seek(0)
+  try:
+    return optional('simplejpeg').decode_jpeg(image.fp.read(), 'RGB', **least)
+  except ValueError:
+    # Pillow forgives more. What it refuses is unreadable.
+    return with_pillow(image, shrink)
+
+
+@functools.cache
+def optional(name: str):
+  """A library that may be missing: the module, or None."""
+  try:
+    module = importlib.import_module(name)
+  except ImportError:
+    return None
+  if name == 'cv2':
+    module.setNumThreads(0)  # Grain has threads of its own
+  return module
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+  return (
+    image.format == 'JPEG'
+    and image.mode in ('L', 'RGB')
+    and ('exif' not in image.info or image.getexif().get(_ORIENTATION, 1) == 1)
+  )
+
+
+def _draw_box(width: int, height: int, rng: np.random.Generator) -> Box:
+  for _ in range(10):
+    area = height * width * rng.uniform(0.08, 1.0)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      top = rng.integers(0, height - h + 1)
+      left = rng.integers(0, width - w + 1)
+      return left, top, left + w, top + h
+  side = min(width, height)
+  left, top = (width - side) // 2, (height - side) // 2
+  return left, top, left + side, top + side
+
+
+def _resized(
+  pixels: Image.Image | np.ndarray, box: Box, size_px: int
+) -> np.ndarray:
+  """A box bilinearly resized, with a low-pass before shrinking."""
+  left, top = math.floor(box[0]), math.floor(box[1])
+  right, bottom = math.ceil(box[2]), math.ceil(box[3])
+  if isinstance(pixels, np.ndarray):
+    part = pixels[top:bottom, left:right]
+  else:
+    part = pixels.crop((left, top, right, bottom))
+  whole = (left, top, right, bottom) == box
+  cv2 = optional('cv2')
+  if cv2 and whole and max(right - left, bottom - top) <= size_px:
+    # There is nothing to low-pass: the same bilinear weights as Pillow's.
+    part = np.asarray(part)
+    return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+  if isinstance(part, np.ndarray):
+    part = Image.fromarray(part)
+  inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+  return np.asarray(
+    part.resize((size_px, size_px), Image.Resampling.BILINEAR, box=inner)
+  )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splits of TFDS data sets, read in place from their ArrayRecord shards."""
+
+import bisect
+import concurrent.futures
+import itertools
+import os
+from typing import Any, SupportsIndex
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from drnet_jax.data.transforms import UnreadableImage
+from drnet_jax.errors import UserError
+
+_THREADS = 16  # that open shards; they may lie on a remote disk
+
+
+class Shards:
+  """Examples of a split: {'image': the encoded file, 'label': index, ...}.
+
+  Args:
+    builder: of a data set that is prepared.
+    split: as in TFDS, slices too.
+
+  Raises:
+    UserError: a shard cannot be read, or is not the one that was prepared.
+  """
+
+  def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+    self._examples = builder.as_data_source(
+      split=split, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+    self._parts = builder.info.splits[split].file_instructions
+    self._ends = list(itertools.accumulate(part.take for part in self._parts))
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      for _ in pool.map(_check, self._parts):
+        pass
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    try:
+      return self._examples[i]
+    except RuntimeError as error:  # what the reader raises for damaged data
+      raise UnreadableImage(f'cannot read the record: {error}') from error
+
+  def name(self, i: int) -> str:
+    """Where an example lies: file and record."""
+    part = bisect.bisect_right(self._ends, i)
+    begin = self._ends[part] - self._parts[part].take
+    record = i - begin + self._parts[part].skip
+    return f'{os.fspath(self._parts[part].filename)}, record {record}'
+
+
+def _check(part) -> None:
+  path = os.fspath(part.filename)
+  try:
+    reader = array_record_module.ArrayRecordReader(path)
+    found = reader.num_records()
+    reader.close()
+  except RuntimeError as error:
+    raise UserError(
+      f'shard {path} cannot be read: {error}. Copy or prepare it again.'
+    ) from error
+  if found != part.examples_in_shard:
+    raise UserError(
+      f'shard {path} holds {found} records, not {part.examples_in_shard} as '
+      'prepared. Copy or prepare it again.'
+    )

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet as ArrayRecord, from the official tars, folders or TFRecord.
+
+python launch/prepare_imagenet.py --source=/downloads --data_dir=/data
+
+where /downloads holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or
+train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. It becomes TFDS's imagenet2012:
+
+python -m drnet_jax.main --config=configs/in1k.py --workdir=runs/in1k
+--config.data.data_dir=/data
+
+--classes=imagenet100 keeps our hundred classes, as a data set of that name;
+--from_tfrecord=/old/imagenet2012/5.1.0 converts what TFDS prepared before, of
+any data set. TensorFlow is not needed. Killed at any time, the same command
+goes on; `sha256sum -c SHA256SUMS` in the data set's folder checks it.
+"""
+
+import argparse
+import collections
+import functools
+import hashlib
+import math
+import os
+import sys
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from drnet_jax import command
+from drnet_jax.data import imagenet_files, sources
+from drnet_jax.data.shard_writer import SUMS, Shard, ShardWriter
+from drnet_jax.errors import UserError
+
+# Images of the full data set, and the version TFDS gives it.
+_COMPLETE = {'train': 1_281_167, 'validation': 50_000}
+_VERSION = '5.1.0'
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--source', help='folder of the tars, or of train/, val/')
+  parser.add_argument('--from_tfrecord', help="folder of TFDS's TFRecord files")
+  parser.add_argument('--data_dir', required=True, help='where to write to')
+  parser.add_argument('--classes', default='', help='imagenet100, or a file')
+  parser.add_argument('--shard_mb', type=float, default=150, help='of a shard')
+  parser.add_argument('--threads', type=int, default=8, help='shards at a time')
+  options = parser.parse_args(arguments)
+  if bool(options.source) == bool(options.from_tfrecord):
+    parser.error('one of --source and --from_tfrecord is needed')
+  if options.from_tfrecord and options.classes:
+    parser.error('--classes is for --source')
+  if options.shard_mb <= 0 or options.threads < 1:
+    parser.error('--shard_mb and --threads must be above 0')
+  if options.source:
+    prepare(options)
+  else:
+    convert(options)
+
+
+def prepare(options: argparse.Namespace) -> None:
+  """From tars or folders."""
+  kept = sources.read_classes(options.classes)
+  name = 'imagenet2012'
+  if kept:
+    name = os.path.splitext(os.path.basename(options.classes))[0]
+  names = kept or sources.class_names(name, 'train', data_dir='', classes='')
+  with tqdm(total=len(names), desc='find', unit='class', disable=None) as bar:
+    splits = imagenet_files.find(options.source, kept, lambda _: bar.update())
+  _check_classes(splits, names)
+
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(names=names),
+      'file_name': tfds.features.Text(),
+    }
+  )
+  directory = os.path.join(options.data_dir, name, _VERSION)
+  found = hashlib.sha256()
+  for images in splits.values():
+    for image in images:
+      found.update(f'{image.name} {image.wnid} {image.size}\n'.encode())
+  plan = {'images': found.hexdigest(), 'shard_mb': options.shard_mb}
+  shards = {
+    split: _shards(images, features, options.shard_mb * 1e6)
+    for split, images in splits.items()
+  }
+  ShardWriter(directory, plan).write(shards, features, options.threads)
+  _report(directory, {k: len(v) for k, v in splits.items()})
+  if not kept:
+    for split, count in _COMPLETE.items():
+      if len(splits[split]) != count:
+        print(f'warning: all of {split} are {count:,} images')
+
+
+def convert(options: argparse.Namespace) -> None:
+  """From TFRecord, shard by shard."""
+  source = os.path.abspath(options.from_tfrecord)
+  try:
+    builder = tfds.builder_from_directory(source)
+  except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
+    raise UserError(
+      f'--from_tfrecord={source} holds no data set of TFDS (no '
+      f'dataset_info.json that can be read): {error}'
+    ) from error
+  splits = builder.info.splits
+  shards = {
+    split: [
+      Shard(
+        part.examples_in_shard,
+        functools.partial(_tfrecords, os.fspath(part.filename)),
+      )
+      for part in info.file_instructions
+    ]
+    for split, info in splits.items()
+  }
+  name, version = builder.info.name, str(builder.info.version)
+  directory = os.path.join(options.data_dir, name, version)
+  counts = {split: info.num_examples for split, info in splits.items()}
+  lengths = {k: [shard.count for shard in v] for k, v in shards.items()}
+  ShardWriter(directory, {'source': source, 'shards': lengths}).write(
+    shards, builder.info.features, options.threads
+  )
+  _report(directory, counts)
+
+
+def _tfrecords(path: str):
+  try:
+    yield from grain.experimental.TFRecordIterDataset(path)
+  except ValueError:  # its message is the whole record
+    raise UserError(f'{path} is cut off, or no TFRecord file') from None
+
+
+def _shards(
+  images: list[imagenet_files.Image],
+  features: tfds.features.FeaturesDict,
+  size: float,
+) -> list[Shard]:
+  """Shards of about a size in bytes, of images in a fixed random order.
+
+  So a slice of a split, such as 'train[:1%]', holds images of all classes.
+  """
+  count = max(math.ceil(sum(image.size for image in images) / size), 1)
+  order = np.random.default_rng(0).permutation(len(images))
+  serializer = tfds.core.example_serializer.ExampleSerializer(
+    features.get_serialized_info()
+  )
+
+  def records(rows):
+    for row in rows:
+      image = images[row]
+      example = {
+        'image': image.read(),
+        'label': image.wnid,
+        'file_name': image.name,
+      }
+      record = serializer.get_tf_example(features.encode_example(example))
+      # Else the order of the fields is another in every process.
+      yield record.SerializeToString(deterministic=True)
+
+  return [
+    Shard(len(rows), functools.partial(records, rows))
+    for rows in np.array_split(order, count)
+  ]
+
+
+def _check_classes(splits, names) -> None:
+  for split, images in splits.items():
+    of_class = collections.Counter(image.wnid for image in images)
+    missing = [name for name in names if name not in of_class]
+    unknown = sorted(set(of_class) - set(names))
+    if missing or unknown:
+      raise UserError(
+        f'{split} has no image of {len(missing)} classes {missing[:5]}, and '
+        f'images of {len(unknown)} unknown ones {unknown[:5]}; are all files '
+        'there? For some classes only, name them with --classes'
+      )
+
+
+def _report(directory: str, counts: dict[str, int]) -> None:
+  with open(os.path.join(directory, SUMS), 'rb') as file:
+    sums = file.read()
+  for split, count in counts.items():
+    print(f'{split}: {count:,} images')
+  shards = len(sums.splitlines())
+  print(f'{directory}: {shards} shards, checksums in {SUMS}')
+  print(f'sha256 of {SUMS}: {hashlib.sha256(sums).hexdigest()}')
+
+
+if __name__ == '__main__':
+  sys.exit(command.run_command(main))
