@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every_steps = 100
   config.checkpoint_every_epochs = 1
   config.keep_checkpoints = 2
+  config.parameter_shards = 1  # devices that share a copy of the weights
 
   config.data = {  # data.pipeline.Data
     'name': 'imagenet2012',
@@ -94,6 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
     'step': 'pretrain',
     'epochs': 70,
     'batch_size': 256,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
     'eval_every_epochs': 5,
     'schedule': schedule,
     'optimizer': optimizer,
@@ -103,6 +106,8 @@ def get_config() -> ml_collections.ConfigDict:
     'step': 'routed',
     'epochs': 100,
     'batch_size': 256,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
     'eval_every_epochs': 5,
     'schedule': schedule | {'decay_epochs': 30},
     'optimizer': optimizer,

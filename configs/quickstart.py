@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every_steps = 10
   config.checkpoint_every_epochs = 1
   config.keep_checkpoints = 2
+  config.parameter_shards = 1  # devices that share a copy of the weights
 
   config.data = {  # data.pipeline.Data
     'name': 'scaled_digits',
@@ -82,6 +83,8 @@ def get_config() -> ml_collections.ConfigDict:
     'step': 'pretrain',
     'epochs': 5,
     'batch_size': 64,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
     'eval_every_epochs': 1,
     'schedule': schedule,
     'optimizer': optimizer,
@@ -91,6 +94,8 @@ def get_config() -> ml_collections.ConfigDict:
     'step': 'routed',
     'epochs': 4,
     'batch_size': 128,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
     'eval_every_epochs': 1,
     'schedule': schedule | {'lr': 0.0015},
     'optimizer': optimizer,

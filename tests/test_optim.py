@@ -24,6 +24,7 @@ def make(**changes):
     'predictor_lr': 0.1,
     'lr': optax.constant_schedule(0.5),
     'trains': ('base', 'predictor'),
+    'accumulate': 1,
   }
   return optim.create(**values | changes)
 

@@ -158,36 +158,48 @@ class Data:
       return example
 
     data = grain.MapDataset.source(source.examples).seed(seed).shuffle()
-    data = data.repeat().random_map(augment)[process::num_processes]
-    data = data.batch(batch_size // num_processes)[start_step:]
+    data = data.repeat().random_map(augment)
+    # Consecutive images of the global batch, so that it is the same, in order,
+    # on any number of processes.
+    data = data.batch(batch_size // num_processes)[process::num_processes]
+    data = data[start_step:]
     return iter(data.to_iter_dataset(self._read_options()))
 
   def eval_batches(
-    self, source: sources.Source, *, size_px: int, batch_size: int
+    self,
+    source: sources.Source,
+    *,
+    size_px: int,
+    batch_size: int,
+    process: int = 0,
+    num_processes: int = 1,
   ) -> Iterator[Example]:
-    """Every example once, in order; the last batch is padded.
+    """This process's part of every batch: every example once, in order.
+
+    The last batch is padded with the first examples.
 
     Args:
       source: the split.
       size_px: side of the images.
-      batch_size: of every batch.
+      batch_size: global, of every batch.
+      process: index of this process.
+      num_processes: processes that share the batch.
 
-    Yields:
-      As `train_batches`, and 'valid' bool [B], False on padding.
+    Returns:
+      As `train_batches`, and 'valid' bool [B / num_processes], False on
+      padding. As many batches on every process.
     """
+    count = len(source.examples)
 
-    def prepare(example: Example) -> Example:
-      return example | {'image': self.eval_image(example['image'], size_px)}
+    def prepare(index: int, example: Example) -> Example:
+      image = self.eval_image(example['image'], size_px)
+      return example | {'image': image, 'valid': index < count}
 
-    data = grain.MapDataset.source(source.examples).map(prepare)
-    data = data.batch(batch_size, drop_remainder=False)
-    for batch in data.to_iter_dataset(self._read_options()):
-      count = len(batch['label'])
-      batch['valid'] = np.ones(count, bool)
-      yield {
-        name: np.pad(x, [(0, batch_size - count)] + [(0, 0)] * (x.ndim - 1))
-        for name, x in batch.items()
-      }
+    data = grain.MapDataset.source(source.examples).repeat()
+    data = data[: -(-count // batch_size) * batch_size]
+    data = data.map_with_index(prepare).batch(batch_size // num_processes)
+    data = data[process::num_processes]
+    return iter(data.to_iter_dataset(self._read_options()))
 
   def eval_image(self, encoded: bytes | str, size_px: int) -> np.ndarray:
     """Reads an image file as evaluation shows it, uint8 [size_px]*2 + [3].
