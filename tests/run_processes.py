@@ -17,7 +17,7 @@ PEER_TIMEOUT_S = 10
 
 
 def tiny_config(data_dir: str, **changes):
-  """30 routed steps of a net that compiles in no time, a row of metrics each."""
+  """30 routed steps of a small net, a row of metrics each."""
   config = smoke.get_config()
   config.data.data_dir = data_dir
   config.data.validation_split = 'validation[:64]'

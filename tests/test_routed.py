@@ -22,7 +22,7 @@ ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
 KEY = jax.random.key(11)
 
 
-def make_step(model, mesh, batch_size, **changes):
+def make_step(model, mesh, batch_size, optimizer=optax.sgd(1.0), **changes):
   gmacs = model.macs().gmacs
   objective = {
     'label_smoothing': 0.0,
@@ -41,7 +41,7 @@ def make_step(model, mesh, batch_size, **changes):
   }
   return RoutedStep(
     model,
-    optax.sgd(1.0),
+    optimizer,
     mesh,
     batch_size=batch_size,
     steps_per_epoch=10,
