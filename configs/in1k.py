@@ -39,8 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.reset_head = False
   config.eval_batch_size = 256
   config.log_every_steps = 100
-  config.checkpoint_every_epochs = 1
+  config.checkpoint_every_epochs = 1.0
   config.keep_checkpoints = 2
+  config.parameter_shards = 1  # devices that share a copy of the weights
 
   config.data = {  # data.pipeline.Data
     'name': 'imagenet2012',
@@ -97,18 +98,22 @@ def get_config() -> ml_collections.ConfigDict:
   }
   config.pretrain = {  # train.Stage
     'step': 'pretrain',
-    'epochs': 70,
+    'epochs': 70.0,
     'batch_size': 256,
-    'eval_every_epochs': 5,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
+    'eval_every_epochs': 5.0,
     'schedule': schedule,
     'optimizer': optimizer,
     'objective': {'label_smoothing': 0.0},  # steps.pretrain.PretrainStep
   }
   config.finetune = {  # train.Stage
     'step': 'routed',
-    'epochs': 100,
+    'epochs': 100.0,
     'batch_size': 256,
-    'eval_every_epochs': 5,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
+    'eval_every_epochs': 5.0,
     'schedule': schedule | {'decay_epochs': 30},
     'optimizer': optimizer,
     'objective': {  # steps.routed.RoutedStep

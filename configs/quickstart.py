@@ -18,8 +18,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.reset_head = False  # True: but with a fresh classifier
   config.eval_batch_size = 400
   config.log_every_steps = 10
-  config.checkpoint_every_epochs = 1
+  config.checkpoint_every_epochs = 1.0
   config.keep_checkpoints = 2
+  config.parameter_shards = 1  # devices that share a copy of the weights
 
   config.data = {  # data.pipeline.Data
     'name': 'scaled_digits',
@@ -85,18 +86,22 @@ def get_config() -> ml_collections.ConfigDict:
   }
   config.pretrain = {  # train.Stage
     'step': 'pretrain',
-    'epochs': 5,
+    'epochs': 5.0,
     'batch_size': 64,
-    'eval_every_epochs': 1,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
+    'eval_every_epochs': 1.0,
     'schedule': schedule,
     'optimizer': optimizer,
     'objective': {'label_smoothing': 0.0},  # steps.pretrain.PretrainStep
   }
   config.finetune = {  # train.Stage
     'step': 'routed',
-    'epochs': 4,
+    'epochs': 4.0,
     'batch_size': 128,
-    'eval_every_epochs': 1,
+    'accumulate': 1,  # steps to an update
+    'ema_decay': 0.0,
+    'eval_every_epochs': 1.0,
     'schedule': schedule | {'lr': 0.0015},
     'optimizer': optimizer,
     'objective': {  # steps.routed.RoutedStep

@@ -2,8 +2,10 @@
 """Checkpoints of a stage: Orbax, asynchronous, atomic.
 
 The position in the data is the step (see `data.pipeline`), so the state is all
-there is to save. A process killed during a save leaves a temporary directory
-that Orbax neither lists nor loads.
+there is to save; and, where SIGTERM cut a row of metrics short, that of its
+steps. A process killed during a save leaves a temporary directory that Orbax
+neither lists nor loads. Of several processes each writes its part, and all must
+call every method.
 """
 
 import os
@@ -15,7 +17,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 
 from drnet_jax.errors import UserError
-from drnet_jax.steps.state import TrainState
+from drnet_jax.steps import state as state_lib
+from drnet_jax.steps.state import TrainState, Weights
 
 
 class Checkpoints:
@@ -46,44 +49,83 @@ class Checkpoints:
     """Steps of all whole checkpoints, ascending."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, state: TrainState) -> None:
-    """Starts to save; `state` may be donated as soon as this returns."""
-    self._save(step, weights=_weights(state), optimizer=_optimizer(state))
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    average: Weights | None,
+    row: list[dict[str, float]],
+  ) -> None:
+    """Starts to save; `state` may be donated as soon as this returns.
+
+    Args:
+      step: of the state.
+      state: to go on from.
+      average: of the weights, where the stage has one.
+      row: metrics of the steps that no row of metrics.csv holds yet.
+    """
+    items = {'weights': _weights(*state_lib.weights(state))}
+    if average is not None:
+      items['average'] = _weights(*average)
+    self._save(step, items | {'optimizer': _optimizer(state)}, row=row)
 
   def save_weights(self, step: int, params, batch_stats) -> None:
     """Saves weights alone: enough to evaluate, not to go on training."""
-    self._save(step, weights={'params': params, 'batch_stats': batch_stats})
+    self._save(step, {'weights': _weights(params, batch_stats)})
 
-  def _save(self, step: int, **items: Any) -> None:
-    arguments = {k: ocp.args.StandardSave(tree) for k, tree in items.items()}
+  def _save(self, step: int, trees: dict[str, Any], **values: Any) -> None:
+    arguments = {k: ocp.args.StandardSave(tree) for k, tree in trees.items()}
+    arguments |= {k: ocp.args.JsonSave(value) for k, value in values.items()}
     try:
       self._manager.save(step, args=ocp.args.Composite(**arguments))
     except (OSError, ValueError) as error:
       raise self._cannot_save(error) from error
 
-  def restore(self, step: int, abstract: TrainState, sharding: Sharding):
-    """Loads the state of a step.
+  def restore(
+    self, step: int, abstract: TrainState, shardings, *, averages: bool
+  ) -> tuple[TrainState, Weights | None, list[dict[str, float]]]:
+    """Loads what `save` saved of a step.
 
     Args:
       step: from `latest_step`.
       abstract: shapes and dtypes to expect.
-      sharding: of every leaf.
+      shardings: of the leaves; need not be those they were saved with.
+      averages: whether the stage has an average of the weights.
+
+    Returns:
+      state, average and row, as given to `save`.
 
     Raises:
       UserError: files are missing or damaged, or hold another model.
     """
-    found = self._restore(
-      step,
-      sharding,
-      weights=_weights(abstract),
-      optimizer=_optimizer(abstract),
-    )
-    return TrainState(**found['weights'], **found['optimizer'])
+    expected = _placed(abstract, shardings)
+    weights = _weights(*state_lib.weights(expected))
+    trees = {'weights': weights, 'optimizer': _optimizer(expected)}
+    if averages:
+      trees['average'] = weights
+    found = self._restore(step, trees, row=ocp.args.JsonRestore())
+    state = TrainState(**found['weights'], **found['optimizer'])
+    average = None
+    if averages:
+      average = found['average']['params'], found['average']['batch_stats']
+    return state, average, found['row']
 
-  def restore_weights(self, step: int, params, batch_stats, sharding: Sharding):
-    """Loads (params, batch_stats) alone; otherwise as `restore`."""
-    weights = {'params': params, 'batch_stats': batch_stats}
-    found = self._restore(step, sharding, weights=weights)['weights']
+  def restore_weights(
+    self, step: int, params, batch_stats, sharding: Sharding, *, average: bool
+  ) -> Weights:
+    """Loads (params, batch_stats) alone; otherwise as `restore`.
+
+    Args:
+      step: from `latest_step`.
+      params: shapes and dtypes to expect.
+      batch_stats: shapes and dtypes to expect.
+      sharding: of every leaf.
+      average: the running average of the weights, not the last ones.
+    """
+    expected = _weights(params, batch_stats)
+    shardings = jax.tree.map(lambda _: sharding, expected)
+    item = 'average' if average else 'weights'
+    found = self._restore(step, {item: _placed(expected, shardings)})[item]
     return found['params'], found['batch_stats']
 
   def _cannot_save(self, error: Exception) -> UserError:
@@ -92,13 +134,9 @@ class Checkpoints:
       'run the same command again once there is room.'
     )
 
-  def _restore(self, step: int, sharding: Sharding, **items: Any):
-    def target(x):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    arguments = {
-      name: ocp.args.StandardRestore(jax.tree.map(target, tree))
-      for name, tree in items.items()
+  def _restore(self, step: int, trees: dict[str, Any], **others: Any):
+    arguments = others | {
+      name: ocp.args.StandardRestore(tree) for name, tree in trees.items()
     }
     path = os.path.join(self.directory, str(step))
     try:
@@ -128,9 +166,18 @@ class Checkpoints:
     self.close()
 
 
-def _weights(state: TrainState) -> dict[str, Any]:
-  return {'params': state.params, 'batch_stats': state.batch_stats}
+def _weights(params, batch_stats) -> dict[str, Any]:
+  return {'params': params, 'batch_stats': batch_stats}
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
   return {'step': state.step, 'opt_state': state.opt_state}
+
+
+def _placed(abstract, shardings):
+  """Shapes and dtypes, with the shardings to restore them to."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
+  )

@@ -3,6 +3,7 @@
 
 import csv
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 
@@ -12,9 +13,8 @@ import numpy as np
 import scipy.stats
 from jax.sharding import Mesh
 from PIL import Image
-from tqdm import tqdm
 
-from drnet_jax import log, settings, workdir
+from drnet_jax import log, processes, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
@@ -24,7 +24,7 @@ from drnet_jax.report import figures, policies
 from drnet_jax.report.policies import Record
 
 _EXAMPLES = 8  # images to try `predict` on
-_NOT_EXTRA = ('image', 'label', 'valid')
+_ON_DEVICE = ('image', 'label', 'valid')  # all else of a batch is extra
 
 
 class Evaluator:
@@ -38,13 +38,59 @@ class Evaluator:
   def __init__(self, model: DRNet, mesh: Mesh):
     self._model = model
     self._mesh = mesh
-    self._judge = jax.jit(functools.partial(_judge, model), static_argnums=0)
+    # Every process gets the answers to all images: a few numbers each.
+    self._judge = jax.jit(
+      functools.partial(_judge, model, mesh),
+      static_argnums=0,
+      out_shardings=mesh_lib.replicated(mesh),
+    )
     macs = model.macs()
     self._costs = {
       'resolutions': np.asarray(model.resolutions),
       'gmacs': np.asarray(macs.gmacs),
       'predictor_gmacs': macs.predictor / 1e9,
     }
+
+  def split(
+    self,
+    data: Data,
+    source: Source,
+    description: str,
+    params,
+    batch_stats,
+    *,
+    batch_size: int,
+    has_router: bool,
+  ) -> Record:
+    """Runs the model over a split, each process over its part of it.
+
+    Args:
+      data: how images become batches.
+      source: the split.
+      description: for the progress bar.
+      params: of the model.
+      batch_stats: of the model.
+      batch_size: images at a time, over all devices.
+      has_router: whether the predictor has been trained.
+
+    Raises:
+      UserError: the network returns NaN.
+    """
+    batches = data.eval_batches(
+      source,
+      size_px=self._model.image_px,
+      batch_size=batch_size,
+      process=jax.process_index(),
+      num_processes=jax.process_count(),
+    )
+    return self(
+      params,
+      batch_stats,
+      batches,
+      len(source.examples),
+      description,
+      has_router=has_router,
+    )
 
   def __call__(
     self,
@@ -61,7 +107,7 @@ class Evaluator:
     Args:
       params: of the model.
       batch_stats: of the model.
-      batches: from `pipeline.eval_batches`.
+      batches: from `pipeline.eval_batches`, this process's part.
       num_examples: in the split.
       description: for the progress bar.
       has_router: whether the predictor has been trained.
@@ -71,30 +117,29 @@ class Evaluator:
       UserError: the network returns NaN.
     """
     parts, extras, indices = [], [], []
-    with tqdm(
-      total=num_examples,
-      desc=description,
-      unit='img',
-      leave=False,
-      disable=None,
+    with log.progress(
+      total=num_examples, desc=description, unit='img', leave=False
     ) as bar:
       for batch in batches:
-        valid = batch['valid']
         indices.append(batch['index'])
-        images = {'image': batch['image'], 'label': batch['label']}
-        on_device = mesh_lib.shard_batch(images, self._mesh)
-        # Fetched a batch later, so that the device always has work queued.
-        judged = self._judge(has_router, params, batch_stats, on_device)
-        parts.append((judged, valid))
         extras.append(
-          {k: v[valid] for k, v in batch.items() if k not in _NOT_EXTRA}
+          {
+            k: v[batch['valid']]
+            for k, v in batch.items()
+            if k not in _ON_DEVICE
+          }
         )
+        on_device = mesh_lib.shard_batch(
+          {k: batch[k] for k in _ON_DEVICE}, self._mesh
+        )
+        # Fetched a batch later, so that the device always has work queued.
+        parts.append(self._judge(has_router, params, batch_stats, on_device))
         if len(parts) > 1:
-          parts[-2] = _fetch(*parts[-2])
-        bar.update(int(valid.sum()))
-    parts[-1] = _fetch(*parts[-1])
+          parts[-2] = _fetch(parts[-2])
+        bar.update(len(batch['valid']) * jax.process_count())
+    parts[-1] = _fetch(parts[-1])
     fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    seen = np.sort(np.concatenate(indices))
+    seen = np.sort(np.concatenate(sum(processes.gather(indices), [])))
     if not np.array_equal(seen[seen >= 0], np.arange(num_examples)):
       raise RuntimeError(
         f'{description}: not each of {num_examples} images was shown once'
@@ -104,6 +149,8 @@ class Evaluator:
         f'{description}: the network returns NaN or infinity; its weights or '
         'statistics are broken'
       )
+    # Batch by batch, and within a batch process by process: in order.
+    extras = list(itertools.chain(*zip(*processes.gather(extras), strict=True)))
     extra = {k: np.concatenate([e[k] for e in extras]) for k in extras[0]}
     return Record(**{'log_p': None} | self._costs | fields, extra=extra)
 
@@ -116,16 +163,13 @@ def record_split(
   description: str,
 ) -> Record:
   """Runs a trained model once over a split; see `Evaluator`."""
-  return Evaluator(trained.model, mesh)(
+  return Evaluator(trained.model, mesh).split(
+    data,
+    source,
+    description,
     trained.params,
     trained.batch_stats,
-    data.eval_batches(
-      source,
-      size_px=trained.model.image_px,
-      batch_size=trained.config.eval_batch_size,
-    ),
-    len(source.examples),
-    description,
+    batch_size=trained.config.eval_batch_size,
     has_router=trained.has_router,
   )
 
@@ -144,8 +188,23 @@ def evaluate(path: str) -> Record:
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
   data = settings.call(Data, trained.config.data, 'config.data')
-  source = data.open(data.test_split)
+  with processes.main_first('test split'):
+    source = data.open(data.test_split)
   record = record_split(trained, mesh, data, source, 'evaluate')
+  if processes.is_main():
+    _write_report(path, trained, data, source, record)
+  processes.wait_for_all('report')
+  return record
+
+
+def _write_report(
+  path: str,
+  trained: workdir.Trained,
+  data: Data,
+  source: Source,
+  record: Record,
+) -> None:
+  """Leaves what `evaluate` promises, and prints the table."""
   directory = os.path.join(path, 'report')
   os.makedirs(directory, exist_ok=True)
   policies.save(record, os.path.join(directory, 'record.npz'))
@@ -168,14 +227,13 @@ def evaluate(path: str) -> Record:
   for i in range(min(_EXAMPLES, len(record.label))):
     name = f'{i}_{trained.class_names[record.label[i]]}.png'.replace('/', '_')
     Image.fromarray(read_image(i)).save(os.path.join(examples, name))
-  bad = len(source.unreadable)
+  bad = len(source.examples) - len(record.label)
   log.say(
     f'\n{data.name}/{data.test_split}, {len(record.label)} images'
     + (f'; {bad} more cannot be read and are left out' if bad else '')
   )
   log.say(summary(record))
   log.say(f'Report: {directory}')
-  return record
 
 
 def summary(record: Record) -> str:
@@ -245,9 +303,12 @@ def _write_csv(record: Record, path: str) -> None:
       )
 
 
-def _judge(model: DRNet, has_router: bool, params, batch_stats, batch):
+def _judge(
+  model: DRNet, mesh: Mesh, has_router: bool, params, batch_stats, batch
+):
   """What a `Record` holds, for one batch."""
   images, labels = batch['image'], batch['label']
+  params = mesh_lib.gathered(params, mesh)
   logits = jnp.stack(
     [
       model.logits_at(params, batch_stats, images, r) for r in model.resolutions
@@ -256,6 +317,7 @@ def _judge(model: DRNet, has_router: bool, params, batch_stats, batch):
   )  # [B, R, K]
   of_label = jnp.take_along_axis(logits, labels[:, None, None], -1)
   judged = {
+    'valid': batch['valid'],
     'label': labels,
     'predicted': logits.argmax(-1).astype(jnp.int32),
     'confidence': jax.nn.softmax(logits).max(-1),
@@ -269,5 +331,6 @@ def _judge(model: DRNet, has_router: bool, params, batch_stats, batch):
   return judged
 
 
-def _fetch(judged, valid) -> dict[str, np.ndarray]:
-  return {k: np.asarray(v)[valid] for k, v in judged.items()}
+def _fetch(judged: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+  valid = np.asarray(judged['valid'])
+  return {k: np.asarray(v)[valid] for k, v in judged.items() if k != 'valid'}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a run: one tidy csv, TensorBoard events, and lines to read."""
+"""Metrics of a run: one tidy csv, TensorBoard events, and lines to read.
+
+Of the processes of a run only the main one writes; the others are silent.
+"""
 
 import csv
 import os
@@ -7,6 +10,8 @@ from collections.abc import Mapping
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from drnet_jax import processes
 
 _HEADER = ['stage', 'step', 'metric', 'value']
 
@@ -30,6 +35,9 @@ class MetricWriter:
     self, workdir: str, stage: str, start_step: int, later_stages: list[str]
   ):
     self._stage = stage
+    if not processes.is_main():
+      self._open(os.devnull, workdir, start_step)
+      return
     path = os.path.join(workdir, 'metrics.csv')
     rows = []
     if os.path.exists(path):
@@ -45,10 +53,15 @@ class MetricWriter:
     with open(path + '.partial', 'w', newline='') as file:
       csv.writer(file).writerows([_HEADER, *kept])
     os.replace(path + '.partial', path)
+    self._open(path, workdir, start_step)
+
+  def _open(self, path: str, workdir: str, start_step: int) -> None:
     self._file = open(path, 'a', newline='')
     self._csv = csv.writer(self._file)
     self._events = SummaryWriter(
-      os.path.join(workdir, 'tensorboard', stage), purge_step=start_step + 1
+      os.path.join(workdir, 'tensorboard', self._stage),
+      purge_step=start_step + 1,
+      write_to_disk=path != os.devnull,
     )
 
   def write(
@@ -71,7 +84,13 @@ class MetricWriter:
 
 def say(line: str) -> None:
   """Prints a line without tearing a progress bar."""
-  tqdm.write(line)
+  if processes.is_main():
+    tqdm.write(line)
+
+
+def progress(*args, **kwargs) -> tqdm:
+  """A progress bar, on terminals only."""
+  return tqdm(*args, disable=None if processes.is_main() else True, **kwargs)
 
 
 def table(rows: list[Mapping[str, str]]) -> str:

@@ -7,13 +7,19 @@ Fields of the config can be set from the command line, for instance
 --config.finetune.epochs=2. Running the same command again goes on from the
 latest checkpoint. --mode=evaluate needs only the workdir, --mode=describe (what
 the model weighs and costs) only the config.
+
+Several processes run one command together, see docs/SCALE.md. Exit statuses: 0
+done; 2 something for you to mend; 75 (stopped by SIGTERM, state saved), 76 or
+134 (another process was lost): run the same command again on all processes.
 """
+
+import sys
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import command, describe, evaluate, train
+from drnet_jax import command, describe, evaluate, log, mesh, processes, train
 from drnet_jax.command import parse_flags, read_config, run_command, set_up
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,6 +31,12 @@ _MODE = flags.DEFINE_enum(
   ['train', 'evaluate', 'describe'],
   'train: train (or go on), then evaluate. evaluate: the latest checkpoint. '
   'describe: parameters and cost of the model, from --config alone.',
+)
+_PEER_TIMEOUT_S = flags.DEFINE_integer(
+  'peer_timeout_s',
+  60,
+  'Of several processes: all stop when one has been silent for so long.',
+  5,
 )
 
 
@@ -38,11 +50,18 @@ def _run() -> None:
     print(describe.describe(read_config(_CONFIG.value)))
     return
   path = command.workdir()
-  devices = jax.devices()
-  print(f'{len(devices)} x {devices[0].device_kind}', flush=True)
-  if _MODE.value == 'train':
-    train.train(read_config(_CONFIG.value), path)
-  evaluate.evaluate(path)
+  processes.join(peer_timeout_s=_PEER_TIMEOUT_S.value)
+  try:
+    log.say(mesh.describe())
+    if _MODE.value == 'train':
+      train.train(read_config(_CONFIG.value), path)
+    evaluate.evaluate(path)
+  except processes.Preempted as stop:
+    log.say(str(stop))
+    sys.exit(processes.PREEMPTED)
+  except jax.errors.JaxRuntimeError as error:
+    processes.exit_if_peer_was_lost(error)
+    raise
 
 
 if __name__ == '__main__':

@@ -63,6 +63,7 @@ def create(
   predictor_lr: float,
   lr: optax.Schedule,
   trains: Collection[str],
+  accumulate: int,
 ) -> optax.GradientTransformation:
   """Optimiser in which the predictor has a rate of its own.
 
@@ -76,6 +77,7 @@ def create(
     predictor_lr: the predictor's rate as a multiple of `lr`.
     lr: schedule of the rate.
     trains: top-level groups of the parameters to train; others stay frozen.
+    accumulate: an update every so many steps, of their mean gradient.
 
   Raises:
     UserError: unknown name.
@@ -116,7 +118,7 @@ def create(
       for name, tree in params.items()
     }
 
-  return optax.multi_transform(
+  optimizer = optax.multi_transform(
     {
       'network': rule(1.0),
       'predictor': rule(predictor_lr),
@@ -124,6 +126,9 @@ def create(
     },
     label,
   )
+  if accumulate == 1:
+    return optimizer
+  return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
 
 
 def _constant(value: str, _) -> str:

@@ -20,14 +20,14 @@ import ml_collections
 from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, settings
+from drnet_jax import models, processes, settings
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
 
-# Fields that may differ from those a run was begun with: they change what is
-# recorded, not what is computed.
-_MAY_CHANGE = ('keep_checkpoints',)
+# Fields that may differ from those a run was begun with: what is computed does
+# not depend on them.
+_MAY_CHANGE = ('keep_checkpoints', 'parameter_shards')
 
 # In place of a stage's name: weights that no stage of this run has trained.
 INITIAL = 'initial'
@@ -60,7 +60,8 @@ def begin(
 ) -> None:
   """Makes a workdir for a run, or checks that this run is the one in it.
 
-  A directory without a checkpoint yet is taken over.
+  A directory without a checkpoint yet is taken over. Of several processes all
+  check, and the main one writes.
 
   Raises:
     UserError: the directory belongs to a run with another config.
@@ -76,6 +77,8 @@ def begin(
         f'{path} holds a run with another config: {"; ".join(differences)}. '
         'Choose another --workdir, or set these fields as they were.'
       )
+    return
+  if not processes.is_main():
     return
   try:
     os.makedirs(path, exist_ok=True)
@@ -137,7 +140,10 @@ def load(path: str, mesh: Mesh) -> Trained:
           f'{checkpoints.steps()}'
         )
       params, batch_stats = checkpoints.restore_weights(
-        step, *abstract, mesh_lib.replicated(mesh)
+        step,
+        *abstract,
+        mesh_lib.replicated(mesh),
+        average=stage != INITIAL and config[stage].ema_decay > 0,
       )
     return Trained(
       model=model,

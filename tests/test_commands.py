@@ -6,7 +6,6 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -19,7 +18,6 @@ from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.deploy import benchmark, budget
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.errors import UserError
-from drnet_jax.steps.state import TrainState
 
 NETWORK = {
   'network': 'resnet',
@@ -43,15 +41,7 @@ def run(data_dir, tmp_path_factory):
     num_classes=10, resolutions=(16, 32, 64), predictor_px=16
   )
   with Checkpoints(path, 'finetune', keep=1) as checkpoints:
-    checkpoints.save(
-      7,
-      TrainState(
-        step=jnp.asarray(7),
-        params=trained.params,
-        batch_stats=trained.batch_stats,
-        opt_state={},
-      ),
-    )
+    checkpoints.save_weights(7, trained.params, trained.batch_stats)
   return path
 
 

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'drnet_jax'
 LAYERS = [
   ['main', 'predict', 'calibrate', 'export', 'convert'],
   ['train'],
+  ['stage'],
   ['weights', 'describe'],
   ['evaluate'],
   ['deploy'],
@@ -20,11 +21,11 @@ LAYERS = [
   ['workdir'],
   ['steps.pretrain', 'steps.routed'],
   ['checkpoint'],
-  ['steps', 'steps.state'],
+  ['steps', 'steps.state', 'steps.ahead'],
   ['models'],
   ['data'],
   ['routing', 'losses', 'optim', 'resize', 'flops', 'mesh', 'log', 'command'],
-  ['settings'],
+  ['settings', 'processes'],
   ['errors'],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

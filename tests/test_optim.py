@@ -24,6 +24,7 @@ def make(**changes):
     'predictor_lr': 0.1,
     'lr': optax.constant_schedule(0.5),
     'trains': ('base', 'predictor'),
+    'accumulate': 1,
   }
   return optim.create(**values | changes)
 
@@ -71,3 +72,18 @@ def test_paper_schedule():
 def test_unknown_names():
   with pytest.raises(UserError, match="optimiser 'sdg'"):
     make(name='sdg')
+
+
+def test_accumulating_is_one_update_of_the_mean():
+  optimizer = make(accumulate=2)
+  state = optimizer.init(PARAMS)
+  gradients = [jax.tree.map(lambda x, s=s: s * x, PARAMS) for s in (1.0, 5.0)]
+  first, state = optimizer.update(gradients[0], state, PARAMS)
+  assert not any(jnp.any(x) for x in jax.tree.leaves(first))
+  second, _ = optimizer.update(gradients[1], state, PARAMS)
+  at_once = make()
+  mean = jax.tree.map(lambda x: 3.0 * x, PARAMS)
+  expected, _ = at_once.update(mean, at_once.init(PARAMS), PARAMS)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), second, expected
+  )

@@ -25,6 +25,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.errors import UserError
 from drnet_jax.report import policies
+from drnet_jax.stage import StageRunner
 
 STAGES = ('pretrain', 'finetune')
 EPOCHS = 3
@@ -119,13 +120,13 @@ def test_nothing_is_compiled_after_the_first_epoch(
     if event == '/jax/core/compile/backend_compile_duration':
       compiled.append(seconds)
 
-  report = train._StageRunner._report
+  report = StageRunner._report
 
   def note(runner, *arguments):
     report(runner, *arguments)
     after_epoch.append((runner.name, len(compiled)))
 
-  monkeypatch.setattr(train._StageRunner, '_report', note)
+  monkeypatch.setattr(StageRunner, '_report', note)
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     train.train(config, str(tmp_path))

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from drnet_jax import losses
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.drnet import DRNet
+from drnet_jax.steps import ahead
+from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState
 
 
@@ -43,14 +45,18 @@ class PretrainStep:
     self._model = model
     self._optimizer = optimizer
     self._label_smoothing = label_smoothing
-    self._step = jax.jit(
+    self._mesh = mesh
+    shardings = mesh_lib.shardings(state_lib.abstract(model, optimizer), mesh)
+    self._step = ahead.Program(
       self._train_step,
       donate_argnums=0,
-      out_shardings=mesh_lib.replicated(mesh),
+      out_shardings=(shardings, mesh_lib.replicated(mesh)),
     )
 
-  def compile(self, state: TrainState, batch) -> None:
+  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
     """Compiles ahead of the first step."""
+    with ahead.Compiling() as compiling:
+      compiling(self._step, state, batch, ahead.KEY)
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
@@ -72,6 +78,7 @@ class PretrainStep:
     model = self._model
     key = jax.random.fold_in(key, state.step)
     params, stats = state.params, dict(state.batch_stats['norm'])
+    whole = mesh_lib.gathered(params, self._mesh)
     grads = jax.tree.map(jnp.zeros_like, params)
     total, metrics = 0.0, {}
 
@@ -93,8 +100,8 @@ class PretrainStep:
       (loss, (stats[name], top1)), (shared, norm) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True
       )(
-        params['base'],
-        params['norm'][name],
+        whole['base'],
+        whole['norm'][name],
         stats[name],
         size_px,
         jax.random.fold_in(key, index),
@@ -107,7 +114,7 @@ class PretrainStep:
       metrics[f'top1_r{size_px}'] = top1
 
     updates, opt_state = self._optimizer.update(grads, state.opt_state, params)
-    new_state = TrainState(
+    new_state = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(params, updates),
       batch_stats=state.batch_stats | {'norm': stats},

@@ -16,9 +16,7 @@ each `learn` needs. Batch norm counts the global batch's takers of a size and
 no padding, so any number of devices computes what one would.
 """
 
-import concurrent.futures
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,13 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from drnet_jax import losses, optim, routing
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
+from drnet_jax.steps import ahead
+from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState
 
 Tree = Any
@@ -174,50 +173,72 @@ class RoutedStep:
       float(self._costs.max()), target_gmacs, epochs(target_epochs)
     )
     local = batch_size // mesh.size
-    self._explored = round(explore * local) if gradient == 'all' else 0
-    if gradient == 'all' and not self._explored:
+    num_explored = round(explore * local) if gradient == 'all' else 0
+    if gradient == 'all' and not num_explored:
       raise UserError(
         f'objective.explore = {explore} of {local} images per device is none'
       )
+    # Evenly spread, so that the same images of a batch are explored on any
+    # number of devices that divides their number.
+    self._explored = np.arange(num_explored) * local // max(num_explored, 1)
     self.ladder = routing.bucket_ladder(local, growth=bucket_growth)
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
     self._replicated, self._by_batch = replicated, by_batch
-    self._route = jax.jit(self._route_batch)
-    self._learn = jax.jit(
+    # How the state lies between programs; gradients lie as what they change.
+    self._stored = mesh_lib.shardings(
+      state_lib.abstract(model, optimizer), mesh
+    )
+    any_set = next(iter(self._stored.params['norm'].values()))
+    self._route = ahead.Program(self._route_batch)
+    self._learn = ahead.Program(
       self._learn_size,
-      static_argnums=(0, 1),
+      num_static=2,
       donate_argnums=(2, 3),
       out_shardings=(
-        Learned(replicated, by_batch, replicated, replicated),
-        replicated,
+        Learned(self._stored.params['base'], by_batch, replicated, replicated),
+        any_set,
         replicated,
       ),
     )
-    self._explore = jax.jit(self._explore_size, static_argnums=0)
-    self._update = jax.jit(
-      self._update_state, donate_argnums=0, out_shardings=replicated
+    self._explore = ahead.Program(
+      self._explore_size, num_static=1, out_shardings=by_batch
     )
-    self._learn_compiled = {}
+    self._update = ahead.Program(
+      self._update_state,
+      donate_argnums=0,
+      out_shardings=(self._stored, replicated),
+    )
 
   def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
-    """Compiles `learn` for every size and bucket ahead of the first step.
-
-    Several at once: XLA compiles one program on one core.
-    """
-    jobs = [
-      (j, rung)
-      for j in range(len(self._model.resolutions))
-      for rung in self.ladder
-    ]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      # Python lowers the next program while XLA compiles the ones before.
-      futures = [
-        pool.submit(self._lower(*job, state, batch).compile) for job in jobs
+    """Compiles everything, every size and bucket, ahead of the first step."""
+    images, labels = batch['image'], batch['label']
+    sizes = range(len(self._model.resolutions))
+    with ahead.Compiling() as compiling:
+      route = compiling(self._route, state, images, ahead.KEY)
+      explored = [
+        compiling(self._explore, j, state.params, state.batch_stats, images)
+        for j in sizes
+        if self._explored.size
       ]
-      bar = tqdm(futures, 'compile', leave=False, disable=None)
-      compiled = [future.result() for future in bar]
-    self._learn_compiled = dict(zip(jobs, compiled, strict=True))
+      for j in sizes:
+        arguments = self._learn_arguments(j, state, batch)
+        for rung in self.ladder:
+          compiling(self._learn, j, rung, *arguments)
+      # Last: it takes what `route` and `explore` are compiled to return.
+      routed, learned, norm_grads = route.result().out_info
+      explored = [logits.result().out_info for logits in explored]
+      norms = state.batch_stats['norm']
+      compiling(
+        self._update,
+        state,
+        routed,
+        learned,
+        norm_grads,
+        norms,
+        explored,
+        labels,
+      )
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
@@ -238,7 +259,7 @@ class RoutedStep:
     routed, learned, norm_grads = self._route(state, images, key)
     explored = [
       self._explore(j, state.params, state.batch_stats, images)
-      for j in range(len(model.resolutions) if self._explored else 0)
+      for j in range(len(model.resolutions) if self._explored.size else 0)
     ]
     # Dispatched before this wait, the exploring hides it.
     most = np.asarray(routed.counts).max(0)
@@ -249,10 +270,9 @@ class RoutedStep:
         continue
       name = model.norm_set(size_px)
       rung = routing.bucket(int(most[j]), self.ladder)
-      learn = self._learn_compiled.get(
-        (j, rung), functools.partial(self._learn, j, rung)
-      )
-      learned, norm_grads[name], stats[name] = learn(
+      learned, norm_grads[name], stats[name] = self._learn(
+        j,
+        rung,
         learned,
         norm_grads[name],
         state.params['base'],
@@ -284,9 +304,8 @@ class RoutedStep:
       h = routing.straight_through(noise_key, logits, tau=self._tau(state.step))
       return (h, jax.nn.softmax(logits)), stats
 
-    (h, p), pullback, stats = jax.vjp(
-      predict, state.params['predictor'], has_aux=True
-    )
+    whole = mesh_lib.gathered(state.params['predictor'], self._mesh)
+    (h, p), pullback, stats = jax.vjp(predict, whole, has_aux=True)
     counts = (
       h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1).astype(jnp.int32)
     )
@@ -298,14 +317,14 @@ class RoutedStep:
       pullback=pullback,
       stats=stats,
     )
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    stored = self._stored.params
     learned = Learned(
-      shared=self._put(zeros(state.params['base'])),
-      dh=self._put(zeros(h), by_batch=True),
+      shared=_zeros(state.params['base'], stored['base']),
+      dh=self._put(jnp.zeros_like(h), by_batch=True),
       loss=self._put(jnp.zeros(())),
       top1=self._put(jnp.zeros(())),
     )
-    return routed, learned, self._put(zeros(state.params['norm']))
+    return routed, learned, _zeros(state.params['norm'], stored['norm'])
 
   def _learn_size(
     self,
@@ -326,6 +345,7 @@ class RoutedStep:
     model, size_px = self._model, self._model.resolutions[size_index]
     batch_size = labels.shape[0]
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), size_index)
+    shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
 
     def gather(images, labels, choice):
       index, mask = routing.slots(choice, size_index, num_slots)
@@ -370,6 +390,7 @@ class RoutedStep:
     """Logits [E, K] of the explored images at one size, running statistics."""
     size_px = self._model.resolutions[size_index]
     images = self._explored_part(images)
+    params = mesh_lib.gathered(params, self._mesh)
     return self._model.logits_at(params, batch_stats, images, size_px)
 
   def _update_state(
@@ -407,7 +428,7 @@ class RoutedStep:
     updates, opt_state = self._optimizer.update(
       grads, state.opt_state, state.params
     )
-    new_state = TrainState(
+    new_state = state.replace(
       step=step + 1,
       params=optax.apply_updates(state.params, updates),
       batch_stats={'norm': norm_stats, 'predictor': routed.stats},
@@ -441,47 +462,39 @@ class RoutedStep:
     )
 
   def _explored_part(self, x):
-    """The first images of each device: a random part of a shuffled batch."""
-    x = x.reshape(self._mesh.size, -1, *x.shape[1:])[:, : self._explored]
-    return x.reshape(-1, *x.shape[2:])
+    """Images of each device, at the same places: a random part of a batch."""
+    return self._on_each_device(lambda x: x[self._explored])(x)
 
   def _on_each_device(self, function):
     """`function` on each device's own part of batch-sharded arrays."""
-    spec = PartitionSpec(mesh_lib.DATA_AXIS)
     return jax.shard_map(
-      function, mesh=self._mesh, in_specs=spec, out_specs=spec
+      function,
+      mesh=self._mesh,
+      in_specs=mesh_lib.BATCH,
+      out_specs=mesh_lib.BATCH,
     )
 
   def _put(self, tree, *, by_batch: bool = False):
     sharding = self._by_batch if by_batch else self._replicated
     return jax.lax.with_sharding_constraint(tree, sharding)
 
-  def _lower(self, size_index, num_slots, state, batch):
-    """Lowers `learn` for one size and bucket, from shapes alone."""
-
-    def shape(x, sharding):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    replicated, by_batch = self._replicated, self._by_batch
-    state, images, labels = (
-      jax.tree.map(lambda x: shape(x, replicated), state),
-      shape(batch['image'], by_batch),
-      shape(batch['label'], by_batch),
-    )
-    batch_size, sizes = labels.shape[0], self._model.resolutions
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+  def _learn_arguments(self, size_index, state, batch):
+    """Shapes and shardings of what `learn` takes of one size."""
+    images, labels = batch['image'], batch['label']
+    batch_size, sizes = len(labels), self._model.resolutions
     name = self._model.norm_set(sizes[size_index])
+
+    def by_batch(*shape, dtype=jnp.float32):
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=self._by_batch)
+
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated)
     learned = Learned(
       shared=state.params['base'],
-      dh=jax.ShapeDtypeStruct(
-        (batch_size, len(sizes)), jnp.float32, sharding=by_batch
-      ),
+      dh=by_batch(batch_size, len(sizes)),
       loss=scalar,
       top1=scalar,
     )
-    return self._learn.lower(
-      size_index,
-      num_slots,
+    return (
       learned,
       state.params['norm'][name],
       state.params['base'],
@@ -489,10 +502,15 @@ class RoutedStep:
       state.batch_stats['norm'][name],
       images,
       labels,
-      jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=by_batch),
-      jax.eval_shape(lambda: jax.random.key(0)),
+      by_batch(batch_size, dtype=jnp.int32),
+      ahead.KEY,
       state.step,
     )
+
+
+def _zeros(tree, shardings):
+  zeros = jax.tree.map(jnp.zeros_like, tree)
+  return jax.lax.with_sharding_constraint(zeros, shardings)
 
 
 def _check_one_of(field: str, value: str, known: tuple[str, ...]) -> None:

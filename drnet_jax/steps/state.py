@@ -4,7 +4,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from flax import struct
+
+from drnet_jax.models.drnet import DRNet
+
+Weights = tuple[Any, Any]  # (params, batch_stats)
 
 
 @struct.dataclass
@@ -25,3 +31,45 @@ class TrainState:
   params: Any
   batch_stats: Any
   opt_state: Any
+
+
+def begin(
+  optimizer: optax.GradientTransformation, params, batch_stats
+) -> TrainState:
+  """The state before the first step of a stage."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=optimizer.init(params),
+  )
+
+
+def abstract(
+  model: DRNet, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """Shapes and dtypes of a state."""
+  return jax.eval_shape(
+    lambda key: begin(optimizer, *model.init(key)), jax.random.key(0)
+  )
+
+
+def weights(state: TrainState) -> Weights:
+  """What evaluation and deployment need of a state, or of its shardings."""
+  return state.params, state.batch_stats
+
+
+def average(old: Weights, state: TrainState, *, decay: float) -> Weights:
+  """The running average of the weights, one step on.
+
+  Args:
+    old: the average before the step.
+    state: after the step.
+    decay: in [0, 1); at most (1 + step) / (10 + step), so that the first
+      weights are soon forgotten (as in TensorFlow's moving averages).
+  """
+  step = state.step
+  decay = jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(
+    lambda a, x: a + (1 - decay) * (x - a), old, weights(state)
+  )

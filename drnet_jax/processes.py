@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a run: joining them, and what only one of them may do.
+
+One process drives the devices of one host (or one GPU). All run the same
+program on the same workdir; process 0, the *main* one, writes what is read by
+people. Everything between them is JAX's own distributed runtime.
+"""
+
+import contextlib
+import itertools
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from drnet_jax.errors import UserError
+
+# Exit statuses of a run that should be started again, on all its processes, and
+# then goes on: after SIGTERM (state saved), and when another process was lost.
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+LOST_PEER = 76
+
+# What launchers that JAX may not know tell of the number of processes.
+_SIZES = ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
+_RANKS = ('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK')
+
+_LONGEST_WAIT_MS = 2 * 3600 * 1000  # for instance while data is prepared
+_waits = itertools.count()
+
+_terminated = False
+_steps_asked = 0
+
+
+class Preempted(Exception):
+  """A run was asked to stop, and has saved its state; the text says where."""
+
+
+def join(*, peer_timeout_s: int) -> None:
+  """Joins the other processes of this run, if the environment names any.
+
+  Cloud TPU, GKE, SLURM and Open MPI 4 are found by JAX. Elsewhere set
+  JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID; under any MPI the first is enough. To be called before
+  anything else of JAX.
+
+  Args:
+    peer_timeout_s: when a process has not been heard of for so long, all stop.
+
+  Raises:
+    UserError: the environment names several processes, but not how to meet.
+  """
+  size, rank = _first_of(_SIZES), _first_of(_RANKS)
+  timeouts = {
+    'heartbeat_timeout_seconds': peer_timeout_s,
+    'shutdown_timeout_seconds': peer_timeout_s,
+  }
+  if 'JAX_COORDINATOR_ADDRESS' in os.environ:
+    if size is None or rank is None:
+      raise UserError(
+        'JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and '
+        'JAX_PROCESS_ID'
+      )
+    jax.distributed.initialize(
+      num_processes=size,
+      process_id=rank,
+      cluster_detection_method='deactivate',
+      **timeouts,
+    )
+    return
+  try:
+    jax.distributed.initialize(**timeouts)
+  except ValueError as error:
+    # JAX knows of no cluster here. Each of several processes would train alone.
+    if size is not None and size > 1:
+      raise UserError(
+        f'this is one of {size} processes, but JAX does not know how to meet '
+        'the others: set JAX_COORDINATOR_ADDRESS=<host of process 0>:<port>'
+      ) from error
+
+
+def _first_of(names: tuple[str, ...]) -> int | None:
+  return next((int(os.environ[n]) for n in names if n in os.environ), None)
+
+
+@contextlib.contextmanager
+def sigterm_noted() -> Iterator[None]:
+  """SIGTERM does not end this process, but is told by `should_stop`."""
+  global _terminated
+  _terminated = False
+  if jax.process_count() > 1:
+    yield  # as JAX has it from `join` on
+    return
+
+  def note(*unused) -> None:
+    global _terminated
+    _terminated = True
+
+  before = signal.signal(signal.SIGTERM, note)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def should_stop() -> bool:
+  """Whether all processes are to save after this step, and stop.
+
+  True from some steps after any of them got SIGTERM on, the same steps on all.
+  To be asked once for every step.
+  """
+  global _terminated, _steps_asked
+  _steps_asked += 1
+  if multihost_utils.reached_preemption_sync_point(_steps_asked):
+    _terminated = True
+  return _terminated
+
+
+def exit_if_peer_was_lost(error: jax.errors.JaxRuntimeError) -> None:
+  """Ends this process if an error says that another one is gone.
+
+  At once, not through Python's exit: that would wait for the other.
+  """
+  signs = ('Gloo', 'NCCL', 'closed by peer', 'oordination', 'heartbeat')
+  if jax.process_count() > 1 and any(sign in str(error) for sign in signs):
+    print(
+      f'error: process {jax.process_index()} has lost another one, whose '
+      f'output tells more ({str(error).splitlines()[0]}). Run the same command '
+      'again on all: it goes on from the latest checkpoint.',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(LOST_PEER)
+
+
+def is_main() -> bool:
+  """Whether this process writes files and the console."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+  """Returns once every process has come to this place.
+
+  Through JAX's coordination service, not the devices: collectives give up when
+  one process is half a minute late.
+  """
+  # A key may be waited for but once.
+  key = f'{name} {next(_waits)}'
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=_LONGEST_WAIT_MS)
+
+
+@contextlib.contextmanager
+def main_first(name: str) -> Iterator[None]:
+  """The main process does something alone, and then the others do it."""
+  if not is_main():
+    wait_for_all(name)
+  yield
+  if is_main():
+    wait_for_all(name)
+
+
+def gather(value: Any) -> list[Any]:
+  """A value (anything that pickles) of every process, in their order."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  padded = np.pad(data, (0, int(sizes.max()) - len(data)))
+  rows = multihost_utils.process_allgather(padded)
+  return [
+    pickle.loads(row[:size].tobytes())
+    for row, size in zip(rows, sizes, strict=True)
+  ]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny runs on several processes, for tests: children that start at once."""
+
+import multiprocessing
+import os
+import socket
+import sys
+
+import jax
+from absl import flags
+
+from configs import smoke
+from drnet_jax import processes, train
+
+# Long enough for a busy machine, short enough for a test.
+PEER_TIMEOUT_S = 10
+
+
+def tiny_config(data_dir: str, **changes):
+  """30 routed steps of a small net, a row of metrics each."""
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  config.data.validation_split = 'validation[:64]'
+  config.data.epoch_images = 16 * 30
+  config.eval_batch_size = 64
+  config.log_every_steps = 1
+  config.model.base.stage_sizes = (1,)
+  config.model.base.width = 4
+  config.model.predictor.stage_sizes = (1,)
+  config.model.predictor.width = 4
+  config.model.resolutions = (16, 64)
+  config.stages = ('finetune',)
+  config.finetune.epochs = 1.0
+  config.finetune.batch_size = 16
+  config.finetune.eval_every_epochs = 1.0
+  config.finetune.schedule.warmup_epochs = 0.1
+  config.finetune.objective.explore = 0.5
+  config.finetune.objective.bucket_growth = 8.0
+  config.finetune.objective.target_gmacs = 0.00005
+  config.checkpoint_every_epochs = 0.1
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def start(path, config, *, num_processes=1, devices=1):
+  """Starts a run; returns its processes, of Python's multiprocessing."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['run_processes'])
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  children = []
+  for i in range(num_processes):
+    environment = {}
+    if num_processes > 1:
+      environment = {
+        'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+        'JAX_NUM_PROCESSES': str(num_processes),
+        'JAX_PROCESS_ID': str(i),
+      }
+    child = context.Process(
+      target=_train, args=(environment, devices, config, path)
+    )
+    child.start()
+    children.append(child)
+  return children
+
+
+def run(path, config, **shape) -> None:
+  """Runs to the end; raises if a process fails."""
+  children = start(path, config, **shape)
+  for child in children:
+    child.join()
+  codes = [child.exitcode for child in children]
+  assert not any(codes), f'exit statuses {codes}'
+
+
+def _train(environment, devices, config, path) -> None:
+  """What `main` does of a run, but for the report."""
+  os.environ |= environment | {
+    'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+    f'--xla_force_host_platform_device_count={devices}',
+  }
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  cache = os.path.join(os.path.dirname(path), 'cache')
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+  processes.join(peer_timeout_s=PEER_TIMEOUT_S)
+  try:
+    train.train(config, path)
+  except processes.Preempted:
+    sys.exit(processes.PREEMPTED)
+  except jax.errors.JaxRuntimeError as error:
+    processes.exit_if_peer_was_lost(error)
+    raise

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on several processes and devices: one curve, whatever happens."""
+
+import csv
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from run_processes import run, start, tiny_config
+
+from drnet_jax import processes
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('processes'))
+
+
+@pytest.fixture(scope='module')
+def unbroken(root, data_dir):
+  """Rows of metrics of a run on one process and one device."""
+  path = os.path.join(root, 'unbroken')
+  run(path, tiny_config(data_dir))
+  return read(path)
+
+
+def read(path):
+  """{(step, metric): value}."""
+  with open(os.path.join(path, 'metrics.csv'), newline='') as file:
+    return {
+      (int(row['step']), row['metric']): float(row['value'])
+      for row in csv.DictReader(file)
+    }
+
+
+def assert_same_curve(ours, theirs, tolerance=1e-4):
+  assert ours.keys() == theirs.keys()
+  assert sum(metric == 'train/loss' for _, metric in ours) == 30
+  for (step, metric), value in theirs.items():
+    np.testing.assert_allclose(
+      ours[step, metric],
+      value,
+      rtol=tolerance,
+      atol=tolerance,
+      err_msg=f'{metric}, step {step}',
+    )
+
+
+@pytest.mark.parametrize(
+  'num_processes, devices',
+  [
+    (1, 8),
+    (2, 2),
+    pytest.param(2, 4, marks=pytest.mark.slow),
+    pytest.param(4, 2, marks=pytest.mark.slow),
+  ],
+)
+def test_one_curve(root, data_dir, unbroken, num_processes, devices):
+  path = os.path.join(root, f'{num_processes}x{devices}')
+  config = tiny_config(data_dir)
+  run(path, config, num_processes=num_processes, devices=devices)
+  assert_same_curve(read(path), unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
+  path = os.path.join(root, 'changing')
+  config = tiny_config(data_dir)
+  children = start(path, config, num_processes=2, devices=2)
+  wait_for_checkpoint(path, children)
+  os.kill(children[1].pid, signal.SIGTERM)
+  assert join(children) == [processes.PREEMPTED] * 2
+  assert 0 < len(read(path)) < len(unbroken)
+  run(path, config, devices=8)
+  assert_same_curve(read(path), unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_survives_twenty_faults(root, data_dir):
+  """kill -9 or SIGTERM of one of two: the numbers of the run left alone."""
+  config = tiny_config(data_dir, **{'finetune.epochs': 4.0})
+  calm, path = os.path.join(root, 'calm'), os.path.join(root, 'faults')
+  run(calm, config, num_processes=2)
+  rng, faults, statuses = np.random.default_rng(0), 0, set()
+  while True:
+    children = start(path, config, num_processes=2)
+    begun = wait_for_checkpoint(path, children)
+    if faults == 20 or not begun:
+      break
+    time.sleep(rng.uniform(0.0, 0.5))
+    victim = children[rng.integers(2)]
+    # A process that has already ended is not hit.
+    faults += victim.is_alive()
+    os.kill(victim.pid, signal.SIGTERM if faults % 2 else signal.SIGKILL)
+    statuses.update(join(children))
+  assert join(children) == [0, 0]
+  assert faults == 20
+  assert read(path) == read(calm)
+  # Saved and stopped; killed; lost the other, found by Gloo or by JAX.
+  assert {processes.PREEMPTED, -signal.SIGKILL} <= statuses
+  assert statuses <= {
+    0,
+    processes.PREEMPTED,
+    processes.LOST_PEER,
+    -signal.SIGKILL,
+    -signal.SIGABRT,
+    -signal.SIGTERM,
+  }
+
+
+def join(children):
+  for child in children:
+    child.join()
+  return [child.exitcode for child in children]
+
+
+def wait_for_checkpoint(path, children) -> bool:
+  """Waits for a new one (whole or not); False if the run ends before."""
+  start_time, folder = time.time(), os.path.join(path, 'checkpoints/finetune')
+  while all(child.is_alive() for child in children):
+    if os.path.isdir(folder) and os.path.getmtime(folder) > start_time:
+      return True
+    time.sleep(0.02)
+  return False
