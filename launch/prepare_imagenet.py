@@ -29,7 +29,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from drnet_jax import command
-from drnet_jax.data import imagenet_files, sources
+from drnet_jax.data import imagenet_files, shard_writer, sources
 from drnet_jax.data.shard_writer import SUMS, Shard, ShardWriter
 from drnet_jax.errors import UserError
 
@@ -146,21 +146,14 @@ def _shards(
   """
   count = max(math.ceil(sum(image.size for image in images) / size), 1)
   order = np.random.default_rng(0).permutation(len(images))
-  serializer = tfds.core.example_serializer.ExampleSerializer(
-    features.get_serialized_info()
-  )
+  serialize = shard_writer.serializer(features)
 
   def records(rows):
     for row in rows:
       image = images[row]
-      example = {
-        'image': image.read(),
-        'label': image.wnid,
-        'file_name': image.name,
-      }
-      record = serializer.get_tf_example(features.encode_example(example))
-      # Else the order of the fields is another in every process.
-      yield record.SerializeToString(deterministic=True)
+      yield serialize(
+        {'image': image.read(), 'label': image.wnid, 'file_name': image.name}
+      )
 
   return [
     Shard(len(rows), functools.partial(records, rows))

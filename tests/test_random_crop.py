@@ -7,6 +7,7 @@ from PIL import Image
 from test_transforms import encoded
 
 from drnet_jax.data import random_crop
+from drnet_jax.data.random_crop import Codec
 from drnet_jax.data.transforms import UnreadableImage
 
 # Red tells the column of a pixel, green the row: smooth, so that JPEG keeps it.
@@ -15,10 +16,12 @@ PLACES = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 PLACES[..., 0] = np.arange(WIDTH)
 PLACES[..., 1] = np.arange(HEIGHT)[:, None]
 
-DECODERS = [random_crop.with_pillow]
-if random_crop.optional('simplejpeg'):
-  DECODERS.append(random_crop.with_turbo)
-decoders = pytest.mark.parametrize('decode', DECODERS, ids=lambda d: d.__name__)
+PILLOW = Codec(random_crop.with_pillow, None)
+TURBO = Codec(random_crop.with_turbo, None)
+CODECS = [PILLOW, TURBO] if random_crop.optional('simplejpeg') else [PILLOW]
+codecs = pytest.mark.parametrize(
+  'codec', CODECS, ids=lambda codec: codec.decode.__name__
+)
 
 
 def jpeg(image=PLACES, **options):
@@ -49,62 +52,64 @@ def test_area_and_aspect_are_those_asked_for():
   assert abs(np.log(aspect).mean()) < 0.06
 
 
-@decoders
+@codecs
 @pytest.mark.parametrize('size_px', [8, 20, 64, 190])
 @pytest.mark.parametrize('progressive', [False, True])
-def test_a_scaled_decode_shows_the_same_place(decode, size_px, progressive):
+def test_a_scaled_decode_shows_the_same_place(codec, size_px, progressive):
   """Of a JPEG what is cut out does not depend on how it is decoded."""
   exact = crops(encoded(Image.fromarray(PLACES)), size_px, 20).astype(int)
-  found = crops(jpeg(progressive=progressive), size_px, 20, decode=decode)
+  found = crops(jpeg(progressive=progressive), size_px, 20, codec=codec)
   assert np.abs(found - exact).max() <= 5
 
 
-@pytest.mark.skipif(len(DECODERS) < 2, reason='simplejpeg is not installed')
+@pytest.mark.skipif(len(CODECS) < 2, reason='simplejpeg is not installed')
 @pytest.mark.parametrize('size_px', [20, 64])
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
 def test_both_decoders_give_the_same_pixels(size_px, mode):
   noise = np.random.default_rng(0).integers(0, 256, (91, 133, 3), np.uint8)
   image = Image.fromarray(noise).convert(mode)
   data = encoded(image, 'JPEG', quality=80)
-  pillow, turbo = (crops(data, size_px, 30, decode=d) for d in DECODERS)
+  pillow, turbo = (crops(data, size_px, 30, codec=c) for c in CODECS)
   np.testing.assert_array_equal(pillow, turbo)
 
 
 @pytest.mark.skipif(
   not random_crop.optional('cv2'), reason='OpenCV is not installed'
 )
-def test_opencv_enlarges_as_pillow_does(monkeypatch):
+def test_opencv_enlarges_as_pillow_does():
   noise = np.random.default_rng(0).integers(0, 256, (91, 133, 3), np.uint8)
   data = encoded(Image.fromarray(noise))
-  with_opencv = crops(data, 140, 30).astype(int)
-  monkeypatch.setattr(random_crop, 'optional', lambda name: None)
-  assert np.abs(with_opencv - crops(data, 140, 30)).max() == 1
+  opencv = Codec(random_crop.with_pillow, random_crop.with_opencv)
+  pillow, opencv = (
+    crops(data, 140, 30, codec=c).astype(int) for c in (PILLOW, opencv)
+  )
+  assert np.abs(pillow - opencv).max() == 1
 
 
-@decoders
-def test_pictures_that_need_more_than_a_decoder(decode):
+@codecs
+def test_pictures_that_need_more_than_a_decoder(codec):
   exif = Image.Exif()
   exif[0x0112] = 6  # stored lying on its side: shown, green tells columns
-  (turned,) = crops(jpeg(exif=exif), 64, 1, decode=decode).astype(int)
+  (turned,) = crops(jpeg(exif=exif), 64, 1, codec=codec).astype(int)
   assert (np.diff(turned[32, :, 1]) <= 0).all() and np.ptp(turned[32, :, 1]) > 9
   cmyk = encoded(Image.new('CMYK', (50, 60)), 'JPEG')
-  assert crops(cmyk, 16, 1, decode=decode).min() == 255
+  assert crops(cmyk, 16, 1, codec=codec).min() == 255
 
 
-@decoders
+@codecs
 @pytest.mark.parametrize('keep', [0, 10, 1500])
-def test_the_same_files_are_unreadable(decode, keep):
+def test_the_same_files_are_unreadable(codec, keep):
   with pytest.raises(UnreadableImage, match='cannot read'):
-    crops(jpeg()[:keep], 16, 1, decode=decode)
+    crops(jpeg()[:keep], 16, 1, codec=codec)
 
 
-@decoders
-def test_junk_between_segments_is_forgiven(decode):
+@codecs
+def test_junk_between_segments_is_forgiven(codec):
   data = jpeg()
   place = data.index(b'\xff\xda')  # start of scan
   odd = data[:place] + b'\x00\x00' + data[place:]
   np.testing.assert_array_equal(
-    crops(odd, 16, 1, decode=decode), crops(data, 16, 1, decode=decode)
+    crops(odd, 16, 1, codec=codec), crops(data, 16, 1, codec=codec)
   )
 
 

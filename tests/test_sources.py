@@ -201,6 +201,8 @@ def test_splits_of_other_classes_are_refused(folder, tmp_path):
   [
     ({'augmentation': 'compose_digits'}, 'is for scaled_digits'),
     ({'flip': 7.0}, 'flip = 7.0 is no share'),
+    ({'mixup': -0.2}, 'mixup = -0.2 is negative'),
+    ({'workers': -1}, 'workers = -1 is negative'),
     ({'images_per_class': -4}, 'images_per_class = -4 is negative'),
   ],
 )

@@ -11,6 +11,7 @@ OpenCV rounds to at most one grey level from Pillow. Evaluation uses Pillow
 alone.
 """
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -23,14 +24,26 @@ from drnet_jax.data import transforms
 
 _ORIENTATION = 0x0112  # EXIF's tag
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Decoder = Callable[[Image.Image, int], Image.Image | np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  """What does the work; the result is the same but for rounding.
+
+  Attributes:
+    decode: a plain JPEG at 1 / n of its size to RGB.
+    enlarge: uint8 [H, W, 3] bilinearly to a square of a side; None for Pillow.
+  """
+
+  decode: Callable[[Image.Image, int], Image.Image | np.ndarray]
+  enlarge: Callable[[np.ndarray, int], np.ndarray] | None
 
 
 def random_resized_crop(
   source: bytes | str,
   size_px: int,
   rng: np.random.Generator,
-  decode: Decoder | None = None,
+  codec: Codec | None = None,
 ) -> np.ndarray:
   """Cuts 8 to 100 % of the area at an aspect of 3/4 to 4/3, and resizes it.
 
@@ -38,7 +51,7 @@ def random_resized_crop(
     source: bytes of an image file, or its path.
     size_px: side of the result.
     rng: draws the crop.
-    decode: of a plain JPEG; by default the fastest there is.
+    codec: by default the fastest there is.
 
   Returns:
     uint8 [size_px, size_px, 3].
@@ -46,50 +59,33 @@ def random_resized_crop(
   Raises:
     UnreadableImage: no image, or a truncated one.
   """
+  codec = codec or fastest()
   with transforms.opened(source) as image:
     if not _is_plain_jpeg(image):
       whole = transforms.to_rgb(ImageOps.exif_transpose(image))
       height, width = whole.shape[:2]
-      return _resized(whole, _draw_box(width, height, rng), size_px)
+      return _resized(whole, _draw_box(width, height, rng), size_px, codec)
     width, height = image.size
     box = _draw_box(width, height, rng)
     # A power of two, at which decoders skip coefficients.
     spare = min(box[2] - box[0], box[3] - box[1]) // size_px
     shrink = next(k for k in (8, 4, 2, 1) if k <= max(spare, 1))
-    pixels = (decode or fastest_decoder())(image, shrink)
+    pixels = codec.decode(image, shrink)
     if shrink > 1:
       # An odd side is rounded up.
       across = math.ceil(width / shrink) / width
       down = math.ceil(height / shrink) / height
       box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    return _resized(pixels, box, size_px)
+    return _resized(pixels, box, size_px, codec)
 
 
 @functools.cache
-def fastest_decoder() -> Decoder:
-  """The fastest of the decoders that are installed."""
-  return with_turbo if optional('simplejpeg') else with_pillow
-
-
-def with_pillow(image: Image.Image, shrink: int) -> Image.Image:
-  """Decodes a plain JPEG at 1 / shrink of its size, to RGB."""
-  if shrink > 1:
-    image.draft('RGB', (image.width // shrink, image.height // shrink))
-  return image.convert('RGB')
-
-
-def with_turbo(image: Image.Image, shrink: int) -> Image.Image | np.ndarray:
-  """As `with_pillow`, to the same pixels; uint8 [H, W, 3]."""
-  least = {}
-  if shrink > 1:
-    least['min_width'] = image.width // shrink
-    least['min_height'] = image.height // shrink
-  image.fp.seek(0)
-  try:
-    return optional('simplejpeg').decode_jpeg(image.fp.read(), 'RGB', **least)
-  except ValueError:
-    # Pillow forgives more. What it refuses is unreadable.
-    return with_pillow(image, shrink)
+def fastest() -> Codec:
+  """The fastest codec that the installed libraries make."""
+  return Codec(
+    decode=with_turbo if optional('simplejpeg') else with_pillow,
+    enlarge=with_opencv if optional('cv2') else None,
+  )
 
 
 @functools.cache
@@ -104,6 +100,33 @@ def optional(name: str):
   return module
 
 
+def with_pillow(image: Image.Image, shrink: int) -> Image.Image:
+  """See `Codec.decode`."""
+  if shrink > 1:
+    image.draft('RGB', (image.width // shrink, image.height // shrink))
+  return image.convert('RGB')
+
+
+def with_turbo(image: Image.Image, shrink: int) -> Image.Image | np.ndarray:
+  """See `Codec.decode`; uint8 [H, W, 3]."""
+  least = {}
+  if shrink > 1:
+    least['min_width'] = image.width // shrink
+    least['min_height'] = image.height // shrink
+  image.fp.seek(0)
+  try:
+    return optional('simplejpeg').decode_jpeg(image.fp.read(), 'RGB', **least)
+  except ValueError:
+    # Pillow forgives more. What it refuses is unreadable.
+    return with_pillow(image, shrink)
+
+
+def with_opencv(part: np.ndarray, size_px: int) -> np.ndarray:
+  """See `Codec.enlarge`; the weights are those of Pillow."""
+  cv2 = optional('cv2')
+  return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+
+
 def _is_plain_jpeg(image: Image.Image) -> bool:
   return (
     image.format == 'JPEG'
@@ -115,8 +138,8 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 def _draw_box(width: int, height: int, rng: np.random.Generator) -> Box:
   for _ in range(10):
     area = height * width * rng.uniform(0.08, 1.0)
-    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
       top = rng.integers(0, height - h + 1)
       left = rng.integers(0, width - w + 1)
@@ -127,7 +150,7 @@ def _draw_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 def _resized(
-  pixels: Image.Image | np.ndarray, box: Box, size_px: int
+  pixels: Image.Image | np.ndarray, box: Box, size_px: int, codec: Codec
 ) -> np.ndarray:
   """A box bilinearly resized, with a low-pass before shrinking."""
   left, top = math.floor(box[0]), math.floor(box[1])
@@ -136,12 +159,9 @@ def _resized(
     part = pixels[top:bottom, left:right]
   else:
     part = pixels.crop((left, top, right, bottom))
-  whole = (left, top, right, bottom) == box
-  cv2 = optional('cv2')
-  if cv2 and whole and max(right - left, bottom - top) <= size_px:
-    # There is nothing to low-pass: the same bilinear weights as Pillow's.
-    part = np.asarray(part)
-    return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+  is_whole = (left, top, right, bottom) == box
+  if codec.enlarge and is_whole and max(right - left, bottom - top) <= size_px:
+    return codec.enlarge(np.asarray(part), size_px)
   if isinstance(part, np.ndarray):
     part = Image.fromarray(part)
   inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)

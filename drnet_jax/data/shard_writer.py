@@ -173,6 +173,22 @@ class ShardWriter:
     return {name: digest}
 
 
+def serializer(
+  features: tfds.features.FeaturesDict,
+) -> Callable[[Mapping], bytes]:
+  """Returns a function from examples to records, the same in any process."""
+  to_proto = tfds.core.example_serializer.ExampleSerializer(
+    features.get_serialized_info()
+  ).get_tf_example
+
+  def serialize(example: Mapping) -> bytes:
+    record = to_proto(features.encode_example(example))
+    # Else the order of the fields would differ from process to process.
+    return record.SerializeToString(deterministic=True)
+
+  return serialize
+
+
 def _write(path: str, text: str) -> None:
   """Writes a file that is there whole or not at all."""
   with open(f'{path}.partial', 'w') as file:

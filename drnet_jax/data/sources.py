@@ -128,8 +128,10 @@ def load(
   except (NotImplementedError, AssertionError, OSError) as error:
     raise UserError(
       f'data set {name!r} is not prepared as ArrayRecord in '
-      f'{builder.data_path}, and cannot be from here: {error}. Images in '
-      '<split>/<class>/ can be used as they are: config.data.name=folder'
+      f'{builder.data_path}, and cannot be from here: {error}. For ImageNet, '
+      'or TFRecord files of any data set, see launch/prepare_imagenet.py; '
+      'images in <split>/<class>/ can be used as they are: '
+      'config.data.name=folder'
     ) from error
   except ValueError as error:
     raise UserError(f'split {split!r} of {name!r}: {error}') from error
