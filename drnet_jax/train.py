@@ -72,7 +72,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
       not finite.
     Preempted: SIGTERM stopped it; its state is saved.
   """
-  run = _read(config)
+  run = read(config)
   mesh = mesh_lib.create(parameter_shards=run.parameter_shards)
   mesh_lib.check_batch(run.eval_batch_size, mesh, 'config.eval_batch_size')
   data = settings.call(Data, run.data, 'config.data')
@@ -117,7 +117,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
       weights = stage.run(path, weights, evaluate, later)
 
 
-def _read(config: ml_collections.ConfigDict) -> Run:
+def read(config: ml_collections.ConfigDict) -> Run:
   """Checks the fields of a config and of its stages."""
   sections = dict(config)
   names = sections.pop('stages', ())

@@ -81,7 +81,7 @@ def test_commands_of_the_headers(command):
   if config is None:
     assert '--mode=evaluate' in command
     return
-  run = train._read(config)
+  run = train.read(config)
   model = create_model(config)
   macs = macs_of(model)
   for stage in run.stages.values():

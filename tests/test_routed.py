@@ -20,9 +20,10 @@ from drnet_jax.steps.routed import RoutedStep
 
 ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
 KEY = jax.random.key(11)
+SGD = optax.sgd(1.0)
 
 
-def make_step(model, mesh, batch_size, optimizer=optax.sgd(1.0), **changes):
+def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
   gmacs = model.macs().gmacs
   objective = {
     'label_smoothing': 0.0,
@@ -69,7 +70,7 @@ def make_state(model, mesh, *, never=None):
   if never is not None:
     head = params['predictor']['head']
     head['bias'] = head['bias'].at[never].set(-1e6)
-  state = state_lib.begin(optax.sgd(1.0), params, stats)
+  state = state_lib.begin(SGD, params, stats)
   return jax.device_put(state, mesh_lib.replicated(mesh))
 
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost model against what was measured, and against arithmetic."""
+
+import csv
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_model
+
+from configs import quickstart
+from drnet_jax import cost_model, models, train
+from drnet_jax.models.drnet import Macs
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'results'
+
+
+def test_macs_of_the_stages():
+  run = train.read(quickstart.get_config())
+  macs = Macs(sizes=(1_000_000, 4_000_000, 9_000_000), predictor=500_000)
+  # forward and backward: 3 x; all sizes in stage 1
+  assert cost_model.macs_per_image(run.stages['pretrain'], macs) == 3 * 14e6
+  # alpha = .006 GMACs, and a quarter of the images forward at all sizes
+  expected = 3 * (6e6 + 5e5) + 0.25 * 14e6
+  assert cost_model.macs_per_image(run.stages['finetune'], macs) == expected
+
+
+def test_one_rate_explains_the_measured_steps():
+  """images/s x MACs is the same for all kinds of step, within 10 %."""
+  with open(RESULTS / 'training_step.csv') as file:
+    rows = list(csv.DictReader(file))
+  rates = [
+    float(row['images_per_second']) * float(row['mmacs_per_image'])
+    for row in rows
+  ]
+  assert len(rates) == 3
+  assert np.ptp(rates) < 0.1 * np.mean(rates)
+
+
+def test_activations_are_what_xla_allocates():
+  config = quickstart.get_config().model.to_dict()
+  model = models.create(**config, num_classes=10)
+  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  images = jax.ShapeDtypeStruct((64, 64, 64, 3), np.uint8)
+
+  def loss(base, norm, stats, images):
+    logits, new = model.classify(base, norm, stats, images, 64, train=True)
+    return logits.sum(), new
+
+  compiled = (
+    jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    .lower(params['base'], params['norm']['r64'], stats['norm']['r64'], images)
+    .compile()
+  )
+  measured = compiled.memory_analysis().temp_size_in_bytes / 64
+  assert cost_model.activation_bytes(model) == pytest.approx(measured, rel=0.15)
+
+
+def test_hours():
+  stage = types.SimpleNamespace(step='pretrain', epochs=10)
+  machine = cost_model.Machine('toy', 4, 4, 1e12, 16)
+  # 2 x 3 x 1e9 FLOPs x 1e6 images x 10 epochs / (4 x 1e12 x .5) = 30,000 s
+  hours = cost_model.training_hours(
+    stage, Macs(sizes=(10**9,), predictor=0), machine, images=10**6, mfu=0.5
+  )
+  assert hours == pytest.approx(30_000 / 3600)
+
+
+def test_balance():
+  def useful(devices, local_batch, shares=(0.3, 0.45, 0.25)):
+    return cost_model.simulate_balance(
+      shares,
+      (1.0, 2.5, 4.0),
+      devices=devices,
+      local_batch=local_batch,
+      growth=1.125,
+    )
+
+  # One device has nobody to wait for; one size needs no bucket but the last.
+  assert useful(1, 256).imbalance == 1
+  assert useful(64, 256, shares=(0, 0, 1)).useful == 1
+  # More devices: a fuller fullest one. More images: nearer to the mean.
+  assert useful(4, 256).useful > useful(4096, 256).useful
+  assert useful(256, 512).useful > useful(256, 64).useful
+
+
+def test_shares_of_a_cost():
+  gmacs = tiny_model().macs().gmacs
+  target = 0.3 * gmacs[0] + 0.7 * gmacs[-1]
+  shares = cost_model.shares_of_cost(gmacs, target)
+  assert shares @ np.asarray(gmacs) == pytest.approx(target, rel=0.02)
+  assert shares.sum() == pytest.approx(1)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch scripts, run dry: the commands they would give."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
+SCRIPTS = sorted(LAUNCH.glob('*.sh'))
+
+
+def launch(script, *arguments, **environment):
+  return subprocess.run(
+    [LAUNCH / script, *arguments],
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+
+
+def commands(done):
+  assert not done.returncode, done.stderr
+  return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
+def test_syntax_and_usage(script):
+  assert not subprocess.run(['bash', '-n', script]).returncode
+  assert os.access(script, os.X_OK)
+  done = launch(script.name, IMAGE='i')
+  assert done.returncode == 2 and 'usage: ' in done.stderr
+
+
+def test_local_names_the_processes():
+  first, second = commands(
+    launch(
+      'local.sh',
+      *('--dry-run', '--devices', '4', '2', 'python', '--workdir=a b'),
+      JAX_COORDINATOR_PORT='1234',
+    )
+  )
+  assert first == [
+    'env',
+    'JAX_COORDINATOR_ADDRESS=127.0.0.1:1234',
+    'JAX_NUM_PROCESSES=2',
+    'JAX_PROCESS_ID=0',
+    'JAX_PLATFORMS=cpu',
+    'JAX_NUM_CPU_DEVICES=4',
+    'python',
+    '--workdir=a b',
+  ]
+  assert second[3] == 'JAX_PROCESS_ID=1' and second[4:] == first[4:]
+
+
+def test_local_stops_all_when_one_fails():
+  start = time.time()
+  script = 'if [ $JAX_PROCESS_ID = 1 ]; then exit 3; else exec sleep 50; fi'
+  assert launch('local.sh', '3', 'sh', '-c', script).returncode == 3
+  assert time.time() - start < 30
+
+
+def test_local_passes_sigterm_on():
+  script = 'trap "exit 75" TERM; echo up; while :; do sleep 0.1; done'
+  with subprocess.Popen(
+    [LAUNCH / 'local.sh', '2', 'sh', '-c', script], stdout=subprocess.PIPE
+  ) as parent:
+    for _ in range(2):
+      assert parent.stdout.readline() == b'up\n'
+    parent.terminate()
+    assert parent.wait(timeout=30) == 75
+
+
+def test_slurm_runs_one_process_a_gpu_and_queues_again():
+  (command,) = commands_of_one(
+    launch(
+      'slurm.sh',
+      *('--dry-run', '--nodes=4', '--', '--config=c.py', '--workdir=/a b'),
+      GPUS_PER_NODE='4',
+    )
+  )
+  assert command[0] == 'sbatch' and '--nodes=4' in command
+  assert '--ntasks-per-node=4' in command and '--signal=TERM@180' in command
+  job = command[-1].splitlines()
+  assert shlex.split(job[0])[2:] == [
+    *('python', '-m', 'drnet_jax.main', '--config=c.py', '--workdir=/a b')
+  ]
+  assert 'scontrol requeue' in job[2]
+
+
+def commands_of_one(done):
+  """As `commands`, of a dry run whose one command has several lines."""
+  assert not done.returncode, done.stderr
+  # What bash's %q writes of a line break, only bash reads.
+  words = subprocess.run(
+    ['bash', '-c', f'printf "%s\\0" {done.stdout}'],
+    capture_output=True,
+    text=True,
+  )
+  return [words.stdout.split('\0')[:-1]]
+
+
+def test_tpu_pod():
+  where = {'NAME': 'n', 'ZONE': 'z', 'TYPE': 'v5p-32', 'VERSION': 'v'}
+
+  def dry(*arguments):
+    return commands(launch('tpu_pod.sh', '--dry-run', *arguments, **where))
+
+  (created,) = dry('create', '--spot')
+  assert created[:6] == 'gcloud compute tpus queued-resources create n'.split()
+  assert '--accelerator-type=v5p-32' in created and created[-1] == '--spot'
+  (trained,) = dry('train', '--config=c.py', '--workdir=/mnt/a b')
+  assert '--worker=all' in trained
+  inner = trained[-1].removeprefix('--command=')
+  assert shlex.split(inner)[-2:] == ['--config=c.py', '--workdir=/mnt/a b']
+  copied, installed = dry('install')
+  assert copied[:5] == 'gcloud compute tpus tpu-vm scp'.split()
+  assert '--worker=all' in copied and '--worker=all' in installed
+  assert dry('delete')[0][4] == 'delete'
+
+
+def test_gke_fills_in_its_manifest():
+  stages = "--config.stages=('finetune',)"
+  done = launch('gke.sh', '--dry-run', '--workdir=/data/r', stages, IMAGE='img')
+  assert not done.returncode, done.stderr
+  assert '${' not in done.stdout
+  assert 'image: img' in done.stdout and 'completions: 4' in done.stdout
+  (line,) = (x for x in done.stdout.splitlines() if 'command: ' in x)
+  # YAML's single quotes, then the shell's quoting.
+  inner = line.split("'", 1)[1].rsplit("'", 1)[0].replace("''", "'")
+  assert shlex.split(inner)[-2:] == ['--workdir=/data/r', stages]
