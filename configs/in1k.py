@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     'images_per_class': 0,
     'threads': 16,
   }
-  config.model = {  # models.create
+  config.model = {  # models.create_drnet
     'base': {
       'network': 'resnet50',
       'padding': 'symmetric',

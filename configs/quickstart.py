@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     'images_per_class': 0,
     'threads': 1,
   }
-  config.model = {  # models.create
+  config.model = {  # models.create_drnet
     'base': {  # models.resnet.ResNet; 13.5 MMACs at 64 px
       'network': 'resnet',
       'stage_sizes': (1, 2),

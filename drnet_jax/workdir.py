@@ -23,7 +23,6 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, settings
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.errors import UserError
-from drnet_jax.models.drnet import DRNet
 
 # Fields that may differ from those a run was begun with: they change what is
 # recorded, not what is computed.
@@ -46,7 +45,7 @@ class Trained:
     origin: 'stage finetune, step 120', for people.
   """
 
-  model: DRNet
+  model: models.Model
   params: Any
   batch_stats: Any
   has_router: bool
@@ -153,11 +152,9 @@ def load(path: str, mesh: Mesh) -> Trained:
 
 def create_model(
   section: Mapping[str, Any], class_names: tuple[str, ...]
-) -> DRNet:
+) -> models.Model:
   """The model of `config.model` for these classes."""
-  return settings.call(
-    models.create, section, 'config.model', num_classes=len(class_names)
-  )
+  return models.create(section, num_classes=len(class_names))
 
 
 def _has_checkpoint(path: str) -> bool:
