@@ -21,20 +21,21 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from drnet_jax import log, optim, settings, workdir
+from drnet_jax import log, models, optim, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import weights as weights_lib
 from drnet_jax.checkpoint import Checkpoints
-from drnet_jax.data.pipeline import Data
+from drnet_jax.data.pipeline import HELD_OUT, Data
 from drnet_jax.errors import UserError
 from drnet_jax.evaluate import Evaluator
-from drnet_jax.models.drnet import DRNet
+from drnet_jax.models import Model
 from drnet_jax.report import policies
+from drnet_jax.steps.exits import ExitsStep
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 from drnet_jax.steps.state import TrainState
 
-STEPS = {'pretrain': PretrainStep, 'routed': RoutedStep}
+STEPS = {'pretrain': PretrainStep, 'routed': RoutedStep, 'exits': ExitsStep}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     _StageRunner(run, name, mesh, model, data, source) for name in run.stages
   ]
   workdir.begin(path, config, source.class_names)
+  if data.held_out:
+    workdir.keep_held_out(path, data.open(HELD_OUT).examples.rows)
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]
   first = begun[-1] if begun else 0
@@ -154,10 +157,12 @@ def _read(config: ml_collections.ConfigDict) -> Run:
   return settings.call(Run, others, 'config', stages=stages)
 
 
-def _initial_weights(run: Run, mesh: Mesh, model: DRNet):
+def _initial_weights(run: Run, mesh: Mesh, model: Model):
   """(params, batch_stats) to begin the first stage with."""
-  init = jax.jit(model.init, out_shardings=mesh_lib.replicated(mesh))
-  weights = init(jax.random.key(run.seed))
+  weights = jax.device_put(
+    models.initial_weights(model, jax.random.key(run.seed)),
+    mesh_lib.replicated(mesh),
+  )
   if run.init_from:
     return weights_lib.load(
       run.init_from, model, weights, mesh, reset_head=run.reset_head
@@ -174,7 +179,7 @@ class _StageRunner:
     run: Run,
     name: str,
     mesh: Mesh,
-    model: DRNet,
+    model: Model,
     data: Data,
     source,
   ):
@@ -192,6 +197,12 @@ class _StageRunner:
     if self._last < 1:
       raise UserError(f'{where}.epochs = {stage.epochs} is less than one step')
     step_class = STEPS[stage.step]
+    if not isinstance(model, step_class.model_class):
+      raise UserError(
+        f'{where}.step = {stage.step!r} trains a '
+        f'{step_class.model_class.__name__}, config.model makes a '
+        f'{type(model).__name__}'
+      )
     self._has_router = 'predictor' in step_class.trains
     self._rate = settings.call(
       optim.schedule,
@@ -332,7 +343,7 @@ class _StageRunner:
     ]
     metrics = {}
     for policy in policies.fixed(record):
-      metrics[f'{policy.name.replace(" ", "_r")}_top1'] = policy.top1
+      metrics[f'{policy.name.replace(" ", "_")}_top1'] = policy.top1
       parts.append(f'{policy.name}: {policy.top1:.1%}')
     if self._has_router:
       router = policies.routed(record)
@@ -343,8 +354,8 @@ class _StageRunner:
         'best_fixed_top1': rival.top1,
       }
       shares = ' '.join(
-        f'{r} px {share:.0%}'
-        for r, share in zip(record.resolutions, router.shares, strict=True)
+        f'{option} {share:.0%}'
+        for option, share in zip(record.options, router.shares, strict=True)
       )
       cost = router.gmacs / record.gmacs.max()
       parts.append(

@@ -13,10 +13,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from drnet_jax.data import scaled_digits, sources, transforms
+from drnet_jax.data import scaled_digits, selection, sources, transforms
 from drnet_jax.errors import UserError
 
 Example = dict[str, Any]
+HELD_OUT = 'held_out'
 
 
 def _decoded(example: Example) -> Example:
@@ -30,8 +31,16 @@ def _crop_for_training(
   return example | {'image': image}
 
 
+def _shift_for_training(
+  example: Example, rng: np.random.Generator, size_px: int
+) -> Example:
+  image = transforms.random_shift(example['image'], size_px, rng)
+  return example | {'image': image}
+
+
 _AUGMENTATIONS: dict[str, Callable] = {
   'random_resized_crop': _crop_for_training,
+  'random_shift': _shift_for_training,
   'compose_digits': scaled_digits.compose_example,
 }
 
@@ -47,14 +56,16 @@ class Data:
     validation_split: watched during training.
     test_split: for the report, and for nothing else.
     epoch_images: images in one epoch; 0 for the length of the split.
-    augmentation: 'random_resized_crop', or 'compose_digits' (for the split
-      'originals' of scaled_digits).
+    augmentation: 'random_resized_crop'; 'random_shift', CIFAR's; or
+      'compose_digits' (for the split 'originals' of scaled_digits).
     flip: share of the training images that are mirrored left to right.
     resize_px: side before evaluation's central crop; 0 for the crop's.
     keep_aspect: it is the short side; False squashes the image to a square.
     classes: list of the classes to keep, see `sources.load`.
     images_per_class: training images to keep of each, see `sources.load`.
     threads: that read and decode ahead.
+    held_out: images of the training split that are set aside, drawn with a
+      fixed seed; they are the split 'held_out'.
   """
 
   name: str
@@ -70,6 +81,7 @@ class Data:
   classes: str
   images_per_class: int
   threads: int
+  held_out: int = 0  # runs begun before there was this field have none
 
   def __post_init__(self):
     if self.augmentation not in _AUGMENTATIONS:
@@ -84,7 +96,13 @@ class Data:
       )
     if not 0 <= self.flip <= 1:
       raise UserError(f'config.data.flip = {self.flip} is no share of images')
-    for field in ('epoch_images', 'resize_px', 'images_per_class', 'threads'):
+    for field in (
+      'epoch_images',
+      'resize_px',
+      'images_per_class',
+      'threads',
+      'held_out',
+    ):
       if getattr(self, field) < 0:
         raise UserError(
           f'config.data.{field} = {getattr(self, field)} is negative'
@@ -92,10 +110,10 @@ class Data:
 
   def open(self, split: str) -> sources.Source:
     """Opens one of the splits, preparing the data set if it can."""
-    is_train = split == self.train_split
+    is_train = split in (self.train_split, HELD_OUT)
     source = sources.load(
       self.name,
-      split,
+      self.train_split if is_train else split,
       data_dir=self.data_dir,
       classes=self.classes,
       images_per_class=self.images_per_class if is_train else 0,
@@ -106,6 +124,20 @@ class Data:
         f'split {split!r} of {self.data_dir} has other classes than '
         f'{self.train_split!r}: {sorted(set(theirs) - set(ours))} more, '
         f'{sorted(set(ours) - set(theirs))} missing'
+      )
+    if is_train and (self.held_out or split == HELD_OUT):
+      count = len(source.examples)
+      aside = selection.drawn(count, self.held_out, seed=0)
+      if not 0 < self.held_out < count:
+        raise UserError(
+          f'config.data.held_out = {self.held_out} of {count} images of '
+          f'{self.train_split!r} leaves none to learn from, or none aside'
+        )
+      rows = aside
+      if split != HELD_OUT:
+        rows = np.setdiff1d(np.arange(count), aside)
+      source = dataclasses.replace(
+        source, examples=selection.Some(source.examples, rows)
       )
     return source
 

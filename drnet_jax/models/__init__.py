@@ -171,6 +171,13 @@ def create_ranet(
   return RANet(made, image_px, tuple(mean), tuple(std))
 
 
+def initial_weights(model: Model, key: jax.Array) -> tuple[Any, Any]:
+  """Fresh (params, batch_stats), made in the way that is quick."""
+  return (
+    model.init(key) if isinstance(model, RANet) else jax.jit(model.init)(key)
+  )
+
+
 METHODS = {'drnet': create_drnet, 'ranet': create_ranet}
 
 

@@ -73,7 +73,7 @@ class DRNet:
     return f'r{size_px}' if self.resolution_aware_bn else 'all'
 
   def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-    """Returns fresh (params, batch_stats)."""
+    """Returns fresh (params, batch_stats); quickest when compiled."""
     base_key, predictor_key = jax.random.split(key)
     variables = self.base.init(
       base_key, self._blank(max(self.resolutions)), train=True

@@ -21,9 +21,6 @@ from jax import lax
 
 # He initialisation over the outputs, as torchvision's networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# PyTorch's default for convolutions and dense layers: U(-a, a) with
-# a = 1 / sqrt(inputs).
-TORCH_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 def conv(
@@ -35,7 +32,6 @@ def conv(
   dtype: Any,
   name: str,
   groups: int = 1,
-  kernel_init: Callable = _KERNEL_INIT,
 ) -> nn.Conv:
   """A square convolution without bias; see the module on `padding`."""
   return nn.Conv(
@@ -46,7 +42,7 @@ def conv(
     feature_group_count=groups,
     conv_general_dilated=_depthwise if groups == features > 1 else None,
     use_bias=False,
-    kernel_init=kernel_init,
+    kernel_init=_KERNEL_INIT,
     dtype=dtype,
     name=name,
   )
@@ -77,7 +73,6 @@ def conv_norm(
   dtype: Any,
   name: str,
   groups: int = 1,
-  kernel_init: Callable = _KERNEL_INIT,
   activation: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
   """Convolution `<name>_conv`, norm `<name>_norm`, activation."""
@@ -89,7 +84,6 @@ def conv_norm(
     dtype=dtype,
     name=f'{name}_conv',
     groups=groups,
-    kernel_init=kernel_init,
   )(x)
   x = norm(train, dtype=dtype, name=f'{name}_norm')(x)
   return activation(x) if activation else x

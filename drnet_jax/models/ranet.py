@@ -13,6 +13,7 @@ All exits are trained together (`steps.exits`).
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -50,9 +51,12 @@ class RANet:
     return tuple(f'exit {k}' for k in range(1, self.network.num_exits + 1))
 
   def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-    """Returns fresh (params, batch_stats)."""
+    """Returns fresh (params, batch_stats); quickest when not compiled."""
     blank = jnp.zeros((1, self.image_px, self.image_px, 3))
-    variables = self.network.init(key, blank, train=True)
+    shapes = jax.eval_shape(
+      functools.partial(self.network.init, train=True), key, blank
+    )
+    variables = ranet_network.initial(key, shapes)
     return (
       {'network': variables['params']},
       {'network': variables['batch_stats']},

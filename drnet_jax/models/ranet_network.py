@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from flax import struct, traverse_util
 
 from drnet_jax.errors import UserError
 from drnet_jax.models import layers
@@ -341,20 +341,16 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
-    # The authors initialise everything but the stem.
-    unit = partial(_unit, train, self.dtype, kernel_init=layers.TORCH_INIT)
+    unit = partial(_unit, train, self.dtype)
     x, last = x.astype(self.dtype), len(self.widths)
     if self.kind == 'cifar':
       x = unit(x, self.widths[-1], 3, name=f'base{last}')
     else:
-      bound = 1 / np.sqrt(7 * 7 * x.shape[-1])
       x = nn.Conv(
         self.widths[-1],
         (7, 7),
         (2, 2),
         padding=3,
-        kernel_init=layers.TORCH_INIT,
-        bias_init=partial(_uniform, bound),
         dtype=self.dtype,
         name=f'base{last}_conv',
       )(x)
@@ -450,9 +446,7 @@ class Exit(nn.Module):
     for i in (1, 2):
       x = _unit(train, self.dtype, x, self.width, 3, 2, name=f'unit{i}')
     x = Mean()(x).astype(jnp.float32)
-    return nn.Dense(
-      self.num_classes, kernel_init=layers.TORCH_INIT, name='head'
-    )(x)
+    return nn.Dense(self.num_classes, name='head')(x)
 
 
 # Modules of their own, although without parameters, to be found by who counts.
@@ -472,7 +466,7 @@ class Mean(nn.Module):
     return x.mean((1, 2))
 
 
-def _unit(train, dtype, x, features, kernel, stride=1, *, name, **options):
+def _unit(train, dtype, x, features, kernel, stride=1, *, name):
   """Convolution, norm, ReLU."""
   return layers.conv_norm(
     x,
@@ -484,7 +478,6 @@ def _unit(train, dtype, x, features, kernel, stride=1, *, name, **options):
     dtype=dtype,
     name=name,
     activation=nn.relu,
-    **options,
   )
 
 
@@ -527,5 +520,42 @@ def _aligned_weights(old: int, new: int) -> np.ndarray:
   return weights
 
 
-def _uniform(bound, key, shape, dtype=jnp.float32) -> jax.Array:
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
+def initial(key: jax.Array, variables: dict[str, Any]) -> dict[str, Any]:
+  """Fresh variables of a network.
+
+  Convolutions of blocks and exits are normal with variance 2 / (k^2 outputs);
+  the stem and the dense layers, which the authors leave to PyTorch, uniform
+  within 1 / sqrt(inputs). All weights come from one draw, cut up on the host:
+  XLA takes minutes to compile hundreds of initialisers.
+
+  Args:
+    key: for the weights.
+    variables: shapes, from `network.init`.
+  """
+  flat = traverse_util.flatten_dict(variables)
+  uniform = jax.random.uniform(
+    key, (sum(x.size for x in flat.values()),), minval=-1.0
+  )
+  normal = np.sqrt(2) * jax.lax.erf_inv(uniform)
+  if not isinstance(uniform, jax.core.Tracer):
+    uniform, normal = np.asarray(uniform), np.asarray(normal)
+  values, start = {}, 0
+  for path, x in flat.items():
+    part, start = slice(start, start + x.size), start + x.size
+    kernel = flat[*path[:-1], 'kernel'].shape if _is_weight(path) else ()
+    if path[-1] in ('scale', 'var'):
+      values[path] = np.ones(x.shape, x.dtype)
+    elif not kernel or path[-2:] == ('head', 'bias'):
+      values[path] = np.zeros(x.shape, x.dtype)
+    elif 'stem' in path or 'head' in path:
+      bound = 1 / np.sqrt(np.prod(kernel[:-1]))
+      values[path] = np.float32(bound) * uniform[part].reshape(x.shape)
+    else:
+      spread = np.sqrt(2 / (kernel[0] * kernel[1] * kernel[-1]))
+      values[path] = np.float32(spread) * normal[part].reshape(x.shape)
+  return traverse_util.unflatten_dict(values)
+
+
+def _is_weight(path: tuple[str, ...]) -> bool:
+  """Of a convolution or a dense layer, not of a norm."""
+  return path[0] == 'params' and not path[-2].endswith('norm')

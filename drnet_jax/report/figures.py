@@ -26,11 +26,11 @@ def accuracy_cost(record: Record, path: str) -> None:
     [100 * p.top1 for p in fixed],
     'o',
     color='#4477aa',
-    label='fixed size',
+    label='fixed',
   )
-  for policy, size_px in zip(fixed, record.resolutions, strict=True):
+  for policy, option in zip(fixed, record.options, strict=True):
     axes.annotate(
-      f'{size_px} px',
+      option,
       (policy.gmacs, 100 * policy.top1),
       (0, -14),
       textcoords='offset points',
@@ -155,7 +155,7 @@ def by_size(
     class_names: in label order.
     path: of the files, without ending.
   """
-  rows = [f'{size_px} px' for size_px in record.resolutions]
+  rows = record.options
   _in_rows(record, record.choice, rows, read_image, class_names, path)
 
 
@@ -170,7 +170,7 @@ def by_smallest_sufficient(
   The last row, images that no size gets right, shows what the largest says of
   them. Arguments as for `by_size`.
   """
-  rows = [f'{size_px} px' for size_px in record.resolutions]
+  rows = record.options
   group = policies.smallest_sufficient(record)
   _in_rows(record, group, [*rows, 'none'], read_image, class_names, path)
 
@@ -187,7 +187,7 @@ def _in_rows(
   for k, (row, title) in enumerate(zip(grid, rows, strict=True)):
     members = np.flatnonzero(group == k)
     shown = rng.permutation(members)[:columns]
-    size_index = min(k, len(record.resolutions) - 1)
+    size_index = min(k, len(record.options) - 1)
     for axes in row:
       axes.set_xticks([])
       axes.set_yticks([])
