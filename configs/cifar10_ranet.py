@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.reset_head = False
   config.eval_batch_size = 200
   config.log_every_steps = 50
-  config.checkpoint_every_epochs = 1
+  config.checkpoint_every_epochs = 1.0
   config.keep_checkpoints = 2
 
   config.data = {  # data.pipeline.Data

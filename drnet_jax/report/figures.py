@@ -114,6 +114,56 @@ def budget_curve(
   _save(figure, path)
 
 
+def exit_curves(
+  record: Record,
+  curves: Sequence[tuple[str, Sequence[policies.Policy]]],
+  papers: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+  path: str,
+) -> None:
+  """Early exit at many budgets, beside every image at the same exit.
+
+  Args:
+    record: of the test split.
+    curves: name and points of each network, or of the best of them.
+    papers: name and points (MMACs, top-1 in %) of curves that are the paper's.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(6.8, 4.6), layout='constrained')
+  axes = figure.add_subplot()
+  fixed = policies.fixed(record)
+  axes.step(
+    [1e3 * p.gmacs for p in fixed],
+    [100 * p.top1 for p in fixed],
+    'o-',
+    where='post',
+    color='#4477aa',
+    lw=1,
+    label='anytime: all images at one exit',
+  )
+  for (name, points), colour in zip(
+    curves,
+    ('#228833', '#aa3377', '#ee7733', '#66ccee', '#222222'),
+    strict=False,
+  ):
+    ordered = sorted(points, key=lambda p: p.gmacs)
+    axes.plot(
+      [1e3 * p.gmacs for p in ordered],
+      [100 * p.top1 for p in ordered],
+      '.-',
+      color=colour,
+      lw=1,
+      label=name,
+    )
+  for name, points in papers:
+    axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
+  axes.set_xlim(left=0)
+  axes.set_xlabel('average cost of an image, MMACs')
+  axes.set_ylabel('top-1, %')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='lower right', fontsize=9)
+  _save(figure, path)
+
+
 def latency(
   curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
   label: str,
