@@ -127,7 +127,7 @@ def best_of(
     The index of the network and the setting, wherever paying more gives more.
   """
   pool = [(i, setting) for i, curve in enumerate(curves) for setting in curve]
-  pool.sort(key=lambda pair: pair[1].calibrated.gmacs)
+  pool.sort(key=lambda x: (x[1].calibrated.gmacs, -x[1].calibrated.top1))
   found, best = [], -1.0
   for i, setting in pool:
     if setting.calibrated.top1 > best:
