@@ -1,12 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real early exit does what a simulated one says."""
 
+import csv
+import io
+import json
+import os
+import shutil
+
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
+from PIL import Image
 
 from configs import cifar10_ranet_tiny
-from drnet_jax import models, workdir
+from drnet_jax import (
+  calibrate,
+  evaluate,
+  models,
+  predict,
+  settings,
+  train,
+  workdir,
+)
 from drnet_jax.deploy import budget, exit_budget
 from drnet_jax.deploy.answers import Failure
 from drnet_jax.deploy.classifier import Classifier
@@ -65,7 +81,9 @@ def pictures(count, seed=0):
 
 def simulated(trained, images):
   """Probabilities of every exit, [B, E, K]."""
-  logits = trained.model.all_logits(trained.params, trained.batch_stats, images)
+  logits = jax.jit(trained.model.all_logits)(
+    trained.params, trained.batch_stats, images
+  )
   return np.asarray(jax.nn.softmax(logits))
 
 
@@ -214,3 +232,92 @@ def test_what_networks_with_exits_cannot(trained, classifier):
     classifier.stream(deadline_ms=10)
   with pytest.raises(UserError, match='not a threshold'):
     classifier.set_thresholds([0.5])
+
+
+# The commands, on a run that took no training.
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A workdir of a tiny network on a packed file of noise."""
+  folder = tmp_path_factory.mktemp('ranet')
+  files = []
+  for image in pictures(96, seed=7):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'PNG')
+    files.append(file.getvalue())
+  np.savez(
+    folder / 'noise.npz',
+    data=np.frombuffer(b''.join(files), np.uint8),
+    offsets=np.cumsum([0, *map(len, files)]),
+    label=np.arange(96) % 5,
+    split=np.repeat([0, 1], 48),
+    class_name=np.array([b'a', b'b', b'c', b'd', b'e']),
+  )
+  config = cifar10_ranet_tiny.get_config()
+  with config.unlocked():
+    config.model.network = NETWORK
+  config.model.image_px = 16
+  config.data.update(
+    name='packed',
+    data_dir=str(folder / 'noise.npz'),
+    test_split='val',
+    held_out=16,
+    epoch_images=32,
+  )
+  config.eval_batch_size = 16
+  config.exits.update(epochs=2, batch_size=16, eval_every_epochs=1)
+  path = str(folder / 'run')
+  train.train(config, path)
+  return path
+
+
+def test_a_run_trains_evaluates_calibrates_and_predicts(run, capsys, tmp_path):
+  evaluate.evaluate(run)
+  with open(os.path.join(run, 'held_out.json')) as file:
+    assert len(set(json.load(file))) == 16
+  with open(os.path.join(run, 'metrics.csv')) as file:
+    names = {row['metric'] for row in csv.DictReader(file)}
+  assert {'train/top1_exit4', 'validation/fixed_exit_4_top1'} <= names
+  with flagsaver.flagsaver(workdir=run, measure='jax'):
+    calibrate._run()
+  with open(os.path.join(run, 'report', 'budget.csv')) as file:
+    rows = list(csv.DictReader(file))
+  assert [float(row['q']) for row in rows] == list(exits.RATIOS)
+  calibration = exit_budget.read(run)
+  assert calibration.confidence.shape == (16, 4)
+  assert list(calibration.ms.sizes) == sorted(calibration.ms.sizes)
+  file = str(tmp_path / 'image.png')
+  Image.fromarray(pictures(1)[0]).save(file)
+  capsys.readouterr()
+  with flagsaver.flagsaver(workdir=run, exit=2, format='json'):
+    predict._run([file, file])
+  answers = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+  assert [x['exit'] for x in answers] == [2, 2]
+  assert answers[0]['gmacs'] == pytest.approx(calibration.gmacs.sizes[1])
+
+
+def test_thresholds_are_never_set_on_the_test_images(run, tmp_path):
+  config = workdir.read_config(run)
+  config.data.validation_split = 'val'
+  path = str(tmp_path / 'anytime')
+  shutil.copytree(run, path)
+  settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
+  with pytest.raises(UserError, match='tested on. Train with'):
+    calibrate.calibrate(path)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'exits.step': 'pretrain'}, 'trains a DRNet, config.model makes a RANet'),
+    ({'data.held_out': 48}, 'leaves none to learn from'),
+    ({'data.held_out': 0}, 'or none aside'),
+    ({'model.method': 'msdnet'}, 'is not one of'),
+  ],
+)
+def test_mistakes_in_a_config(run, tmp_path, change, message):
+  config = workdir.read_config(run)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(UserError, match=message):
+    train.train(config, str(tmp_path))

@@ -26,6 +26,10 @@ def make_record(offset, count=200):
   )
 
 
+def sweep(calibration, test, *ratios):
+  return exits.sweep(calibration.confidence, calibration.top1, test, *ratios)
+
+
 @pytest.mark.parametrize(
   'ratio, limits, calibrated, tested, counts',
   [
@@ -37,7 +41,7 @@ def make_record(offset, count=200):
   ],
 )
 def test_thresholds_are_the_authors(ratio, limits, calibrated, tested, counts):
-  (found,) = exits.sweep(make_record(0), make_record(1000), [ratio])
+  (found,) = sweep(make_record(0), make_record(1000), [ratio])
   np.testing.assert_allclose(10007 * found.thresholds[:3], limits, atol=1e-6)
   assert found.thresholds[3] == -np.inf
   for policy, (top1, cost) in (
@@ -92,8 +96,8 @@ def test_shares_of_extreme_ratios_are_finite():
 
 
 def test_the_best_network_is_chosen_on_calibration_images():
-  one = exits.sweep(make_record(0), make_record(1000))
-  other = exits.sweep(make_record(50), make_record(2000))[::2]
+  one = sweep(make_record(0), make_record(1000))
+  other = sweep(make_record(50), make_record(2000))[::2]
   best = exits.best_of([one, other])
   scores = [s.calibrated.top1 for _, s in best]
   costs = [s.calibrated.gmacs for _, s in best]

@@ -35,6 +35,7 @@ class StageEngine:
     self._batches = sorted(set(batches))
     self.best_batch = self._batches[-1]
     self.num_exits = len(trained.model.options)
+    self.image_px = trained.model.image_px
     self._weights = [
       trained.model.stage_weights(k, trained.params, trained.batch_stats)
       for k in range(1, self.num_exits + 1)

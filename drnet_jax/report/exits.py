@@ -80,35 +80,60 @@ def leave_at(confidence: np.ndarray, limits: np.ndarray) -> np.ndarray:
   return (confidence >= limits).argmax(1)
 
 
-def score(record: Record, limits: np.ndarray) -> Policy:
-  """What thresholds give on the images of a record; shares are of exits."""
-  left_at = leave_at(record.confidence, limits)
-  rows, exits = np.arange(len(left_at)), len(record.gmacs)
+def score(
+  limits: np.ndarray,
+  gmacs: np.ndarray,
+  confidence: np.ndarray,
+  top1: np.ndarray,
+  top5: np.ndarray | None = None,
+) -> Policy:
+  """What thresholds give on some images.
+
+  Args:
+    limits: thresholds, [E].
+    gmacs: cost up to each exit, [E].
+    confidence: [N, E].
+    top1, top5: bool [N, E], whether each exit is right.
+
+  Returns:
+    The score; its shares are of the images at each exit.
+  """
+  left_at = leave_at(confidence, limits)
+  rows = np.arange(len(left_at))
   return Policy(
     name='early exit',
-    gmacs=float(record.gmacs[left_at].mean()),
-    top1=float(record.top1[rows, left_at].mean()),
-    top5=float(record.top5[rows, left_at].mean()),
-    shares=np.bincount(left_at, minlength=exits) / len(rows),
+    gmacs=float(gmacs[left_at].mean()),
+    top1=float(top1[rows, left_at].mean()),
+    top5=None if top5 is None else float(top5[rows, left_at].mean()),
+    shares=np.bincount(left_at, minlength=len(gmacs)) / len(rows),
   )
 
 
 def sweep(
-  calibration: Record, test: Record, ratios: Sequence[float] = RATIOS
+  confidence: np.ndarray,
+  top1: np.ndarray,
+  test: Record,
+  ratios: Sequence[float] = RATIOS,
 ) -> list[Setting]:
   """The curve of a network.
 
   Args:
-    calibration: of images that were not trained on; thresholds know no others.
+    confidence, top1: [N, E], on images that were not trained on; thresholds
+      know no others.
     test: of the images to report.
-    ratios: as from `RATIOS`.
+    ratios: as `RATIOS`.
   """
   found = []
   for ratio in ratios:
-    shares = geometric_shares(ratio, len(calibration.gmacs))
-    limits = thresholds(calibration.confidence, shares)
+    shares = geometric_shares(ratio, len(test.gmacs))
+    limits = thresholds(confidence, shares)
     found.append(
-      Setting(ratio, limits, score(calibration, limits), score(test, limits))
+      Setting(
+        ratio,
+        limits,
+        score(limits, test.gmacs, confidence, top1),
+        score(limits, test.gmacs, test.confidence, test.top1, test.top5),
+      )
     )
   return found
 
