@@ -60,11 +60,12 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',
     'images_per_class': 0,
+    'held_out': 0,
     'max_bad_images': 10,
     'threads': 16,
     'workers': 0,
   }
-  config.model = {  # models.create
+  config.model = {  # models.create_drnet
     'base': {
       'network': 'resnet50',
       'padding': 'symmetric',

@@ -38,11 +38,12 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,
     'classes': '',
     'images_per_class': 0,
+    'held_out': 0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,
     'threads': 1,
     'workers': 0,  # processes in place of threads
   }
-  config.model = {  # models.create
+  config.model = {  # models.create_drnet
     'base': {  # models.resnet.ResNet; 13.5 MMACs at 64 px
       'network': 'resnet',
       'stage_sizes': (1, 2),

@@ -10,6 +10,10 @@ budgets in milliseconds. Then checks the dial on the test split: budgets asked
 for, what they cost and score there, beside the best fixed size, a random choice
 and the confidence cascade at the same cost. `--compare=other,workdirs` adds the
 routed points of other runs (an alpha sweep) to the figure.
+
+Of a network with exits it stores what sets their thresholds, and reports the
+whole curve of budgeted batch classification on the test split; with `--compare`
+the best of several networks at each budget.
 """
 
 import csv
@@ -23,12 +27,15 @@ from absl import app, flags
 from drnet_jax import command, log, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import parse_flags, run_command, set_up
-from drnet_jax.data.pipeline import Data
-from drnet_jax.deploy import budget, costs
+from drnet_jax.data.pipeline import HELD_OUT, Data
+from drnet_jax.deploy import budget, costs, exit_budget
 from drnet_jax.deploy.classifier import RUNTIMES, Classifier
+from drnet_jax.deploy.early_exit import EarlyExitClassifier
+from drnet_jax.deploy.exit_budget import ExitCalibration
 from drnet_jax.errors import UserError
 from drnet_jax.evaluate import record_split
-from drnet_jax.report import figures, policies
+from drnet_jax.models.ranet import RANet
+from drnet_jax.report import exit_tables, exits, figures, policies
 from drnet_jax.report.policies import Policy, Record
 
 _MEASURE = flags.DEFINE_enum(
@@ -54,30 +61,36 @@ class Check:
   got: Policy
 
 
-def calibrate(path: str) -> budget.Calibration:
+def calibrate(path: str) -> budget.Calibration | ExitCalibration:
   """Runs the validation split and writes `calibration.json`.
 
   Args:
-    path: workdir of a run with a trained predictor.
+    path: workdir of a run with a trained predictor, or with exits.
 
   Returns:
     The calibration; milliseconds measured earlier are kept.
 
   Raises:
-    UserError: no trained predictor.
+    UserError: no trained predictor, or no images but those of the test.
   """
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
-  if not trained.has_router:
+  has_exits = isinstance(trained.model, RANet)
+  if not (has_exits or trained.has_router):
     raise UserError(f'{path}: its predictor is not trained yet')
   data = settings.call(Data, trained.config.data, 'config.data')
-  before = budget.read(path)
-  calibration = budget.Calibration.of(
-    record_split(
-      trained, mesh, data, data.open(data.validation_split), 'calibrate'
-    ),
-    split=f'{data.name}/{data.validation_split}',
+  if has_exits and data.validation_split == data.test_split:
+    raise UserError(
+      f'{path}: thresholds would be set on the images they are to be tested '
+      'on. Train with --config.data.held_out=5000 '
+      f'--config.data.validation_split={HELD_OUT}'
+    )
+  before = exit_budget.read(path)
+  make = ExitCalibration if has_exits else budget.Calibration
+  record = record_split(
+    trained, mesh, data, data.open(data.validation_split), 'calibrate'
   )
+  calibration = make.of(record, split=f'{data.name}/{data.validation_split}')
   calibration.ms = before and before.ms
   calibration.write(path)
   return calibration
@@ -142,11 +155,19 @@ def _run() -> None:
     classifier = Classifier.load(
       path, runtime=_MEASURE.value, batch=_BATCH.value
     )
-    calibration.ms = costs.measure(
-      classifier.contract, classifier.engine, batch=_BATCH.value
-    )
+    if isinstance(classifier, EarlyExitClassifier):
+      calibration.ms = costs.measure_stages(
+        classifier.engine, batch=_BATCH.value
+      )
+    else:
+      calibration.ms = costs.measure(
+        classifier.contract, classifier.engine, batch=_BATCH.value
+      )
     calibration.write(path)
     print(_cost_table(calibration))
+  if isinstance(calibration, ExitCalibration):
+    _report_exits(path, calibration)
+    return
   record = test_record(path)
   checks = check(calibration, record, _POINTS.value)
   print(_report(checks, record))
@@ -170,6 +191,31 @@ def _run() -> None:
   figures.budget_curve(record, [c.got for c in checks], others, figure)
   _write_csv(checks, figure + '.csv')
   print(f'Written: {os.path.join(path, budget.FILE)}, {figure}.csv, .png, .svg')
+
+
+def _report_exits(path: str, calibration: ExitCalibration) -> None:
+  """Prints and writes the curve of a network with exits, or of several."""
+  record = test_record(path)
+  paths = [path, *_COMPARE.value]
+  curves = [exits.sweep(calibration.confidence, calibration.correct, record)]
+  for other in _COMPARE.value:
+    found = exit_budget.read(other)
+    if not isinstance(found, ExitCalibration):
+      raise UserError(
+        f'--compare: {other} holds no calibrated network with exits: python '
+        f'-m drnet_jax.calibrate --workdir={other}'
+      )
+    curves.append(
+      exits.sweep(found.confidence, found.correct, test_record(other))
+    )
+  names = [os.path.basename(os.path.normpath(p)) for p in paths]
+  data = workdir.read_config(path).data
+  directory = os.path.join(path, 'report')
+  print(exit_tables.write(directory, names, curves, record, data.name))
+  print(
+    f'Written: {os.path.join(path, budget.FILE)}, '
+    f'{os.path.join(directory, "budget")}.csv, .md, .png, .svg'
+  )
 
 
 def _cost_table(calibration: budget.Calibration) -> str:

@@ -19,7 +19,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
-from drnet_jax.models.drnet import DRNet
+from drnet_jax.models import Model
 from drnet_jax.report import figures, policies
 from drnet_jax.report.policies import Record
 
@@ -35,7 +35,7 @@ class Evaluator:
     mesh: devices to run on.
   """
 
-  def __init__(self, model: DRNet, mesh: Mesh):
+  def __init__(self, model: Model, mesh: Mesh):
     self._model = model
     self._mesh = mesh
     # Every process gets the answers to all images: a few numbers each.
@@ -46,7 +46,7 @@ class Evaluator:
     )
     macs = model.macs()
     self._costs = {
-      'resolutions': np.asarray(model.resolutions),
+      'options': np.asarray(model.options),
       'gmacs': np.asarray(macs.gmacs),
       'predictor_gmacs': macs.predictor / 1e9,
     }
@@ -247,18 +247,18 @@ def summary(record: Record) -> str:
       'GMACs': f'{policy.gmacs:.4g}',
       'cost %': f'{100 * policy.gmacs / record.gmacs.max():.1f}',
     }
-    for size_px, share in zip(record.resolutions, policy.shares, strict=True):
-      row[f'{size_px} px'] = '' if np.isnan(share) else f'{100 * share:.1f} %'
+    for option, share in zip(record.options, policy.shares, strict=True):
+      row[option] = '' if np.isnan(share) else f'{100 * share:.1f} %'
     rows.append(row)
   needed = policies.smallest_sufficient(record)
-  shares = np.bincount(needed, minlength=len(record.resolutions) + 1)
-  sizes = [f'{size_px} px' for size_px in record.resolutions] + ['no size']
+  shares = np.bincount(needed, minlength=len(record.options) + 1)
+  options = [*record.options, 'none']
   lines = [
     log.table(rows),
-    'Smallest size that is right: '
+    'Cheapest that is right: '
     + ', '.join(
-      f'{100 * count / len(needed):.1f} % {size}'
-      for size, count in zip(sizes, shares, strict=True)
+      f'{100 * count / len(needed):.1f} % {option}'
+      for option, count in zip(options, shares, strict=True)
     )
     + '.',
   ]
@@ -295,7 +295,7 @@ def rank_correlations(record: Record) -> dict[str, float]:
 def _write_csv(record: Record, path: str) -> None:
   with open(path, 'w', newline='') as file:
     writer = csv.writer(file)
-    shares = [f'share_r{size_px}' for size_px in record.resolutions]
+    shares = [f'share of {option}' for option in record.options]
     writer.writerow(['policy', 'gmacs', 'top1', 'top5', *shares])
     for policy in policies.all_policies(record):
       writer.writerow(
@@ -304,17 +304,12 @@ def _write_csv(record: Record, path: str) -> None:
 
 
 def _judge(
-  model: DRNet, mesh: Mesh, has_router: bool, params, batch_stats, batch
+  model: Model, mesh: Mesh, has_router: bool, params, batch_stats, batch
 ):
   """What a `Record` holds, for one batch."""
   images, labels = batch['image'], batch['label']
   params = mesh_lib.gathered(params, mesh)
-  logits = jnp.stack(
-    [
-      model.logits_at(params, batch_stats, images, r) for r in model.resolutions
-    ],
-    axis=1,
-  )  # [B, R, K]
+  logits = model.all_logits(params, batch_stats, images)  # [B, R, K]
   of_label = jnp.take_along_axis(logits, labels[:, None, None], -1)
   judged = {
     'valid': batch['valid'],

@@ -23,13 +23,14 @@ def schedule(
   """Learning rate as a function of the step.
 
   Args:
-    kind: 'step' (times `decay_factor` every `decay_epochs`), or 'cosine' (to 0
-      at the end of `epochs`).
+    kind: 'step' (times `decay_factor` every `decay_epochs`), 'halfway' (times
+      `decay_factor` at 1/2 and again at 3/4 of `epochs`), or 'cosine' (to 0 at
+      the end of `epochs`).
     lr: after the warm-up.
     warmup_epochs: linear from 0, counted within `epochs`.
     epochs: length of the stage.
     decay_epochs: only for 'step'.
-    decay_factor: only for 'step'.
+    decay_factor: only for 'step' and 'halfway'.
     steps_per_epoch: steps in one epoch.
 
   Raises:
@@ -42,10 +43,16 @@ def schedule(
     # Counted from the first step of all, as the papers count their epochs.
     drops = {n - warmup: decay_factor for n in range(every, total, every)}
     after = optax.piecewise_constant_schedule(lr, drops)
+  elif kind == 'halfway':
+    marks = (round(epochs * x) * steps_per_epoch for x in (0.5, 0.75))
+    drops = {max(mark, 1) - warmup: decay_factor for mark in marks}
+    after = optax.piecewise_constant_schedule(lr, drops)
   elif kind == 'cosine':
     after = optax.cosine_decay_schedule(lr, max(total - warmup, 1))
   else:
-    raise UserError(f"schedule {kind!r} is not one of 'step', 'cosine'")
+    raise UserError(
+      f"schedule {kind!r} is not one of 'step', 'halfway', 'cosine'"
+    )
   if not warmup:
     return after
   return optax.join_schedules(

@@ -3,15 +3,17 @@
 
     python -m drnet_jax.predict --workdir=runs/quick photo.png 'more/*.jpg' dir/
 
-Prints, for each image, its class, how likely it is, the size chosen for it,
-what that cost and what the network at its full size would have cost. Files that
+Prints, for each image, its class, how likely it is, the size chosen for it (or
+the exit at which it left), what that cost and what the network at its full size
+(or to its end) would have cost. Files that
 cannot be read are named at the end, and the exit status is then 2.
 
 `--workdir` may also name a folder that `drnet_jax.export` wrote.
 `--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after
-`drnet_jax.calibrate`), `--size` runs every image at one size; `--format=csv` or
-`json` (a line per image) is for other programs; `--runtime=onnx` is the fastest
-on CPUs; `--decode=scaled` decodes large JPEGs at a part of their size.
+`drnet_jax.calibrate`), `--size` runs every image at one size, `--exit` to one
+exit; `--format=csv` or `json` (a line per image) is for other programs;
+`--runtime=onnx` is the fastest on CPUs; `--decode=scaled` decodes large JPEGs
+at a part of their size.
 """
 
 import csv
@@ -40,6 +42,7 @@ _BUDGETS = {
   'accuracy': flags.DEFINE_float('budget_accuracy', None, 'Top-1 in [0, 1].'),
 }
 _SIZE = flags.DEFINE_integer('size', None, 'One size for all images, in px.', 1)
+_EXIT = flags.DEFINE_integer('exit', None, 'One exit for all (RANet).', 1)
 _TOP_K = flags.DEFINE_integer('top_k', 1, 'Classes to name for an image.', 1)
 _FORMAT = flags.DEFINE_enum(
   'format', 'table', ('table', 'csv', 'json'), 'How to print the answers.'
@@ -91,12 +94,16 @@ def _run(arguments: Sequence[str]) -> None:
     batch=1 if len(paths) == 1 else 0,
   )
   budgets = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}
-  if budgets and _SIZE.value:
-    raise UserError('--size leaves nothing to choose: give it or a budget')
+  if budgets and (_SIZE.value or _EXIT.value):
+    raise UserError(
+      '--size or --exit leaves nothing to choose: give it or a budget'
+    )
   if budgets:
     classifier.set_budget(**budgets)
   elif _SIZE.value:
     classifier.set_size(_SIZE.value)
+  elif _EXIT.value:
+    classifier.set_exit(_EXIT.value)
   answers = classifier.predict(paths, top_k=_TOP_K.value, on_error='return')
   good = [
     (name, x)
@@ -121,9 +128,9 @@ def _print_table(answers: list[tuple[str, Prediction]]) -> None:
     rows.append(
       row
       | {
-        'size': f'{found.size_px} px',
+        'ran': found.option,
         'GMACs': f'{found.gmacs:.4g}',
-        'full size': f'{found.full_gmacs:.4g}',
+        'in full': f'{found.full_gmacs:.4g}',
         'saved': f'{1 - found.gmacs / found.full_gmacs:.0%}',
       }
     )
@@ -137,6 +144,7 @@ def _fields(name: str, found: Prediction) -> dict:
     'class': found.name,
     'probability': found.probability,
     'size_px': found.size_px,
+    'exit': found.exit_number,
     'gmacs': found.gmacs,
     'full_gmacs': found.full_gmacs,
   }

@@ -21,14 +21,15 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.models.drnet import DRNet
+from drnet_jax.models import Model
 from drnet_jax.report import policies
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.augment import BatchAugmentation
+from drnet_jax.steps.exits import ExitsStep
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 
-STEPS = {'pretrain': PretrainStep, 'routed': RoutedStep}
+STEPS = {'pretrain': PretrainStep, 'routed': RoutedStep, 'exits': ExitsStep}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class StageRunner:
     seed: int,
     cadence: Cadence,
     mesh: Mesh,
-    model: DRNet,
+    model: Model,
     data: Data,
     source,
   ):
@@ -145,6 +146,12 @@ class StageRunner:
     if self._last < 1:
       raise UserError(f'{where}.epochs = {stage.epochs} is less than one step')
     step_class = STEPS[stage.step]
+    if not isinstance(model, step_class.model_class):
+      raise UserError(
+        f'{where}.step = {stage.step!r} trains a '
+        f'{step_class.model_class.__name__}, config.model makes a '
+        f'{type(model).__name__}'
+      )
     self._has_router = 'predictor' in step_class.trains
     self._rate = settings.call(
       optim.schedule,
@@ -315,7 +322,7 @@ class StageRunner:
     ]
     metrics = {}
     for policy in policies.fixed(record):
-      metrics[f'{policy.name.replace(" ", "_r")}_top1'] = policy.top1
+      metrics[f'{policy.name.replace(" ", "_")}_top1'] = policy.top1
       parts.append(f'{policy.name}: {policy.top1:.1%}')
     if self._has_router:
       router = policies.routed(record)
@@ -326,8 +333,8 @@ class StageRunner:
         'best_fixed_top1': rival.top1,
       }
       shares = ' '.join(
-        f'{r} px {share:.0%}'
-        for r, share in zip(record.resolutions, router.shares, strict=True)
+        f'{option} {share:.0%}'
+        for option, share in zip(record.options, router.shares, strict=True)
       )
       cost = router.gmacs / record.gmacs.max()
       parts.append(

@@ -18,12 +18,12 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import processes, settings, workdir
+from drnet_jax import models, processes, settings, workdir
 from drnet_jax import weights as weights_lib
-from drnet_jax.data.pipeline import Data
+from drnet_jax.data.pipeline import HELD_OUT, Data
 from drnet_jax.errors import UserError
 from drnet_jax.evaluate import Evaluator
-from drnet_jax.models.drnet import DRNet
+from drnet_jax.models import Model
 from drnet_jax.stage import STEPS, Cadence, Stage, StageRunner
 
 
@@ -99,6 +99,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     for name, stage in run.stages.items()
   ]
   workdir.begin(path, config, source.class_names)
+  if data.held_out and processes.is_main():
+    workdir.keep_held_out(path, data.open(HELD_OUT).examples.rows)
   processes.wait_for_all('workdir')
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]
@@ -143,10 +145,12 @@ def read(config: ml_collections.ConfigDict) -> Run:
   return settings.call(Run, others, 'config', stages=stages)
 
 
-def _initial_weights(run: Run, mesh: Mesh, model: DRNet):
+def _initial_weights(run: Run, mesh: Mesh, model: Model):
   """(params, batch_stats) to begin the first stage with."""
-  init = jax.jit(model.init, out_shardings=mesh_lib.replicated(mesh))
-  weights = init(jax.random.key(run.seed))
+  weights = jax.device_put(
+    models.initial_weights(model, jax.random.key(run.seed)),
+    mesh_lib.replicated(mesh),
+  )
   if run.init_from:
     return weights_lib.load(
       run.init_from, model, weights, mesh, reset_head=run.reset_head

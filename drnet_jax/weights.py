@@ -14,14 +14,14 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.models import torch_weights
+from drnet_jax.models import Model, torch_weights
 from drnet_jax.models.drnet import DRNet
 
 _Weights = tuple[Any, Any]  # (params, batch_stats)
 
 
 def load(
-  origin: str, model: DRNet, fresh: _Weights, mesh: Mesh, *, reset_head: bool
+  origin: str, model: Model, fresh: _Weights, mesh: Mesh, *, reset_head: bool
 ) -> _Weights:
   """Reads the weights to begin with.
 
@@ -48,7 +48,7 @@ def load(
     params, batch_stats = trained.params, trained.batch_stats
     if reset_head:
       head = torch_weights.HEAD
-      if head not in fresh[0]['base']:
+      if head not in fresh[0].get('base', {}):
         raise UserError(
           f'config.reset_head: the base network has no layer {head!r}'
         )
@@ -99,6 +99,8 @@ def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
     naming: see `torch_weights.to_state_dict`.
   """
   trained = workdir.load(path, mesh_lib.create(1))
+  if not isinstance(trained.model, DRNet):
+    raise UserError(f'{path}: only a DRNet can be written for PyTorch')
   state = torch_weights.export(
     trained.model, trained.params, trained.batch_stats, size_px, naming=naming
   )
@@ -106,8 +108,13 @@ def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
 
 
 def _from_torch(
-  file: str, model: DRNet, fresh: _Weights, *, reset_head: bool
+  file: str, model: Model, fresh: _Weights, *, reset_head: bool
 ) -> _Weights:
+  if not isinstance(model, DRNet):
+    raise UserError(
+      f'{file}: weights of PyTorch can be read for a DRNet only, and '
+      f'config.model makes a {type(model).__name__}'
+    )
   state = torch_weights.read(file)
   weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
   log.say(f'Weights from {file}, the norms copied to every size')

@@ -3,6 +3,7 @@
 
 config.json       the config the run was begun with
 classes.json      class names, in label order
+held_out.json     which training images were set aside, if any
 checkpoints/      <stage>/<step>, see `checkpoint`; initial/0, weights from
                   elsewhere (`convert`)
 metrics.csv       and tensorboard/, see `log`
@@ -17,13 +18,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.errors import UserError
-from drnet_jax.models.drnet import DRNet
 
 # Fields that may differ from those a run was begun with: what is computed does
 # not depend on them.
@@ -46,7 +47,7 @@ class Trained:
     origin: 'stage finetune, step 120', for people.
   """
 
-  model: DRNet
+  model: models.Model
   params: Any
   batch_stats: Any
   has_router: bool
@@ -86,6 +87,29 @@ def begin(
     settings.write_json(_config_file(path), ours)
   except OSError as error:
     raise UserError(f'cannot write to --workdir={path}: {error}') from error
+
+
+def keep_held_out(path: str, rows: np.ndarray) -> None:
+  """Writes which images are held out, or checks that they are still the same.
+
+  Args:
+    path: the workdir.
+    rows: int [N], of the training split.
+
+  Raises:
+    UserError: the run was begun with others.
+  """
+  file = os.path.join(path, 'held_out.json')
+  if not (os.path.exists(file) and _has_checkpoint(path)):
+    settings.write_json(file, rows.tolist())
+    return
+  with open(file) as opened:
+    kept = json.load(opened)
+  if kept != rows.tolist():
+    raise UserError(
+      f'{file} names other images than are held out now: the data set or the '
+      'random numbers have changed. Choose another --workdir.'
+    )
 
 
 def read_config(path: str) -> ml_collections.ConfigDict:
@@ -159,11 +183,9 @@ def load(path: str, mesh: Mesh) -> Trained:
 
 def create_model(
   section: Mapping[str, Any], class_names: tuple[str, ...]
-) -> DRNet:
+) -> models.Model:
   """The model of `config.model` for these classes."""
-  return settings.call(
-    models.create, section, 'config.model', num_classes=len(class_names)
-  )
+  return models.create(section, num_classes=len(class_names))
 
 
 def _has_checkpoint(path: str) -> bool:

@@ -55,7 +55,7 @@ def tiny_model(**changes):
     'std': (0.25, 0.25, 0.25),
     'num_classes': 5,
   }
-  return models.create(**settings | changes)
+  return models.create_drnet(**settings | changes)
 
 
 def random_batch(size: int, *, image_px: int = 32, seed: int = 0):

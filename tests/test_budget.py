@@ -25,7 +25,7 @@ def make_record(count, *, seed=0, scale=2.0):
   logits = scale * right + rng.normal(0, 1, (count, 3))
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   return Record(
-    resolutions=np.array([16, 24, 32]),
+    options=np.array(['16 px', '24 px', '32 px']),
     gmacs=GMACS,
     predictor_gmacs=PREDICTOR,
     label=label,

@@ -40,7 +40,7 @@ def parse(arguments):
   """The config of a command line, or None where it has none."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, flag_values=values)
-  for name in ('workdir', 'from_torch', 'mode'):
+  for name in ('workdir', 'from_torch', 'mode', 'compare'):
     flags.DEFINE_string(name, None, '', flag_values=values)
   # It looks for overrides in the process's arguments.
   with mock.patch.object(sys, 'argv', arguments[2:]):
@@ -79,14 +79,15 @@ def test_header_has_a_command_for_its_file(path):
 def test_commands_of_the_headers(command):
   config = parse(command)
   if config is None:
-    assert '--mode=evaluate' in command
+    assert '--mode=evaluate' in command or 'drnet_jax.calibrate' in command
     return
   run = train.read(config)
   model = create_model(config)
-  macs = macs_of(model)
   for stage in run.stages.values():
     step = train.STEPS[stage.step]
+    assert isinstance(model, step.model_class)
     if 'predictor' in step.trains:
+      macs = macs_of(model)
       target = stage.objective['target_gmacs']
       assert macs.gmacs[0] < target <= 1.02 * macs.gmacs[-1]
 

@@ -19,7 +19,7 @@ LAYERS = [
   ['deploy'],
   ['report'],
   ['workdir'],
-  ['steps.pretrain', 'steps.routed'],
+  ['steps.pretrain', 'steps.routed', 'steps.exits'],
   ['checkpoint'],
   ['steps', 'steps.state', 'steps.ahead'],
   ['models'],

@@ -21,7 +21,7 @@ CHOICE = [0, 1, 2, 0]
 def make_record(right=RIGHT, choice=CHOICE, **changes):
   right = np.asarray(right)
   fields = {
-    'resolutions': np.array([10, 20, 30]),
+    'options': np.array(['10 px', '20 px', '30 px']),
     'gmacs': np.array([1.0, 2.0, 4.0]),
     'predictor_gmacs': 0.5,
     'label': np.ones(len(right), int),
@@ -107,7 +107,7 @@ def test_blind_routing_gains_nothing():
 
 def test_without_a_predictor_nothing_is_routed():
   names = [p.name for p in policies.all_policies(make_record(log_p=None))]
-  assert names == ['fixed 10', 'fixed 20', 'fixed 30', 'oracle']
+  assert names == ['fixed 10 px', 'fixed 20 px', 'fixed 30 px', 'oracle']
 
 
 @pytest.mark.parametrize('changes', [{}, {'log_p': None}])

@@ -169,9 +169,9 @@ def test_evaluation_table_matches_its_record(finished):
   chosen = record.top1[np.arange(4000), record.choice].mean()
   assert float(rows['routed']['top1']) == pytest.approx(chosen)
   assert set(rows) == {
-    'fixed 16',
-    'fixed 32',
-    'fixed 64',
+    'fixed 16 px',
+    'fixed 32 px',
+    'fixed 64 px',
     'routed',
     'best fixed',
     'random',

@@ -32,7 +32,7 @@ BASE = {
 
 
 def create(num_classes=10, **changes):
-  return models.create(
+  return models.create_drnet(
     **SETTINGS | {'base': BASE, 'num_classes': num_classes} | changes
   )
 

@@ -20,6 +20,7 @@ from drnet_jax.data import (
   rand_augment,
   random_crop,
   scaled_digits,
+  selection,
   sources,
   transforms,
 )
@@ -27,6 +28,7 @@ from drnet_jax.data.transforms import UnreadableImage
 from drnet_jax.errors import UserError
 
 Example = dict[str, Any]
+HELD_OUT = 'held_out'
 
 _BUFFERED = 4  # batches ahead, of each process that makes them
 
@@ -45,8 +47,17 @@ def _crop_for_training(
   return example | {'image': image}
 
 
+def _shift_for_training(
+  example: Example, rng: np.random.Generator, size_px: int
+) -> Example:
+  image = transforms.decode(example['image'])
+  image = transforms.random_shift(image, size_px, rng)
+  return example | {'image': image}
+
+
 _AUGMENTATIONS: dict[str, Callable] = {
   'random_resized_crop': _crop_for_training,
+  'random_shift': _shift_for_training,
   'compose_digits': _compose,
 }
 
@@ -62,8 +73,8 @@ class Data:
     validation_split: watched during training.
     test_split: for the report, and for nothing else.
     epoch_images: images in one epoch; 0 for the length of the split.
-    augmentation: 'random_resized_crop', or 'compose_digits' (for the split
-      'originals' of scaled_digits).
+    augmentation: 'random_resized_crop'; 'random_shift', CIFAR's; or
+      'compose_digits' (for the split 'originals' of scaled_digits).
     flip, mixup, cutmix: see `steps.augment.BatchAugmentation`.
     rand_augment: () for none, or (operations, magnitude from 0 to 30), for
       instance (2, 9); see `rand_augment.apply`.
@@ -71,6 +82,8 @@ class Data:
     keep_aspect: it is the short side; False squashes the image to a square.
     classes: list of the classes to keep, see `sources.load`.
     images_per_class: training images to keep of each, see `sources.load`.
+    held_out: images of the training split that are set aside, drawn with a
+      fixed seed; they are the split 'held_out'.
     max_bad_images: unreadable images to do without, in each split and process;
       one more ends the run.
     threads: that read and decode ahead, in each process that does.
@@ -92,6 +105,7 @@ class Data:
   keep_aspect: bool
   classes: str
   images_per_class: int
+  held_out: int
   max_bad_images: int
   threads: int
   workers: int
@@ -117,6 +131,7 @@ class Data:
       'epoch_images',
       'resize_px',
       'images_per_class',
+      'held_out',
       'max_bad_images',
       'threads',
       'workers',
@@ -128,10 +143,10 @@ class Data:
 
   def open(self, split: str) -> sources.Source:
     """Opens one of the splits, preparing the data set if it can."""
-    is_train = split == self.train_split
+    is_train = split in (self.train_split, HELD_OUT)
     source = sources.load(
       self.name,
-      split,
+      self.train_split if is_train else split,
       data_dir=self.data_dir,
       classes=self.classes,
       images_per_class=self.images_per_class if is_train else 0,
@@ -142,6 +157,20 @@ class Data:
         f'split {split!r} of {self.data_dir} has other classes than '
         f'{self.train_split!r}: {sorted(set(theirs) - set(ours))} more, '
         f'{sorted(set(ours) - set(theirs))} missing'
+      )
+    if is_train and (self.held_out or split == HELD_OUT):
+      count = len(source.examples)
+      aside = selection.drawn(count, self.held_out, seed=0)
+      if not 0 < self.held_out < count:
+        raise UserError(
+          f'config.data.held_out = {self.held_out} of {count} images of '
+          f'{self.train_split!r} leaves none to learn from, or none aside'
+        )
+      rows = aside
+      if split != HELD_OUT:
+        rows = np.setdiff1d(np.arange(count), aside)
+      source = dataclasses.replace(
+        source, examples=selection.Some(source.examples, rows)
       )
     return source
 

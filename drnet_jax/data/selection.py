@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeping some classes of a data set, and some images of each."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -39,3 +41,25 @@ def drawn(count: int, wanted: int, seed: int) -> np.ndarray:
   if not wanted or wanted >= count:
     return np.arange(count)
   return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
+
+
+@dataclasses.dataclass(frozen=True)
+class Some:
+  """Some of a data set's examples.
+
+  Attributes:
+    examples: all of them, see `sources.Examples`.
+    rows: int [N], which these are.
+  """
+
+  examples: Any
+  rows: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    return self.examples[int(self.rows[i])]
+
+  def name(self, i: int) -> str:
+    return self.examples.name(int(self.rows[i]))

@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ class Prediction:
     size_px: size the image was run at.
     chosen_px: size that was chosen; a stream may run an image larger.
     gmacs: cost, predictor counted.
-    full_gmacs: cost of the base network alone at the largest size.
+    full_gmacs: cost of the base network alone at the largest size, or of the
+      last exit.
+    exit_number: at which the image left a network with exits; else 0.
   """
 
   label: int
@@ -35,6 +38,14 @@ class Prediction:
   chosen_px: int
   gmacs: float
   full_gmacs: float
+  exit_number: int = 0
+
+  @property
+  def option(self) -> str:
+    """What was done with the image: '112 px', or 'exit 3'."""
+    if self.exit_number:
+      return f'exit {self.exit_number}'
+    return f'{self.size_px} px'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,32 @@ class Failure:
   index: int
   source: str
   reason: str
+
+
+def likeliest(
+  probabilities: np.ndarray, class_names: Sequence[str], top_k: int
+) -> dict[str, Any]:
+  """A network's output in words: the fields of a `Prediction` on classes.
+
+  Args:
+    probabilities: [K].
+    class_names: in label order.
+    top_k: classes to list.
+
+  Raises:
+    UserError: the network returns NaN.
+  """
+  if not np.isfinite(probabilities).all():
+    raise UserError('the network returns NaN or infinity')
+  # Stable, so that the first of two equal classes wins everywhere.
+  order = np.argsort(-probabilities, kind='stable')[:top_k]
+  return {
+    'label': int(order[0]),
+    'name': class_names[order[0]],
+    'probability': float(probabilities[order[0]]),
+    'top': tuple((class_names[i], float(probabilities[i])) for i in order),
+    'probabilities': probabilities,
+  }
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:

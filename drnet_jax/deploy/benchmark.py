@@ -146,7 +146,7 @@ def of_network(
   if len(shares) != len(sizes) or abs(sum(shares) - 1) > 1e-6:
     raise UserError(f'shares {shares} are not {len(sizes)} that add up to 1')
   class_names = tuple(str(i) for i in range(1000))
-  model = models.create(
+  model = models.create_drnet(
     base={'network': network},
     predictor={'network': 'resnet10'},
     predictor_px=128,

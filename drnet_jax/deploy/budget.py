@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -296,13 +296,24 @@ class Calibration:
 
   def write(self, folder: str) -> str:
     """Writes `calibration.json` and returns its path."""
-    path = os.path.join(folder, FILE)
-    settings.write_json(path, self.to_json())
-    return path
+    return write(folder, self.to_json())
 
 
-def read(folder: str) -> Calibration | None:
+def write(folder: str, fields: dict[str, Any]) -> str:
+  """Writes `calibration.json` and returns its path."""
+  path = os.path.join(folder, FILE)
+  settings.write_json(path, fields)
+  return path
+
+
+def read(
+  folder: str, parse: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
   """Reads what `Calibration.write` left in a folder, if anything.
+
+  Args:
+    folder: a workdir, or an export.
+    parse: makes a calibration of its fields; default `read_json`.
 
   Raises:
     UserError: the file is damaged.
@@ -312,7 +323,7 @@ def read(folder: str) -> Calibration | None:
     return None
   try:
     with open(path) as file:
-      return read_json(json.load(file))
+      return (parse or read_json)(json.load(file))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path} is damaged ({error}): calibrate again') from error
 
@@ -322,11 +333,12 @@ def read_json(fields: dict[str, Any]) -> Calibration:
   return Calibration(
     log_p=np.asarray(fields['log_p']),
     correct=np.asarray([[c == '1' for c in row] for row in fields['correct']]),
-    gmacs=_costs(fields['gmacs']),
-    ms=fields['ms'] and _costs(fields['ms']),
+    gmacs=costs_from_json(fields['gmacs']),
+    ms=fields['ms'] and costs_from_json(fields['ms']),
     split=fields['split'],
   )
 
 
-def _costs(fields: dict[str, Any]) -> Costs:
+def costs_from_json(fields: dict[str, Any]) -> Costs:
+  """Inverse of `dataclasses.asdict`."""
   return Costs(**fields | {'sizes': tuple(fields['sizes'])})

@@ -25,13 +25,15 @@ import numpy as np
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import workdir
-from drnet_jax.deploy import budget, engines, package
-from drnet_jax.deploy.answers import Failure, Prediction, failure
+from drnet_jax.deploy import budget, engines, exit_budget, package
+from drnet_jax.deploy.answers import Failure, Prediction, failure, likeliest
 from drnet_jax.deploy.contract import Contract
+from drnet_jax.deploy.early_exit import EarlyExitClassifier
 from drnet_jax.deploy.engines import Engine, OnnxEngine, XlaEngine
 from drnet_jax.deploy.picture import Picture
 from drnet_jax.deploy.streaming import Stream
 from drnet_jax.errors import UserError
+from drnet_jax.models.ranet import RANet
 
 RUNTIMES = ('jax', 'onnx', 'stablehlo')
 _CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
@@ -88,7 +90,7 @@ class Classifier:
     runtime: str = 'jax',
     decode: str | None = None,
     batch: int = 0,
-  ) -> 'Classifier':
+  ) -> 'Classifier | EarlyExitClassifier':
     """Reads a model and makes it ready; nothing is compiled after this.
 
     Args:
@@ -125,7 +127,7 @@ class Classifier:
       runtime=runtime,
       decode=decode or 'full',
       batch=batch,
-      calibration=budget.read(workdir.root(path)),
+      calibration=exit_budget.read(workdir.root(path)),
     )
 
   @classmethod
@@ -136,8 +138,8 @@ class Classifier:
     runtime: str = 'jax',
     decode: str = 'full',
     batch: int = 0,
-    calibration: budget.Calibration | None = None,
-  ) -> 'Classifier':
+    calibration: Any = None,
+  ) -> 'Classifier | EarlyExitClassifier':
     """As `load`, of a model that is in memory.
 
     Raises:
@@ -147,6 +149,14 @@ class Classifier:
     weights = jax.tree.leaves((trained.params, trained.batch_stats))
     if not all(np.isfinite(x).all() for x in weights):
       raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
+    if isinstance(trained.model, RANet):
+      if runtime != 'jax':
+        raise UserError(
+          f"runtime = {runtime!r}: a network with exits runs in 'jax' only"
+        )
+      return EarlyExitClassifier.of(
+        trained, decode=decode, batches=_buckets(batch), calibration=calibration
+      )
     contract = Contract.of(trained, decode=decode)
     if runtime == 'jax':
       made = engines.programs(trained, contract)
@@ -219,6 +229,13 @@ class Classifier:
     if size_px not in sizes:
       raise UserError(f'size {size_px} px is not one of {sizes}')
     self.policy = budget.Fixed(sizes.index(size_px))
+
+  def set_exit(self, exit_number: int) -> None:
+    """Only for networks with exits."""
+    raise UserError(
+      f'exit {exit_number}: this network has sizes instead of exits; use '
+      'set_size (--size)'
+    )
 
   # Many images, or one.
 
@@ -303,19 +320,10 @@ class Classifier:
     Raises:
       UserError: the network returns NaN.
     """
-    if not np.isfinite(probabilities).all():
-      raise UserError('the network returns NaN or infinity')
     contract = self.contract
-    # Stable, so that the first of two equal classes wins everywhere.
-    order = np.argsort(-probabilities, kind='stable')[:top_k]
-    names = contract.class_names
     overhead = self.policy.needs_predictor * contract.predictor_gmacs
     return Prediction(
-      label=int(order[0]),
-      name=names[order[0]],
-      probability=float(probabilities[order[0]]),
-      top=tuple((names[i], float(probabilities[i])) for i in order),
-      probabilities=probabilities,
+      **likeliest(probabilities, contract.class_names, top_k),
       size_px=contract.resolutions[ran],
       chosen_px=contract.resolutions[chosen],
       gmacs=contract.gmacs[ran] + overhead,

@@ -7,7 +7,7 @@ from typing import Any
 from drnet_jax import settings, workdir
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.models.drnet import DRNet
+from drnet_jax.models import Model
 
 DECODINGS = ('full', 'scaled')
 
@@ -25,7 +25,8 @@ class Contract:
     decode: 'full': a file is decoded whole and every network is given the crop
       of image_px. 'scaled': every network is given a crop of its own size, and
       a JPEG is decoded at twice what the largest size takes, where it can.
-    gmacs: cost of the base network at each size, in 1e9 multiply-adds.
+    gmacs: cost of the base network at each size (of a network with exits, up
+      to each exit), in 1e9 multiply-adds.
     predictor_gmacs: cost of the predictor.
     class_names: in label order.
     origin: which weights, for people.
@@ -63,7 +64,7 @@ class Contract:
   @classmethod
   def of_model(
     cls,
-    model: DRNet,
+    model: Model,
     *,
     resize_px: int,
     keep_aspect: bool,
@@ -78,7 +79,7 @@ class Contract:
       image_px=model.image_px,
       resize_px=resize_px or model.image_px,
       keep_aspect=keep_aspect,
-      resolutions=tuple(model.resolutions),
+      resolutions=getattr(model, 'resolutions', (model.image_px,)),
       predictor_px=model.predictor_px if has_router else 0,
       decode=decode,
       gmacs=macs.gmacs,

@@ -27,7 +27,7 @@ from drnet_jax.errors import UserError
 
 # Weights as constants of a program make XLA's CPU code a fifth faster at batch
 # 1, but each program then holds a copy.
-_MOST_BAKED_BYTES = 2**30
+MOST_BAKED_BYTES = 2**30
 STABLEHLO_WEIGHTS = 'weights.npz'
 
 
@@ -145,7 +145,7 @@ class XlaEngine:
         _compile,
         *parts,
         batch,
-        baked=cpu and batch == 1 and weight_bytes <= _MOST_BAKED_BYTES,
+        baked=cpu and batch == 1 and weight_bytes <= MOST_BAKED_BYTES,
       )
       for name, parts in programs.items()
       for batch in self._batches

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks by name, and `create`, which makes a model from a config."""
+"""Networks by name, and `create`, which makes a model from a config.
+
+Two methods: DRNet, which chooses a size for an image before it looks closely,
+and RANet, which looks more closely until it is sure. Both offer *options* of
+rising cost, of which each image gets one.
+"""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -10,15 +15,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from drnet_jax import settings
 from drnet_jax.errors import UserError
 from drnet_jax.models import (
   efficientnet,
   mobilenet_v2,
   random_choice,
+  ranet_network,
   resnet,
   resolution_norm,
 )
 from drnet_jax.models.drnet import DRNet, check_resolutions
+from drnet_jax.models.ranet import RANet
+
+Model = DRNet | RANet
 
 NETWORKS = {
   'resnet10': resnet.ResNet10,
@@ -39,7 +49,30 @@ NETWORKS = {
 }
 
 
-def create(
+def create(section: Mapping[str, Any], *, num_classes: int) -> Model:
+  """Makes the model that `config.model` describes.
+
+  Args:
+    section: fields of `create_drnet`; or 'method': 'ranet' and those of
+      `create_ranet`.
+    num_classes: K, from the data set.
+
+  Raises:
+    UserError: a value that cannot work, named as in the config.
+  """
+  fields = dict(section)
+  # Configs of DRNet are older than the choice.
+  method = fields.pop('method', 'drnet')
+  if method not in METHODS:
+    raise UserError(
+      f'config.model.method = {method!r} is not one of {[*METHODS]}'
+    )
+  return settings.call(
+    METHODS[method], fields, 'config.model', num_classes=num_classes
+  )
+
+
+def create_drnet(
   *,
   base: Mapping[str, Any],
   predictor: Mapping[str, Any] | None,
@@ -52,7 +85,7 @@ def create(
   std: Sequence[float],
   num_classes: int,
 ) -> DRNet:
-  """Makes the model that `config.model` describes.
+  """Makes a DRNet.
 
   Args:
     base: `{'network': name, **arguments}`; the name is a key of NETWORKS, or
@@ -77,14 +110,7 @@ def create(
     sizes = check_resolutions(resolutions)
   except ValueError as error:
     raise UserError(f'config.model.resolutions: {error}') from error
-  for field, value in (('image_px', image_px), ('predictor_px', predictor_px)):
-    if not isinstance(value, int) or value < 1:
-      raise UserError(f'config.model.{field} = {value!r} is no size in px')
-  if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-    raise UserError(
-      f'config.model.mean = {tuple(mean)} and std = {tuple(std)} should be '
-      'three numbers each, std above 0'
-    )
+  _check_pixels(mean, std, image_px=image_px, predictor_px=predictor_px)
   model = DRNet(
     base=_network('base', base, num_classes),
     predictor=(
@@ -114,6 +140,56 @@ def create(
         f'config.model.{field} cannot run at {size_px} px: {error}'
       ) from error
   return model
+
+
+def create_ranet(
+  *,
+  network: Mapping[str, Any],
+  image_px: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+  num_classes: int,
+) -> RANet:
+  """Makes a RANet.
+
+  Args:
+    network: fields of `ranet_network.ResolutionAdaptiveNetwork`, with or
+      without a 'configuration' to begin with.
+    image_px: side of the images.
+    mean: pixel means, for pixels in [0, 1].
+    std: pixel standard deviations.
+    num_classes: K, from the data set.
+
+  Raises:
+    UserError: a value that cannot work, named as in the config.
+  """
+  _check_pixels(mean, std, image_px=image_px)
+  try:
+    made = ranet_network.configured(**network, num_classes=num_classes)
+  except UserError as error:
+    raise UserError(f'config.model.network: {error}') from error
+  return RANet(made, image_px, tuple(mean), tuple(std))
+
+
+def initial_weights(model: Model, key: jax.Array) -> tuple[Any, Any]:
+  """Fresh (params, batch_stats), made in the way that is quick."""
+  return (
+    model.init(key) if isinstance(model, RANet) else jax.jit(model.init)(key)
+  )
+
+
+METHODS = {'drnet': create_drnet, 'ranet': create_ranet}
+
+
+def _check_pixels(mean, std, **sides_px: int) -> None:
+  for field, value in sides_px.items():
+    if not isinstance(value, int) or value < 1:
+      raise UserError(f'config.model.{field} = {value!r} is no size in px')
+  if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    raise UserError(
+      f'config.model.mean = {tuple(mean)} and std = {tuple(std)} should be '
+      'three numbers each, std above 0'
+    )
 
 
 def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from drnet_jax import flops, resize
 from drnet_jax.models import resolution_norm
+from drnet_jax.models.costs import Macs
 
 Tree = dict[str, Any]
 
@@ -62,12 +63,17 @@ class DRNet:
   mean: tuple[float, ...]
   std: tuple[float, ...]
 
+  @property
+  def options(self) -> tuple[str, ...]:
+    """What can be chosen among for an image, for people; ascending in cost."""
+    return tuple(f'{size_px} px' for size_px in self.resolutions)
+
   def norm_set(self, size_px: int) -> str:
     """Name of the set of norms that a size uses."""
     return f'r{size_px}' if self.resolution_aware_bn else 'all'
 
   def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-    """Returns fresh (params, batch_stats)."""
+    """Returns fresh (params, batch_stats); quickest when compiled."""
     base_key, predictor_key = jax.random.split(key)
     variables = self.base.init(
       base_key, self._blank(max(self.resolutions)), train=True
@@ -148,6 +154,17 @@ class DRNet:
     )
     return logits
 
+  def all_logits(
+    self, params: Tree, batch_stats: Tree, images: jax.Array
+  ) -> jax.Array:
+    """Inference at every size: float32 [B, R, K]; see `logits_at`."""
+    return jnp.stack(
+      [
+        self.logits_at(params, batch_stats, images, r) for r in self.resolutions
+      ],
+      axis=1,
+    )
+
   def predict(
     self,
     params: Tree,
@@ -173,7 +190,7 @@ class DRNet:
       self.predictor, params, stats, images, self.predictor_px, train, None, key
     )
 
-  def macs(self) -> 'Macs':
+  def macs(self) -> Macs:
     """Multiply-adds of one image, from the networks' jaxprs."""
     params, stats = jax.eval_shape(self.init, jax.random.key(0))
 
@@ -219,19 +236,6 @@ class DRNet:
 
   def _blank(self, size_px: int) -> jax.Array:
     return jnp.zeros((1, size_px, size_px, 3))
-
-
-@dataclasses.dataclass(frozen=True)
-class Macs:
-  """Multiply-adds per image: of the base at each size, and of the predictor."""
-
-  sizes: tuple[int, ...]
-  predictor: int
-
-  @property
-  def gmacs(self) -> tuple[float, ...]:
-    """Cost of the base network at each size, in 1e9 multiply-adds."""
-    return tuple(macs / 1e9 for macs in self.sizes)
 
 
 def check_resolutions(resolutions: Sequence[int]) -> tuple[int, ...]:

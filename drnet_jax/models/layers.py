@@ -40,7 +40,7 @@ def conv(
     strides=(stride, stride),
     padding='SAME' if _is_same(padding) else _symmetric(kernel),
     feature_group_count=groups,
-    conv_general_dilated=_depthwise if groups == features else None,
+    conv_general_dilated=_depthwise if groups == features > 1 else None,
     use_bias=False,
     kernel_init=_KERNEL_INIT,
     dtype=dtype,

@@ -26,11 +26,11 @@ def accuracy_cost(record: Record, path: str) -> None:
     [100 * p.top1 for p in fixed],
     'o',
     color='#4477aa',
-    label='fixed size',
+    label='fixed',
   )
-  for policy, size_px in zip(fixed, record.resolutions, strict=True):
+  for policy, option in zip(fixed, record.options, strict=True):
     axes.annotate(
-      f'{size_px} px',
+      option,
       (policy.gmacs, 100 * policy.top1),
       (0, -14),
       textcoords='offset points',
@@ -114,6 +114,56 @@ def budget_curve(
   _save(figure, path)
 
 
+def exit_curves(
+  record: Record,
+  curves: Sequence[tuple[str, Sequence[policies.Policy]]],
+  papers: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+  path: str,
+) -> None:
+  """Early exit at many budgets, beside every image at the same exit.
+
+  Args:
+    record: of the test split.
+    curves: name and points of each network, or of the best of them.
+    papers: name and points (MMACs, top-1 in %) of curves that are the paper's.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(6.8, 4.6), layout='constrained')
+  axes = figure.add_subplot()
+  fixed = policies.fixed(record)
+  axes.step(
+    [1e3 * p.gmacs for p in fixed],
+    [100 * p.top1 for p in fixed],
+    'o-',
+    where='post',
+    color='#4477aa',
+    lw=1,
+    label='anytime: all images at one exit',
+  )
+  for (name, points), colour in zip(
+    curves,
+    ('#228833', '#aa3377', '#ee7733', '#66ccee', '#222222'),
+    strict=False,
+  ):
+    ordered = sorted(points, key=lambda p: p.gmacs)
+    axes.plot(
+      [1e3 * p.gmacs for p in ordered],
+      [100 * p.top1 for p in ordered],
+      '.-',
+      color=colour,
+      lw=1,
+      label=name,
+    )
+  for name, points in papers:
+    axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
+  axes.set_xlim(left=0)
+  axes.set_xlabel('average cost of an image, MMACs')
+  axes.set_ylabel('top-1, %')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='lower right', fontsize=9)
+  _save(figure, path)
+
+
 def latency(
   curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
   label: str,
@@ -155,7 +205,7 @@ def by_size(
     class_names: in label order.
     path: of the files, without ending.
   """
-  rows = [f'{size_px} px' for size_px in record.resolutions]
+  rows = record.options
   _in_rows(record, record.choice, rows, read_image, class_names, path)
 
 
@@ -170,7 +220,7 @@ def by_smallest_sufficient(
   The last row, images that no size gets right, shows what the largest says of
   them. Arguments as for `by_size`.
   """
-  rows = [f'{size_px} px' for size_px in record.resolutions]
+  rows = record.options
   group = policies.smallest_sufficient(record)
   _in_rows(record, group, [*rows, 'none'], read_image, class_names, path)
 
@@ -187,7 +237,7 @@ def _in_rows(
   for k, (row, title) in enumerate(zip(grid, rows, strict=True)):
     members = np.flatnonzero(group == k)
     shown = rng.permutation(members)[:columns]
-    size_index = min(k, len(record.resolutions) - 1)
+    size_index = min(k, len(record.options) - 1)
     for axes in row:
       axes.set_xticks([])
       axes.set_yticks([])

@@ -18,8 +18,8 @@ class Record:
   """What the networks said of every image of a split.
 
   Attributes:
-    resolutions: candidate sizes in px, [R].
-    gmacs: cost of the base network at each, [R].
+    options: what is chosen among, for people, [R]: '112 px', or 'exit 3'.
+    gmacs: cost of each, [R]: of the base network at a size, or up to an exit.
     predictor_gmacs: cost of the predictor.
     label: int [N].
     predicted: int [N, R], class at each size.
@@ -31,7 +31,7 @@ class Record:
       split.
   """
 
-  resolutions: np.ndarray
+  options: np.ndarray
   gmacs: np.ndarray
   predictor_gmacs: float
   label: np.ndarray
@@ -57,7 +57,7 @@ class Policy:
   """Score of one way of choosing.
 
   Attributes:
-    name: 'fixed 48', 'routed', ...
+    name: 'fixed 48 px', 'routed', ...
     gmacs: average cost of an image, everything counted.
     top1, top5: shares in [0, 1]; top5 None where it is not defined.
     shares: share of the images at each size, [R].
@@ -74,13 +74,13 @@ def fixed(record: Record) -> list[Policy]:
   """Every image at the same size: no predictor."""
   return [
     Policy(
-      name=f'fixed {size_px}',
+      name=f'fixed {option}',
       gmacs=float(record.gmacs[j]),
       top1=float(record.top1[:, j].mean()),
       top5=float(record.top5[:, j].mean()),
       shares=np.eye(len(record.gmacs))[j],
     )
-    for j, size_px in enumerate(record.resolutions)
+    for j, option in enumerate(record.options)
   ]
 
 
@@ -212,6 +212,8 @@ def load(path: str) -> Record:
   """Reads what `save` wrote."""
   with np.load(path) as file:
     arrays = {'log_p': None} | dict(file)
+  if 'resolutions' in arrays:  # as files of version 0.2 call it
+    arrays['options'] = np.array([f'{r} px' for r in arrays.pop('resolutions')])
   extra = {k: arrays.pop(k) for k in list(arrays) if k.startswith(_EXTRA)}
   arrays['predictor_gmacs'] = float(arrays['predictor_gmacs'])
   return Record(

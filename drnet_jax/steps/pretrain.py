@@ -28,6 +28,7 @@ class PretrainStep:
     label_smoothing: see `losses.cross_entropy`.
   """
 
+  model_class = DRNet
   # Groups of parameters this step trains.
   trains = ('base', 'norm')
 

@@ -109,6 +109,7 @@ class RoutedStep:
     UserError: a value that cannot work.
   """
 
+  model_class = DRNet
   trains = ('base', 'norm', 'predictor')
 
   def __init__(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from drnet_jax.models.drnet import DRNet
+from drnet_jax.models import Model
 
 Weights = tuple[Any, Any]  # (params, batch_stats)
 
@@ -46,7 +46,7 @@ def begin(
 
 
 def abstract(
-  model: DRNet, optimizer: optax.GradientTransformation
+  model: Model, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Shapes and dtypes of a state."""
   return jax.eval_shape(

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RANet (Yang et al., CVPR 2020, arXiv:2003.07326): exits of rising cost.
+
+    image -> sub-network on a coarse map -> exit 1, exit 2
+                 | features
+             sub-network on a finer map  -> exit 3, exit 4
+                 | features
+             ...
+
+One network with a classifier after each of several stages. An image leaves at
+the first exit that is confident enough; nothing after it is run for that image.
+All exits are trained together (`steps.exits`).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drnet_jax import resize
+from drnet_jax.models import ranet_network
+from drnet_jax.models.costs import Macs
+from drnet_jax.models.ranet_network import ResolutionAdaptiveNetwork, State
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RANet:
+  """A network with exits, and what becomes of pixels before it.
+
+  Parameters are `{'network': ...}`, and so are batch statistics.
+
+  Attributes:
+    network: see there.
+    image_px: side of the images.
+    mean, std: pixel statistics, for pixels in [0, 1].
+  """
+
+  network: ResolutionAdaptiveNetwork
+  image_px: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  @property
+  def options(self) -> tuple[str, ...]:
+    """What can be chosen among for an image, for people; ascending in cost."""
+    return tuple(f'exit {k}' for k in range(1, self.network.num_exits + 1))
+
+  def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+    """Returns fresh (params, batch_stats); quickest when not compiled."""
+    blank = jnp.zeros((1, self.image_px, self.image_px, 3))
+    shapes = jax.eval_shape(
+      functools.partial(self.network.init, train=True), key, blank
+    )
+    variables = ranet_network.initial(key, shapes)
+    return (
+      {'network': variables['params']},
+      {'network': variables['batch_stats']},
+    )
+
+  def classify(
+    self, params: Tree, batch_stats: Tree, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, Tree]:
+    """Runs all exits.
+
+    Args:
+      params, batch_stats: the whole trees.
+      images: uint8 [B, image_px, image_px, 3].
+      train: norms use, and move, the batch's statistics.
+
+    Returns:
+      logits float32 [B, E, K] and new batch statistics.
+    """
+    logits, new = self.network.apply(
+      _variables(params, batch_stats),
+      self._view(images),
+      train=train,
+      mutable=['batch_stats'] if train else [],
+    )
+    stats = {'network': new['batch_stats']} if train else batch_stats
+    return logits, stats
+
+  def all_logits(
+    self, params: Tree, batch_stats: Tree, images: jax.Array
+  ) -> jax.Array:
+    """Inference at every exit: float32 [B, E, K]; see `classify`."""
+    return self.classify(params, batch_stats, images, train=False)[0]
+
+  def stage(
+    self,
+    exit_number: int,
+    params: Tree,
+    batch_stats: Tree,
+    state: jax.Array | State,
+  ) -> tuple[jax.Array, State]:
+    """Inference from one exit to the next.
+
+    Args:
+      exit_number: to reach, from 1.
+      params, batch_stats: as from `stage_weights`, or the whole trees.
+      state: after the exit before; for the first, uint8 images.
+
+    Returns:
+      logits float32 [B, K], and the state after the exit.
+    """
+    if exit_number == 1:
+      state = self._view(state)
+    return self.network.apply(
+      _variables(params, batch_stats),
+      exit_number,
+      state,
+      train=False,
+      method='stage',
+    )
+
+  def stage_weights(
+    self, exit_number: int, params: Tree, batch_stats: Tree
+  ) -> tuple[Tree, Tree]:
+    """The part of the trees that one stage needs."""
+    names = {f'exit{exit_number}'} | {
+      f'scale{plan.scale}_block{plan.index}'
+      for plan in self.network.stage_plan(exit_number)
+    }
+    if exit_number == 1:
+      names.add('stem')
+    params, batch_stats = (
+      {'network': {k: v for k, v in tree['network'].items() if k in names}}
+      for tree in (params, batch_stats)
+    )
+    return params, batch_stats
+
+  def macs(self) -> Macs:
+    """Multiply-adds of one image up to each exit, all exits before counted."""
+    return Macs(sizes=tuple(macs for macs, _ in self.costs()), predictor=0)
+
+  def costs(self) -> list[tuple[int, int]]:
+    """Multiply-adds and parameters up to each exit, as the authors count them.
+
+    A ReLU counts one for each element, a pooling the size of its window for
+    each element it makes, a dense layer its biases too; norms, resizing and the
+    biases of convolutions count nothing. So the figures can be held against
+    theirs; a plain count of the multiply-adds gives a little less.
+    """
+    tally = _Tally()
+    with nn.intercept_methods(tally):
+      jax.eval_shape(self.init, jax.random.key(0))
+    return tally.at_exits
+
+  def _view(self, images: jax.Array) -> jax.Array:
+    return resize.network_view(
+      images, self.image_px, mean=self.mean, std=self.std, antialias=True
+    )
+
+
+class _Tally:
+  """Adds up what the modules that run cost; for `nn.intercept_methods`.
+
+  Attributes:
+    at_exits: (multiply-adds, parameters) up to each exit that has run.
+  """
+
+  def __init__(self):
+    self._macs = self._parameters = 0
+    self.at_exits: list[tuple[int, int]] = []
+
+  def __call__(self, call, args, kwargs, context):
+    y, module = call(*args, **kwargs), context.module
+    params = module.variables.get('params', {})
+    if isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm):
+      self._parameters += sum(p.size for p in params.values())
+    if isinstance(module, nn.Conv):
+      self._macs += y.size * params['kernel'].size // y.shape[-1]
+    elif isinstance(module, nn.Dense):
+      self._macs += sum(p.size for p in params.values())
+    elif isinstance(module, nn.BatchNorm):
+      self._macs += y.size  # of the ReLU behind it
+    elif isinstance(module, ranet_network.MaxPool):
+      self._macs += 9 * y.size
+    elif isinstance(module, ranet_network.Mean):
+      self._macs += args[0].size
+    elif isinstance(module, ranet_network.Exit):
+      self.at_exits.append((self._macs, self._parameters))
+    return y
+
+
+def _variables(params: Tree, batch_stats: Tree) -> Tree:
+  return {'params': params['network'], 'batch_stats': batch_stats['network']}

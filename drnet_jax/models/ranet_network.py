@@ -1,0 +1,561 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network of RANet (Yang et al., CVPR 2020, arXiv:2003.07326), in Linen.
+
+    image -> stem -> one base map per sub-network, coarse to fine
+    sub-network 1: coarsest map -> blocks, each ending in an exit
+    sub-network s: finer map -> fusion blocks, which read all that sub-network
+                   s - 1 computed and come down to the coarsest side -> blocks,
+                   each ending in one more exit
+
+Sub-networks are numbered from the coarsest (and widest), 1 to S; blocks and
+exits from 1, too. Follows the authors' PyTorch code, which departs from common
+habits in the resizing (corners aligned, no low-pass) and in the padding
+(symmetric at strides of 2).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct, traverse_util
+
+from drnet_jax.errors import UserError
+from drnet_jax.models import layers
+
+_CIFAR = {'stem': 'cifar', 'width': 16, 'growth': 6}
+_IMAGENET = {'stem': 'imagenet', 'levels': (1, 2, 3, 4), 'layers': 8}
+
+# The paper's models: 'anytime' its anytime results, the others its curves of
+# budgeted batch classification. Widths and levels from the coarsest.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+  'cifar_anytime': _CIFAR
+  | {'levels': (1, 2, 3, 3), 'factors': (4, 2, 1, 1), 'layers': 4},
+  'cifar_budgeted_small': _CIFAR
+  | {'levels': (1, 2, 3), 'factors': (4, 2, 1), 'layers': 2, 'lengthen': True},
+  'cifar_budgeted_medium': _CIFAR
+  | {
+    'levels': (1, 2, 3, 3),
+    'factors': (4, 2, 1, 1),
+    'layers': 2,
+    'lengthen': True,
+  },
+  'cifar_budgeted_large': _CIFAR
+  | {
+    'levels': (1, 2, 2, 3),
+    'factors': (4, 2, 2, 1),
+    'layers': 2,
+    'lengthen': True,
+  },
+  # Both an anytime and the larger budgeted model.
+  'imagenet': _IMAGENET | {'width': 64, 'growth': 16, 'factors': (4, 2, 2, 1)},
+  'imagenet_budgeted_small': _IMAGENET
+  | {'width': 32, 'growth': 16, 'factors': (4, 2, 2, 1)},
+  # Ours, for minutes on a CPU.
+  'cifar_tiny': _CIFAR
+  | {'levels': (1, 2, 3), 'factors': (4, 2, 1), 'layers': 2},
+}
+
+
+def configured(
+  configuration: str = '', **arguments: Any
+) -> 'ResolutionAdaptiveNetwork':
+  """A network by the name of its configuration, by its fields, or by both.
+
+  Args:
+    configuration: a key of CONFIGURATIONS; '' for none.
+    **arguments: fields of the network; they go before the configuration's.
+
+  Raises:
+    UserError: no such configuration, or fields that cannot work.
+  """
+  if configuration and configuration not in CONFIGURATIONS:
+    raise UserError(
+      f'configuration = {configuration!r} is not one of '
+      f'{sorted(CONFIGURATIONS)}'
+    )
+  fields = CONFIGURATIONS.get(configuration, {}) | arguments
+  fields = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+  }
+  try:
+    network = ResolutionAdaptiveNetwork(**fields)
+  except TypeError as error:
+    raise UserError(str(error)) from error
+  network.check()
+  return network
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+  """Where a block stands and what it does.
+
+  Attributes:
+    scale: its sub-network.
+    index: its place there.
+    layers: how many it has.
+    fused: it reads the same block of the sub-network before; a block that does
+      not ends in an exit.
+    down: its last layer halves the side.
+    transition: it ends in a 1x1 convolution that removes channels.
+  """
+
+  scale: int
+  index: int
+  layers: int
+  fused: bool
+  down: bool
+  transition: bool
+
+
+@struct.dataclass
+class Taps:
+  """The states of a block: its input, and what it is after each layer.
+
+  A state is the beginning, in channels, of the one after it, so only the last
+  is kept; of a block that halves the side at its last layer the last but one
+  also.
+
+  Attributes:
+    last: [B, H, W, C].
+    before: [B, 2H, 2W, C'] or None.
+    widths: channels of each state.
+  """
+
+  last: jax.Array
+  before: jax.Array | None
+  widths: tuple[int, ...] = struct.field(pytree_node=False)
+
+  def __getitem__(self, i: int) -> jax.Array:
+    is_before = self.before is not None and i < len(self.widths) - 1
+    return (self.before if is_before else self.last)[..., : self.widths[i]]
+
+
+@struct.dataclass
+class State:
+  """All that is needed to go on after an exit; arrays lead with the batch.
+
+  Attributes:
+    bases: base maps of the sub-networks to come.
+    taps: of this sub-network's blocks, for the next one to read.
+    x: the last block's output, unless a new sub-network begins.
+  """
+
+  bases: tuple[jax.Array, ...]
+  taps: tuple[Taps, ...]
+  x: jax.Array | None
+
+
+class ResolutionAdaptiveNetwork(nn.Module):
+  """RANet from [B, H, W, 3] to the logits of all exits, [B, E, K].
+
+  Attributes:
+    num_classes: K.
+    stem: 'cifar' (3x3), or 'imagenet' (7x7 of stride 2, then a max-pool).
+    width: channels of the finest base map, over its factor.
+    growth: channels a layer adds, over its factor.
+    factors: of width, growth and bottlenecks of each sub-network, coarsest
+      first.
+    levels: resolution of each sub-network: 1 is the coarsest, one more is twice
+      the side.
+    layers: in a block.
+    lengthen: block j has j times as many ('lin_grow').
+    first_blocks: in sub-network 1.
+    more_blocks: that each sub-network has more than the one before, and exits.
+    reduction: share of the channels that a transition keeps.
+    compression: share of a fusion's new channels that is the coarser one's.
+    dtype: of the computation; parameters, statistics and logits stay float32.
+  """
+
+  num_classes: int
+  stem: str
+  width: int
+  growth: int
+  factors: Sequence[int]
+  levels: Sequence[int]
+  layers: int
+  lengthen: bool = False
+  first_blocks: int = 2
+  more_blocks: int = 2
+  reduction: float = 0.5
+  compression: float = 0.25
+  dtype: Any = 'float32'
+
+  @property
+  def num_exits(self) -> int:
+    """E."""
+    return self.num_blocks(len(self.levels))
+
+  def num_blocks(self, scale: int) -> int:
+    """In a sub-network; 0 in number 0."""
+    return self.first_blocks + self.more_blocks * (scale - 1) if scale else 0
+
+  def check(self) -> None:
+    """Raises UserError unless the fields describe a network."""
+    levels, factors = tuple(self.levels), tuple(self.factors)
+    if self.stem not in ('cifar', 'imagenet'):
+      raise UserError(f"stem = {self.stem!r} is not 'cifar' or 'imagenet'")
+    if len(levels) != len(factors) or not levels:
+      raise UserError(
+        f'levels = {levels} and factors = {factors} should both have one entry '
+        'for each sub-network'
+      )
+    if levels[0] != 1 or list(levels) != sorted(levels):
+      raise UserError(
+        f'levels = {levels} should ascend from 1, the coarsest: blocks with '
+        'exits never shrink a map'
+      )
+    if 1 in levels[1:]:
+      raise UserError(
+        f'levels = {levels}: only the first sub-network may be at level 1; '
+        "another there would shrink its maps below the coarsest (the authors' "
+        'code fails on it)'
+      )
+    counts = ('width', 'growth', 'layers', 'first_blocks', 'more_blocks')
+    for field in counts:
+      if getattr(self, field) < 1:
+        raise UserError(f'{field} = {getattr(self, field)} is not above 0')
+    for factor in factors[1:]:
+      if (
+        not 1
+        <= int(self.growth * factor * self.compression)
+        < (self.growth * factor)
+      ):
+        raise UserError(
+          f'growth = {self.growth} x factor {factor} is {self.growth * factor} '
+          f'channels a layer, of which compression = {self.compression} leaves '
+          'no whole one to the coarser or to the finer map; a layer needs at '
+          'least 1 / compression'
+        )
+
+  def block_plan(self, scale: int, index: int) -> BlockPlan:
+    """Of a block, by the rules of the authors' code."""
+    level, blocks = self.levels[scale - 1], self.num_blocks(scale)
+    before = [self.num_blocks(s) for s in range(scale)]
+    fused = index <= before[-1]
+    downs = before[-(level - 1) :] if level > 1 else []
+    return BlockPlan(
+      scale=scale,
+      index=index,
+      layers=self.layers * (index if self.lengthen else 1),
+      fused=fused,
+      down=fused and index in downs,
+      transition=index in [i * blocks // level for i in range(1, level)],
+    )
+
+  def stage_plan(self, exit_number: int) -> list[BlockPlan]:
+    """The blocks that run between the exit before and this one."""
+    scale = next(
+      s
+      for s in range(1, len(self.levels) + 1)
+      if exit_number <= self.num_blocks(s)
+    )
+    starts = exit_number == self.num_blocks(scale - 1) + 1
+    first = 1 if starts else exit_number
+    return [self.block_plan(scale, j) for j in range(first, exit_number + 1)]
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    logits, state = [], x
+    for exit_number in range(1, self.num_exits + 1):
+      found, state = self.stage(exit_number, state, train=train)
+      logits.append(found)
+    return jnp.stack(logits, axis=1)
+
+  @nn.compact
+  def stage(
+    self, exit_number: int, state: jax.Array | State, *, train: bool
+  ) -> tuple[jax.Array, State]:
+    """Goes on from one exit to the next.
+
+    Args:
+      exit_number: to reach, from 1.
+      state: after the exit before; for the first, images [B, H, W, 3].
+      train: norms use, and move, the batch's statistics.
+
+    Returns:
+      Logits float32 [B, K] of the exit, and the state after it.
+    """
+    if exit_number == 1:
+      state = State(self._stem(state, train=train), (), None)
+    bases, taps, x = state.bases, state.taps, state.x
+    coarser = ()
+    for plan in self.stage_plan(exit_number):
+      if plan.index == 1:
+        (x, *bases), coarser, taps = bases, taps, ()
+      block = partial(
+        Block,
+        plan=plan,
+        growth=self.growth * self.factors[plan.scale - 1],
+        factor=self.factors[plan.scale - 1],
+        coarser_factor=self.factors[max(plan.scale - 2, 0)],
+        reduction=self.reduction,
+        compression=self.compression,
+        dtype=self.dtype,
+        name=f'scale{plan.scale}_block{plan.index}',
+      )
+      low = coarser[plan.index - 1] if plan.fused else None
+      x, found = block()(x, low, train=train)
+      taps = (*taps, found)
+    logits = Exit(
+      self.num_classes,
+      width=128 if self.stem == 'cifar' else x.shape[-1],
+      dtype=self.dtype,
+      name=f'exit{exit_number}',
+    )(x, train=train)
+    is_last_scale = plan.scale == len(self.levels)
+    ends = plan.index == self.num_blocks(plan.scale)
+    return logits, State(
+      bases=tuple(bases),
+      taps=() if is_last_scale else taps,
+      x=None if ends else x,
+    )
+
+  def _stem(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+    return Stem(
+      self.stem,
+      tuple(self.width * factor for factor in self.factors),
+      tuple(self.levels),
+      self.dtype,
+      name='stem',
+    )(x, train=train)
+
+
+class Stem(nn.Module):
+  """From the image to the base maps, made from the finest to the coarsest.
+
+  Attributes:
+    kind: as `ResolutionAdaptiveNetwork.stem`.
+    widths: channels of the base maps, coarsest first.
+    levels: as there.
+    dtype: as there.
+  """
+
+  kind: str
+  widths: tuple[int, ...]
+  levels: tuple[int, ...]
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+    unit = partial(_unit, train, self.dtype)
+    x, last = x.astype(self.dtype), len(self.widths)
+    if self.kind == 'cifar':
+      x = unit(x, self.widths[-1], 3, name=f'base{last}')
+    else:
+      x = nn.Conv(
+        self.widths[-1],
+        (7, 7),
+        (2, 2),
+        padding=3,
+        dtype=self.dtype,
+        name=f'base{last}_conv',
+      )(x)
+      norm = layers.norm(train, dtype=self.dtype, name=f'base{last}_norm')
+      x = MaxPool()(nn.relu(norm(x)))
+    maps = [x]
+    for s in range(last - 1, 0, -1):
+      # One halving, even where the levels differ by more than one.
+      stride = 1 if self.levels[s - 1] == self.levels[s] else 2
+      x = unit(x, self.widths[s - 1], 3, stride, name=f'base{s}')
+      maps.append(x)
+    return tuple(reversed(maps))
+
+
+class Block(nn.Module):
+  """Densely connected layers, fused with a coarser block's where planned.
+
+  Attributes:
+    plan: what it does.
+    growth: channels that a layer adds.
+    factor: of its bottlenecks.
+    coarser_factor: of the bottlenecks on the coarser maps.
+    reduction, compression, dtype: see `ResolutionAdaptiveNetwork`.
+  """
+
+  plan: BlockPlan
+  growth: int
+  factor: int
+  coarser_factor: int
+  reduction: float
+  compression: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, low: Taps | None, *, train: bool
+  ) -> tuple[jax.Array, Taps]:
+    """Runs the block.
+
+    Args:
+      x: [B, H, W, C].
+      low: of the coarser block, of a fused one only.
+      train: see the network.
+
+    Returns:
+      Its output, [B, H, W, C'] or half the side; and its states, before the
+      transition.
+    """
+    plan, unit = self.plan, partial(_unit, train, self.dtype)
+    bottleneck = partial(_bottleneck, train, self.dtype)
+    theirs = int(self.growth * self.compression) if plan.fused else 0
+    before, widths = None, [x.shape[-1]]
+    for i in range(1, plan.layers + 1):
+      halves = plan.down and i == plan.layers
+      if halves:
+        before = x
+      own = bottleneck(
+        x,
+        self.growth - theirs,
+        self.factor,
+        stride=2 if halves else 1,
+        name=f'layer{i}',
+      )
+      parts, side = [resize_aligned(x, own.shape[1:3])], own.shape[1:3]
+      if plan.fused:
+        lent = bottleneck(
+          low[i - 1], theirs, self.coarser_factor, name=f'coarser{i}'
+        )
+        parts.append(resize_aligned(lent, side))
+      x = jnp.concatenate([*parts, own], axis=-1)
+      widths.append(x.shape[-1])
+    taps = Taps(x, before, tuple(widths))
+    if plan.fused:
+      extra = int(x.shape[-1] * self.compression)
+      lent = unit(low[plan.layers], extra, 1, name='coarser_end')
+      lent = resize_aligned(lent, x.shape[1:3])
+      x = jnp.concatenate([x, lent], axis=-1)
+    if plan.transition:
+      kept = int(x.shape[-1] * self.reduction)
+      x = unit(x, kept, 1, name='transition')
+    return x, taps
+
+
+class Exit(nn.Module):
+  """Two convolutions of stride 2, the mean of the map, and a dense layer."""
+
+  num_classes: int
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    for i in (1, 2):
+      x = _unit(train, self.dtype, x, self.width, 3, 2, name=f'unit{i}')
+    x = Mean()(x).astype(jnp.float32)
+    return nn.Dense(self.num_classes, name='head')(x)
+
+
+# Modules of their own, although without parameters, to be found by who counts.
+
+
+class MaxPool(nn.Module):
+  """3x3 of stride 2, padded by one."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return layers.max_pool(x, 3, 2, padding='symmetric')
+
+
+class Mean(nn.Module):
+  """Over the pixels: the authors' 2x2 average at their image sizes."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x.mean((1, 2))
+
+
+def _unit(train, dtype, x, features, kernel, stride=1, *, name):
+  """Convolution, norm, ReLU."""
+  return layers.conv_norm(
+    x,
+    features,
+    kernel,
+    stride,
+    train=train,
+    padding='symmetric',
+    dtype=dtype,
+    name=name,
+    activation=nn.relu,
+  )
+
+
+def _bottleneck(train, dtype, x, features, factor, *, name, stride=1):
+  """1x1 to at most `features * factor` channels, then 3x3 to `features`."""
+  inner = min(x.shape[-1], features * factor)
+  x = _unit(train, dtype, x, inner, 1, name=f'{name}_inner')
+  return _unit(train, dtype, x, features, 3, stride, name=f'{name}_outer')
+
+
+def resize_aligned(x: jax.Array, side: tuple[int, int]) -> jax.Array:
+  """Bilinear resize with the corners' centres aligned and without low-pass.
+
+  PyTorch's align_corners=True, for shrinking too; jax.image.resize aligns the
+  pixels' edges.
+
+  Args:
+    x: [B, H, W, C].
+    side: new H and W.
+
+  Returns:
+    [B, *side, C].
+  """
+  for axis, (old, new) in enumerate(zip(x.shape[1:3], side, strict=True), 1):
+    if old != new:
+      weights = jnp.asarray(_aligned_weights(old, new), x.dtype)
+      equation = 'ih,bhwc->biwc' if axis == 1 else 'jw,bhwc->bhjc'
+      x = jnp.einsum(equation, weights, x, precision='highest')
+  return x
+
+
+def _aligned_weights(old: int, new: int) -> np.ndarray:
+  """[new, old], rows that add up to 1."""
+  at = np.arange(new) * (old - 1) / max(new - 1, 1)
+  low = np.floor(at).astype(int)
+  high = np.minimum(low + 1, old - 1)
+  weights = np.zeros((new, old))
+  np.add.at(weights, (np.arange(new), low), 1 - (at - low))
+  np.add.at(weights, (np.arange(new), high), at - low)
+  return weights
+
+
+def initial(key: jax.Array, variables: dict[str, Any]) -> dict[str, Any]:
+  """Fresh variables of a network.
+
+  Convolutions of blocks and exits are normal with variance 2 / (k^2 outputs);
+  the stem and the dense layers, which the authors leave to PyTorch, uniform
+  within 1 / sqrt(inputs). All weights come from one draw, cut up on the host:
+  XLA takes minutes to compile hundreds of initialisers.
+
+  Args:
+    key: for the weights.
+    variables: shapes, from `network.init`.
+  """
+  flat = traverse_util.flatten_dict(variables)
+  uniform = jax.random.uniform(
+    key, (sum(x.size for x in flat.values()),), minval=-1.0
+  )
+  normal = np.sqrt(2) * jax.lax.erf_inv(uniform)
+  if not isinstance(uniform, jax.core.Tracer):
+    uniform, normal = np.asarray(uniform), np.asarray(normal)
+  values, start = {}, 0
+  for path, x in flat.items():
+    part, start = slice(start, start + x.size), start + x.size
+    kernel = flat[*path[:-1], 'kernel'].shape if _is_weight(path) else ()
+    if path[-1] in ('scale', 'var'):
+      values[path] = np.ones(x.shape, x.dtype)
+    elif not kernel or path[-2:] == ('head', 'bias'):
+      values[path] = np.zeros(x.shape, x.dtype)
+    elif 'stem' in path or 'head' in path:
+      bound = 1 / np.sqrt(np.prod(kernel[:-1]))
+      values[path] = np.float32(bound) * uniform[part].reshape(x.shape)
+    else:
+      spread = np.sqrt(2 / (kernel[0] * kernel[1] * kernel[-1]))
+      values[path] = np.float32(spread) * normal[part].reshape(x.shape)
+  return traverse_util.unflatten_dict(values)
+
+
+def _is_weight(path: tuple[str, ...]) -> bool:
+  """Of a convolution or a dense layer, not of a norm."""
+  return path[0] == 'params' and not path[-2].endswith('norm')
