@@ -32,6 +32,7 @@ def data(data_dir):
     keep_aspect=True,
     classes='',
     images_per_class=0,
+    held_out=0,
     max_bad_images=0,
     threads=1,
     workers=0,
