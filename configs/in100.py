@@ -5,8 +5,10 @@ python -m drnet_jax.main --config=configs/in100.py --workdir=runs/in100
 --config.data.data_dir=/data/imagenet
 
 reads folders train/<class>/ and val/<class>/ of ImageNet; of them 100 classes
-(data/imagenet100.txt) and 500 training images of each. The paper's classes are
-not published, so its figures are for others; ours are not measured yet:
+(data/imagenet100.txt) and 500 training images of each. (For ArrayRecord see
+launch/prepare_imagenet.py, --classes=imagenet100 --images_per_class=500.) The
+paper's classes are not published, so its figures are for others; ours are not
+measured yet:
 
   eta   alpha   norms     GMACs   top-1
   0     -       private   3.4     82.5

@@ -22,6 +22,7 @@ import hashlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -29,7 +30,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from drnet_jax import command
-from drnet_jax.data import imagenet_files, shard_writer, sources
+from drnet_jax.data import imagenet_files, selection, shard_writer, sources
 from drnet_jax.data.shard_writer import SUMS, Shard, ShardWriter
 from drnet_jax.errors import UserError
 
@@ -46,13 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument('--from_tfrecord', help="folder of TFDS's TFRecord files")
   parser.add_argument('--data_dir', required=True, help='where to write to')
   parser.add_argument('--classes', default='', help='imagenet100, or a file')
+  parser.add_argument(
+    '--images_per_class', type=int, default=0, help='to train on; 0 for all'
+  )
   parser.add_argument('--shard_mb', type=float, default=150, help='of a shard')
   parser.add_argument('--threads', type=int, default=8, help='shards at a time')
   options = parser.parse_args(arguments)
   if bool(options.source) == bool(options.from_tfrecord):
     parser.error('one of --source and --from_tfrecord is needed')
-  if options.from_tfrecord and options.classes:
-    parser.error('--classes is for --source')
+  if options.from_tfrecord and (options.classes or options.images_per_class):
+    parser.error('--classes and --images_per_class are for --source')
   if options.shard_mb <= 0 or options.threads < 1:
     parser.error('--shard_mb and --threads must be above 0')
   if options.source:
@@ -71,6 +75,7 @@ def prepare(options: argparse.Namespace) -> None:
   with tqdm(total=len(names), desc='find', unit='class', disable=None) as bar:
     splits = imagenet_files.find(options.source, kept, lambda _: bar.update())
   _check_classes(splits, names)
+  splits['train'] = _some(splits['train'], names, options.images_per_class)
 
   features = tfds.features.FeaturesDict(
     {
@@ -84,14 +89,18 @@ def prepare(options: argparse.Namespace) -> None:
   for images in splits.values():
     for image in images:
       found.update(f'{image.name} {image.wnid} {image.size}\n'.encode())
-  plan = {'images': found.hexdigest(), 'shard_mb': options.shard_mb}
+  plan = {
+    'images': found.hexdigest(),
+    'classes': names,
+    'shard_mb': options.shard_mb,
+  }
   shards = {
     split: _shards(images, features, options.shard_mb * 1e6)
     for split, images in splits.items()
   }
   ShardWriter(directory, plan).write(shards, features, options.threads)
   _report(directory, {k: len(v) for k, v in splits.items()})
-  if not kept:
+  if not kept and not options.images_per_class:
     for split, count in _COMPLETE.items():
       if len(splits[split]) != count:
         print(f'warning: all of {split} are {count:,} images')
@@ -172,6 +181,20 @@ def _check_classes(splits, names) -> None:
         f'images of {len(unknown)} unknown ones {unknown[:5]}; are all files '
         'there? For some classes only, name them with --classes'
       )
+
+
+def _some(
+  images: list[imagenet_files.Image], names: Sequence[str], wanted: int
+) -> list[imagenet_files.Image]:
+  """Those that `config.data.images_per_class` keeps of a folder."""
+  of_class = collections.defaultdict(list)
+  for image in images:
+    of_class[image.wnid].append(image)
+  return [
+    of_class[name][i]
+    for label, name in enumerate(names)
+    for i in selection.drawn(len(of_class[name]), wanted, label)
+  ]
 
 
 def _report(directory: str, counts: dict[str, int]) -> None:

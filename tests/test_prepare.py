@@ -145,6 +145,27 @@ def test_tars_and_folders_give_the_same_bytes(tmp_path):
   assert sums(tmp_path / 'tars_out') == sums(tmp_path / 'folders_out')
 
 
+def test_some_images_of_each_class_as_of_a_folder(tmp_path):
+  make_folders(tmp_path)
+  out = tmp_path / 'out'
+  prepare_imagenet.main([*arguments(tmp_path, out), '--images_per_class=2'])
+  ours = sources.load('mini', 'train', data_dir=str(out)).examples
+  theirs = sources.load(
+    'folder',
+    'train',
+    data_dir=str(tmp_path),
+    classes=str(tmp_path / 'mini.txt'),
+    images_per_class=2,
+  ).examples
+  assert sorted(
+    (e['label'], e['image']) for e in map(ours.__getitem__, range(6))
+  ) == sorted(
+    (e['label'], pathlib.Path(e['image']).read_bytes())
+    for e in map(theirs.__getitem__, range(6))
+  )
+  assert len(ours) == len(theirs) == 6
+
+
 @pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
   make_tars(tmp_path, per_class=400)

@@ -52,6 +52,7 @@ _THREADS = flags.DEFINE_list('threads', ['1', '2'], 'Numbers of threads.')
 _WORKERS = flags.DEFINE_list('workers', [], 'Numbers of worker processes.')
 _MEMORY_IMAGES = flags.DEFINE_integer('memory_images', 0, '0 to skip it.')
 
+_DECODED = 500  # images for the table of decoders
 _WARM_UP = 8  # batches, until what was made ahead is used up
 
 Now = Callable[[], float]
@@ -65,13 +66,14 @@ def benchmark() -> None:
     f'{len(files)} images of {np.mean([len(f) for f in files]) / 1e3:.0f} kB, '
     f'crops of {_SIZE_PX.value} px, {os.cpu_count()} cores\n'
   )
-  log.say(log.table(_decoders(files)))
+  log.say(log.table(_decoders(files[:_DECODED])))
   with tempfile.TemporaryDirectory() as root:
     for kind, write in (('folder', _as_folder), ('ArrayRecord', _as_shards)):
       data = write(files, os.path.join(root, kind))
       log.say('\n' + log.table(_pipelines(kind, data)))
     if _MEMORY_IMAGES.value:
-      log.say('\n' + log.table(_memory(data)))
+      for workers in (0, 2):
+        log.say('\n' + _memory(data, workers))
 
 
 def _files() -> list[bytes]:
@@ -214,11 +216,10 @@ def _pipelines(kind: str, data: Data) -> list[Row]:
   threads = [(int(n), 0) for n in _THREADS.value]
   workers = [(1, int(n)) for n in _WORKERS.value]
   source, rows = data.open('train'), []
-  # The processor's time of worker processes is not counted as ours.
-  for per, now, settings in (
-    ('core', time.process_time, threads),
-    ('clock', time.perf_counter, threads + workers),
-  ):
+  measured = [('core', time.process_time, threads)]
+  if workers:  # whose processors' time is not counted as ours
+    measured.append(('clock', time.perf_counter, threads + workers))
+  for per, now, settings in measured:
     contenders = {
       'bare loop': functools.partial(_bare_loop, source.examples, now)
     }
@@ -269,30 +270,24 @@ def _stream(data: Data, source: sources.Source):
   )
 
 
-def _memory(data: Data) -> list[Row]:
-  """Of this process, then of the largest of two workers."""
-  source = data.open('train')
+def _memory(data: Data, workers: int) -> str:
+  """Peaks of the process that makes the batches."""
+  source, peaks = data.open('train'), []
+  changed = dataclasses.replace(data, threads=2, workers=workers)
+  for share in (0.1, 1):
+    with contextlib.closing(_stream(changed, source)) as stream:
+      count = share * _MEMORY_IMAGES.value / _BATCH_SIZE.value
+      for _ in itertools.islice(stream, round(count)):
+        pass
+    who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
+    peaks.append(resource.getrusage(who).ru_maxrss / 1024)
   batch_mb = _BATCH_SIZE.value * 3 * _SIZE_PX.value**2 / 1e6
-  rows = []
-  for workers in (0, 2):
-    peaks = []
-    for share in (0.1, 1):
-      changed = dataclasses.replace(data, threads=2, workers=workers)
-      with contextlib.closing(_stream(changed, source)) as stream:
-        count = share * _MEMORY_IMAGES.value / _BATCH_SIZE.value
-        for _ in itertools.islice(stream, round(count)):
-          pass
-      who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
-      peaks.append(resource.getrusage(who).ru_maxrss / 1024)
-    rows.append(
-      {
-        'batches made by': f'{workers} workers' if workers else '2 threads',
-        'of MB': f'{batch_mb:.0f}',
-        'peak after a tenth, MiB': f'{peaks[0]:.0f}',
-        'after all': f'{peaks[1]:.0f}',
-      }
-    )
-  return rows
+  maker = f'each of {workers} workers' if workers else 'this process'
+  return (
+    f'Peak memory of {maker}, 2 threads, batches of {batch_mb:.0f} MB: '
+    f'{peaks[0]:.0f} MiB after a tenth of {_MEMORY_IMAGES.value} images, '
+    f'{peaks[1]:.0f} MiB after all'
+  )
 
 
 def main(_) -> None:
