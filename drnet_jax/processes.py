@@ -35,7 +35,6 @@ _LONGEST_WAIT_MS = 2 * 3600 * 1000  # for instance while data is prepared
 _waits = itertools.count()
 
 _terminated = False
-_steps_asked = 0
 
 
 class Preempted(Exception):
@@ -109,17 +108,14 @@ def sigterm_noted() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def should_stop() -> bool:
+def should_stop(step: int) -> bool:
   """Whether all processes are to save after this step, and stop.
 
-  True from some steps after any of them got SIGTERM on, the same steps on all.
-  To be asked once for every step.
+  True at a step soon after any of them got SIGTERM, the same on all. To be asked
+  at every step. (Orbax asks too, with the steps it saves: so JAX's counter must
+  be the step. A signal in a stage's very last steps may therefore be missed.)
   """
-  global _terminated, _steps_asked
-  _steps_asked += 1
-  if multihost_utils.reached_preemption_sync_point(_steps_asked):
-    _terminated = True
-  return _terminated
+  return _terminated or multihost_utils.reached_preemption_sync_point(step)
 
 
 def exit_if_peer_was_lost(error: jax.errors.JaxRuntimeError) -> None:

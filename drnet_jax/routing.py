@@ -62,11 +62,15 @@ def bucket_ladder(largest: int, *, growth: float) -> tuple[int, ...]:
     takes about as long for fewer images, and each rung costs a compilation.
   """
   sizes = [largest]
-  while (rung := _round_up(sizes[-1] / growth)) < sizes[-1] and (
-    8 * rung >= largest
-  ):
+  while 8 * (rung := _next_rung(sizes[-1], growth)) >= max(largest, 1):
     sizes.append(rung)
   return tuple(reversed(sizes))
+
+
+def _next_rung(size: int, growth: float) -> int:
+  rung = _round_up(size / growth)
+  # Small sizes are further apart than `growth`.
+  return rung if rung < size else _round_up(size - 4)
 
 
 def _round_up(slots: float) -> int:

@@ -255,7 +255,7 @@ class StageRunner:
 
         saves = due(step, save_every, last)
         evaluates = due(step, eval_every, last)
-        stops = processes.should_stop()
+        stops = processes.should_stop(step)
         if stops or saves:
           self._check_weights(step, state, checkpoints)
         # A row ends at the same steps wherever a run was cut off. So it does

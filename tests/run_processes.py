@@ -31,6 +31,7 @@ def tiny_config(data_dir: str, **changes):
   config.model.resolutions = (16, 64)
   config.stages = ('finetune',)
   config.finetune.epochs = 1.0
+  config.finetune.ema_decay = 0.9
   config.finetune.batch_size = 16
   config.finetune.eval_every_epochs = 1.0
   config.finetune.schedule.warmup_epochs = 0.1

@@ -60,6 +60,8 @@ def assert_same_curve(ours, theirs, tolerance=1e-4):
 def test_one_curve(root, data_dir, unbroken, num_processes, devices):
   path = os.path.join(root, f'{num_processes}x{devices}')
   config = tiny_config(data_dir)
+  # One copy of the parameters on two devices of two processes.
+  config.parameter_shards = 2 if num_processes == 2 else 1
   run(path, config, num_processes=num_processes, devices=devices)
   assert_same_curve(read(path), unbroken)
 

@@ -62,6 +62,12 @@ def test_every_count_has_a_bucket(largest, growth):
       assert held <= count * growth + 4
 
 
+def test_small_batches_have_buckets_too():
+  ladder = routing.bucket_ladder(32, growth=1.125)
+  assert ladder == (4, 8, 12, 16, 20, 24, 28, 32)
+  assert routing.bucket_ladder(3, growth=1.125) == (3,)
+
+
 def test_slots_point_at_the_takers_and_nothing_else_counts():
   choice = jnp.array([2, 0, 2, 1, 2, 0])
   index, mask = routing.slots(choice, 2, 5)
