@@ -141,8 +141,8 @@ def test_describe_prints_the_whole_of_it():
 
 def test_describe_prints_the_exits():
   text = describe.describe(cifar10_ranet_tiny.get_config())
-  assert 'exit 1      347,050    8.4      26.4' in text
-  assert 'exit 6    1,753,840   31.7     100.0' in text
+  assert 'exit 1     347,050    8.4      26.4' in text
+  assert 'exit 6   1,753,840   31.7     100.0' in text
 
 
 def test_a_routed_stage_needs_a_predictor(tmp_path, data_dir):
