@@ -8,6 +8,7 @@ import numpy as np
 from drnet_jax import log, settings, workdir
 from drnet_jax.data.pipeline import Data
 from drnet_jax.models.drnet import DRNet
+from drnet_jax.models.ranet import RANet
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
@@ -21,6 +22,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
   """
   names = settings.call(Data, config.data, 'config.data').class_names()
   model = workdir.create_model(config.model, names)
+  if isinstance(model, RANet):
+    return f'{len(names)} classes\n\n{_exits(model)}'
   counts = count_parameters(model)
   macs = model.macs()
   full = max(macs.sizes)
@@ -56,6 +59,21 @@ def describe(config: ml_collections.ConfigDict) -> str:
       f'Routed, predictor counted: {low:.4g} to {high:.4g} GMACs an image.',
     ]
   )
+
+
+def _exits(model: RANet) -> str:
+  costs = model.costs()
+  full = costs[-1][0]
+  rows = [
+    {
+      'up to': option,
+      'parameters': f'{parameters:,}',
+      'MMACs': f'{macs / 1e6:,.1f}',
+      '% of all': f'{100 * macs / full:.1f}',
+    }
+    for option, (macs, parameters) in zip(model.options, costs, strict=True)
+  ]
+  return log.table(rows)
 
 
 def count_parameters(model: DRNet) -> dict[str, int]:

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import quickstart
+from configs import cifar10_ranet_tiny, quickstart
 from drnet_jax import describe, settings, train, workdir
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -137,6 +137,12 @@ def test_describe_prints_the_whole_of_it():
   for expected in ('10 classes', '151,690', '3 x 832', '33,891', '188,077'):
     assert expected in text
   assert 'Routed, predictor counted: 0.003966 to 0.01409 GMACs' in text
+
+
+def test_describe_prints_the_exits():
+  text = describe.describe(cifar10_ranet_tiny.get_config())
+  assert 'exit 1     347,050    8.4      26.4' in text
+  assert 'exit 6   1,753,840   31.7     100.0' in text
 
 
 def test_a_routed_stage_needs_a_predictor(tmp_path, data_dir):

@@ -2,12 +2,14 @@
 """Real early exit does what a simulated one says."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
 import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -23,10 +25,12 @@ from drnet_jax import (
   train,
   workdir,
 )
-from drnet_jax.deploy import budget, exit_budget
+from drnet_jax.deploy import benchmark_exits, budget, exit_budget
 from drnet_jax.deploy.answers import Failure
 from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.deploy.early_exit import EarlyExitClassifier
 from drnet_jax.deploy.exit_budget import ExitCalibration
+from drnet_jax.deploy.stages import StageEngine
 from drnet_jax.errors import UserError
 from drnet_jax.report import exits
 from drnet_jax.report.policies import Record
@@ -256,7 +260,7 @@ def run(tmp_path_factory):
   )
   config = cifar10_ranet_tiny.get_config()
   with config.unlocked():
-    config.model.network = NETWORK
+    config.model.network = NETWORK | {'first_blocks': 1, 'more_blocks': 1}
   config.model.image_px = 16
   config.data.update(
     name='packed',
@@ -278,14 +282,14 @@ def test_a_run_trains_evaluates_calibrates_and_predicts(run, capsys, tmp_path):
     assert len(set(json.load(file))) == 16
   with open(os.path.join(run, 'metrics.csv')) as file:
     names = {row['metric'] for row in csv.DictReader(file)}
-  assert {'train/top1_exit4', 'validation/fixed_exit_4_top1'} <= names
+  assert {'train/top1_exit2', 'validation/fixed_exit_2_top1'} <= names
   with flagsaver.flagsaver(workdir=run, measure='jax'):
     calibrate._run()
   with open(os.path.join(run, 'report', 'budget.csv')) as file:
     rows = list(csv.DictReader(file))
   assert [float(row['q']) for row in rows] == list(exits.RATIOS)
   calibration = exit_budget.read(run)
-  assert calibration.confidence.shape == (16, 4)
+  assert calibration.confidence.shape == (16, 2)
   assert list(calibration.ms.sizes) == sorted(calibration.ms.sizes)
   file = str(tmp_path / 'image.png')
   Image.fromarray(pictures(1)[0]).save(file)
@@ -321,3 +325,25 @@ def test_mistakes_in_a_config(run, tmp_path, change, message):
   config.update_from_flattened_dict(change)
   with pytest.raises(UserError, match=message):
     train.train(config, str(tmp_path))
+
+
+def test_benchmark_compares_with_the_last_exit(trained, tmp_path):
+  engine = StageEngine(trained, batches=(1, 8))
+  contract = benchmark_exits._contract(
+    dataclasses.replace(trained, config=ml_collections.ConfigDict())
+  )
+  classifier = EarlyExitClassifier(contract, engine)
+  images = list(pictures(40))
+  classifier.calibration = benchmark_exits._calibration(classifier, images)
+  stages = benchmark_exits.time_stages(classifier, rounds=1)
+  assert [row['stage to exit'] for row in stages] == 2 * [1, 2, 3, 4]
+  total = sum(row['mmacs'] for row in stages if row['batch'] == 8)
+  assert total == pytest.approx(1e3 * contract.gmacs[-1])
+  for row in benchmark_exits.time_predictions(classifier, images, rounds=1):
+    share = row['share of the full cost']
+    # Of 40 images one more or less counts, and batches round differently.
+    assert row['gmacs'] <= 1.05 * share * contract.gmacs[-1]
+    assert row['implied'] == pytest.approx(contract.gmacs[-1] / row['gmacs'])
+    assert row['realised'] == pytest.approx(
+      row['full_ms'] / row['early_exit_ms']
+    )

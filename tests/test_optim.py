@@ -69,6 +69,22 @@ def test_paper_schedule():
     np.testing.assert_allclose(rate(step), value, rtol=1e-5, atol=1e-9)
 
 
+def test_halfway_schedule():
+  """RANet's on CIFAR: x.1 from epoch 150 and again from 225 of 300."""
+  rate = optim.schedule(
+    kind='halfway',
+    lr=0.1,
+    warmup_epochs=0,
+    epochs=300,
+    decay_epochs=0,
+    decay_factor=0.1,
+    steps_per_epoch=10,
+  )
+  expected = {0: 0.1, 1499: 0.1, 1501: 0.01, 2249: 0.01, 2251: 1e-3}
+  for step, value in expected.items():
+    np.testing.assert_allclose(rate(step), value, rtol=1e-5)
+
+
 def test_unknown_names():
   with pytest.raises(UserError, match="optimiser 'sdg'"):
     make(name='sdg')

@@ -89,3 +89,22 @@ def test_crops_of_any_shape(shape):
   image = np.zeros((*shape, 3), np.uint8)
   small = transforms.center_crop(image, 8, resize_px=9, keep_aspect=True)
   assert small.shape == (8, 8, 3)
+
+
+def test_random_shift_cuts_from_a_black_border():
+  image = np.arange(1, 32 * 32 * 3 + 1).reshape(32, 32, 3) % 255 + 1
+  image = image.astype(np.uint8)
+  rng = np.random.default_rng(0)
+  seen = set()
+  for _ in range(400):
+    found = transforms.random_shift(image, 32, rng)
+    rows = np.flatnonzero(found.any((1, 2)))
+    columns = np.flatnonzero(found.any((0, 2)))
+    seen.add((len(rows), rows[0] > 0))
+    kept = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    top = 0 if rows[0] else 32 - len(rows)
+    left = 0 if columns[0] else 32 - len(columns)
+    np.testing.assert_array_equal(
+      kept, image[top : top + len(rows), left : left + len(columns)]
+    )
+  assert {n for n, _ in seen} == {28, 29, 30, 31, 32}

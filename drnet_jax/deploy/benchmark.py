@@ -24,6 +24,8 @@ all, medians of the rounds:
 Leaves `speed.csv`, `worth.csv`, `parts.csv`, `decoding.csv` and the figure
 `latency` (the paper's Figure 3 where the workdir was evaluated). Training steps
 are timed by `drnet_jax.deploy.benchmark_training`.
+
+A network with exits is timed by `benchmark_exits`, with the same command.
 """
 
 import csv
@@ -32,7 +34,6 @@ import functools
 import io
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,23 +42,25 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 from PIL import Image
-from tqdm import tqdm
 
 from drnet_jax import log, models, resize, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import WORKDIR, parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
-from drnet_jax.deploy import budget, engines, package, rivals
+from drnet_jax.deploy import benchmark_exits, budget, engines, package, rivals
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.deploy.contract import DECODINGS, Contract
 from drnet_jax.deploy.engines import OnnxEngine, XlaEngine
+from drnet_jax.deploy.timing import interleaved
 from drnet_jax.errors import UserError
 from drnet_jax.report import figures, policies
 
 PATHS = ('jax', 'onnx', 'torch')
 
 _NETWORK = flags.DEFINE_string(
-  'network', None, 'Instead: a ResNet by name, with random weights.'
+  'network',
+  None,
+  'Instead: a ResNet or a configuration of RANet by name, with random weights.',
 )
 _SIZES = flags.DEFINE_list(
   'sizes', ['112', '168', '224'], 'With --network: candidate sizes, px.'
@@ -275,29 +278,6 @@ def _jitted(program: Callable) -> Callable:
 def _session(path: str) -> Callable:
   session = engines.onnx_session(path)
   return lambda images: session.run(None, {'images': images})[0]
-
-
-def interleaved(
-  jobs: dict[Any, Callable[[], Any]], rounds: int, what: str
-) -> dict[Any, np.ndarray]:
-  """Runs jobs in turn.
-
-  Args:
-    jobs: each returns once it is done.
-    rounds: timed ones; one more comes first, untimed.
-    what: for the progress bar.
-
-  Returns:
-    Seconds of each job, [rounds].
-  """
-  seconds: dict[Any, list[float]] = {name: [] for name in jobs}
-  for turn in tqdm(range(rounds + 1), what, leave=False, disable=None):
-    for name, job in jobs.items():
-      start = time.perf_counter()
-      job()
-      if turn:
-        seconds[name].append(time.perf_counter() - start)
-  return {name: np.asarray(s) for name, s in seconds.items()}
 
 
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
@@ -611,6 +591,12 @@ def _run() -> None:
     shares = [float(x) for x in _SHARES.value]
   except ValueError as error:
     raise UserError(f'--sizes, --batches, --shares: {error}') from error
+  exits = benchmark_exits.subject(WORKDIR.value or '', _NETWORK.value or '')
+  if exits:
+    benchmark_exits.run(
+      exits, to, batches=batches, rounds=_ROUNDS.value, images=_IMAGES.value
+    )
+    return
   if WORKDIR.value:
     subject = of_workdir(WORKDIR.value, _IMAGES.value)
   else:

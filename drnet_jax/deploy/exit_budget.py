@@ -67,7 +67,10 @@ class ExitCalibration:
     split: str,
   ):
     # What is stored is what counts, so that a dial read back is the same dial.
-    self.confidence = np.round(confidence.astype(np.float64), _DIGITS)
+    # Rounded down, so that an image passes the threshold that it set; but not
+    # down again if it is rounded already.
+    scaled = np.asarray(confidence, np.float64) * 10**_DIGITS
+    self.confidence = np.floor(scaled + 1e-3) / 10**_DIGITS
     self.correct = correct
     self.gmacs = gmacs
     self.ms = ms

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing several things on a machine that changes its speed."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+
+def interleaved(
+  jobs: dict[Any, Callable[[], Any]], rounds: int, what: str
+) -> dict[Any, np.ndarray]:
+  """Runs jobs in turn.
+
+  Args:
+    jobs: each returns once it is done.
+    rounds: timed ones; one more comes first, untimed.
+    what: for the progress bar.
+
+  Returns:
+    Seconds of each job, [rounds].
+  """
+  seconds: dict[Any, list[float]] = {name: [] for name in jobs}
+  for turn in tqdm(range(rounds + 1), what, leave=False, disable=None):
+    for name, job in jobs.items():
+      start = time.perf_counter()
+      job()
+      if turn:
+        seconds[name].append(time.perf_counter() - start)
+  return {name: np.asarray(s) for name, s in seconds.items()}
