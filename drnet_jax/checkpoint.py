@@ -111,20 +111,23 @@ class Checkpoints:
     return state, average, found['row']
 
   def restore_weights(
-    self, step: int, params, batch_stats, sharding: Sharding, *, average: bool
+    self, step: int, params, batch_stats, sharding: Sharding
   ) -> Weights:
-    """Loads (params, batch_stats) alone; otherwise as `restore`.
+    """Loads (params, batch_stats) to use: the averages, where there are.
 
     Args:
       step: from `latest_step`.
       params: shapes and dtypes to expect.
       batch_stats: shapes and dtypes to expect.
       sharding: of every leaf.
-      average: the running average of the weights, not the last ones.
+
+    Raises:
+      UserError: as `restore`.
     """
     expected = _weights(params, batch_stats)
     shardings = jax.tree.map(lambda _: sharding, expected)
-    item = 'average' if average else 'weights'
+    average = os.path.join(self.directory, str(step), 'average')
+    item = 'average' if os.path.isdir(average) else 'weights'
     found = self._restore(step, {item: _placed(expected, shardings)})[item]
     return found['params'], found['batch_stats']
 

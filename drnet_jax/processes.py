@@ -111,8 +111,8 @@ def sigterm_noted() -> Iterator[None]:
 def should_stop(step: int) -> bool:
   """Whether all processes are to save after this step, and stop.
 
-  True at a step soon after any of them got SIGTERM, the same on all. To be asked
-  at every step. (Orbax asks too, with the steps it saves: so JAX's counter must
+  True at a step soon after any of them got SIGTERM, the same on all. Ask it
+  at every step. (Orbax asks too, with the steps it saves, so JAX's counter must
   be the step. A signal in a stage's very last steps may therefore be missed.)
   """
   return _terminated or multihost_utils.reached_preemption_sync_point(step)

@@ -164,10 +164,7 @@ def load(path: str, mesh: Mesh) -> Trained:
           f'{checkpoints.steps()}'
         )
       params, batch_stats = checkpoints.restore_weights(
-        step,
-        *abstract,
-        mesh_lib.replicated(mesh),
-        average=stage != INITIAL and config[stage].ema_decay > 0,
+        step, *abstract, mesh_lib.replicated(mesh)
       )
     return Trained(
       model=model,

@@ -22,10 +22,10 @@ from PIL import Image
 from configs import smoke
 from drnet_jax import evaluate, predict, train, workdir
 from drnet_jax import mesh as mesh_lib
+from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.errors import UserError
 from drnet_jax.report import policies
-from drnet_jax.stage import StageRunner
 
 STAGES = ('pretrain', 'finetune')
 EPOCHS = 3
@@ -120,13 +120,15 @@ def test_nothing_is_compiled_after_the_first_epoch(
     if event == '/jax/core/compile/backend_compile_duration':
       compiled.append(seconds)
 
-  report = StageRunner._report
+  save = Checkpoints.save
 
-  def note(runner, *arguments):
-    report(runner, *arguments)
-    after_epoch.append((runner.name, len(compiled)))
+  def note(checkpoints, *arguments):
+    save(checkpoints, *arguments)
+    stage = os.path.basename(checkpoints.directory)
+    after_epoch.append((stage, len(compiled)))
 
-  monkeypatch.setattr(StageRunner, '_report', note)
+  # Saved last in an epoch, after the validation.
+  monkeypatch.setattr(Checkpoints, 'save', note)
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     train.train(config, str(tmp_path))
