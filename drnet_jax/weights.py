@@ -9,7 +9,7 @@ import ml_collections
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from drnet_jax import log, settings, workdir
+from drnet_jax import log, models, settings, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.data.pipeline import Data
@@ -81,7 +81,7 @@ def import_torch(
   weights = _from_torch(
     file,
     model,
-    jax.jit(model.init)(jax.random.key(config.seed)),
+    models.initial_weights(model, jax.random.key(config.seed)),
     reset_head=config.reset_head,
   )
   workdir.begin(path, config, names)
