@@ -68,7 +68,8 @@ def random_resized_crop(
     width, height = image.size
     box = _draw_box(width, height, rng)
     # A power of two, at which decoders skip coefficients.
-    spare = min(box[2] - box[0], box[3] - box[1]) // size_px
+    needed_px = transforms.DECODE_MARGIN * size_px
+    spare = min(box[2] - box[0], box[3] - box[1]) // needed_px
     shrink = next(k for k in (8, 4, 2, 1) if k <= max(spare, 1))
     pixels = codec.decode(image, shrink)
     if shrink > 1:

@@ -13,6 +13,11 @@ from PIL import Image, ImageOps
 
 from drnet_jax.errors import UserError
 
+# A JPEG that is decoded at a part of its size keeps at least so many times the
+# pixels, each way, that it is resized to. Decoders shrink more sharply than a
+# resize: without a margin a ResNet-50 loses five points at 112 px
+# (results/inference.md).
+DECODE_MARGIN = 2
 
 class UnreadableImage(UserError):
   """One image that cannot be read, where others may."""

@@ -11,13 +11,9 @@ from drnet_jax.data import transforms
 from drnet_jax.deploy.contract import Contract
 from drnet_jax.errors import UserError
 
-# A JPEG is decoded at no less than this many times the side it is resized to.
-# Decoders shrink more sharply than the resize that the network has learnt with:
-# without a margin a ResNet-50 loses five points at 112 px.
-_MARGIN = 2
 # A decoded image is kept for a second crop if its area is at most this many
 # times that of the largest crop; decoding at 1/2, 1/4 or 1/8 leaves no more.
-_KEEP = (2 * _MARGIN) ** 2
+_KEEP = (2 * transforms.DECODE_MARGIN) ** 2
 
 
 class Picture:
@@ -80,7 +76,7 @@ class Picture:
     if isinstance(source, str | bytes):
       # Once, as large as the largest size needs: most of a JPEG's decoding is
       # its entropy code, which a second decode would read again.
-      least_px = _MARGIN * contract.short_px(contract.image_px)
+      least_px = transforms.DECODE_MARGIN * contract.short_px(contract.image_px)
       scaled = contract.decode == 'scaled'
       return transforms.decode(source, least_px=least_px if scaled else None)
     if isinstance(source, Image.Image):
