@@ -19,6 +19,7 @@ from drnet_jax.errors import UserError
 # (results/inference.md).
 DECODE_MARGIN = 2
 
+
 class UnreadableImage(UserError):
   """One image that cannot be read, where others may."""
 
