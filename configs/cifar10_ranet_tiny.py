@@ -11,8 +11,6 @@ training. With a packed file (data/packed.py) in place of TFDS's:
 python -m drnet_jax.main --config=configs/cifar10_ranet_tiny.py
 --workdir=runs/ranet_tiny --config.data.name=packed
 --config.data.data_dir=cifar10.npz --config.data.test_split=val
-
-Measured: results/ranet_cifar10.md.
 """
 
 import ml_collections
