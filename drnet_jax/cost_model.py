@@ -37,8 +37,8 @@ _PER_CORE = flags.DEFINE_float(
   'Training images that a processor core decodes and crops in a second.',
   1,
 )
-_IMAGES = flags.DEFINE_integer(
-  'images', 1_281_167, 'Training images, unless the config says.', 1
+_TRAIN_IMAGES = flags.DEFINE_integer(
+  'train_images', 1_281_167, 'Training images, unless the config says.', 1
 )
 
 
@@ -303,7 +303,7 @@ def report(config: ml_collections.ConfigDict) -> str:
   rows = estimate_table(
     run.stages,
     model,
-    images=data['epoch_images'] or _IMAGES.value,
+    images=data['epoch_images'] or _TRAIN_IMAGES.value,
     mfu=_MFU.value,
     shards=run.parameter_shards,
     images_per_core=_PER_CORE.value,

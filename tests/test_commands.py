@@ -150,7 +150,9 @@ def test_export_checks_itself_and_is_predicted_from(
   with flagsaver.flagsaver(workdir=calibrated, to=folder, check_images=40):
     export._run()
   text = capsys.readouterr().out
-  assert 'onnx: 40 images' in text and 'stablehlo: 40 images' in text
+  for runtime in ('onnx', 'stablehlo'):
+    for sizes in ('as chosen', '32 px', '48 px', '64 px'):
+      assert f'{runtime}, {sizes}: 40 images' in text
   assert 'sizes differ on 0' in text
   ours = predicted(calibrated, images, capsys, format='json', runtime='onnx')
   theirs = predicted(folder, images, capsys, format='json')
