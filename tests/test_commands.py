@@ -151,7 +151,7 @@ def test_export_checks_itself_and_is_predicted_from(
     export._run()
   text = capsys.readouterr().out
   for runtime in ('onnx', 'stablehlo'):
-    for sizes in ('as chosen', '32 px', '48 px', '64 px'):
+    for sizes in ('as chosen', '16 px', '32 px', '64 px'):
       assert f'{runtime}, {sizes}: 40 images' in text
   assert 'sizes differ on 0' in text
   ours = predicted(calibrated, images, capsys, format='json', runtime='onnx')
