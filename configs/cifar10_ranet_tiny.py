@@ -12,8 +12,8 @@ python -m drnet_jax.main --config=configs/cifar10_ranet_tiny.py
 --workdir=runs/ranet_tiny --config.data.name=packed
 --config.data.data_dir=cifar10.npz --config.data.test_split=val
 
-Measured on a copy of CIFAR-10 in JPEGs of quality 75: 48.3 % at the first exit, 50.2
-% at the last (results/ranet_cifar10.md).
+Measured on a copy of CIFAR-10 in JPEGs of quality 75: 48.3 % at the first exit,
+50.2 % at the last (results/ranet_cifar10.md).
 """
 
 import ml_collections
