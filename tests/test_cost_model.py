@@ -41,7 +41,7 @@ def test_one_rate_explains_the_measured_steps():
 
 def test_activations_are_what_xla_allocates():
   config = quickstart.get_config().model.to_dict()
-  model = models.create(**config, num_classes=10)
+  model = models.create(config, num_classes=10)
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   images = jax.ShapeDtypeStruct((64, 64, 64, 3), np.uint8)
 

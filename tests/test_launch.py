@@ -81,6 +81,7 @@ def test_slurm_runs_one_process_a_gpu_and_queues_again():
       'slurm.sh',
       *('--dry-run', '--nodes=4', '--', '--config=c.py', '--workdir=/a b'),
       GPUS_PER_NODE='4',
+      PYTHON='python',
     )
   )
   assert command[0] == 'sbatch' and '--nodes=4' in command

@@ -14,6 +14,7 @@ from drnet_jax import processes
 
 # Each takes a start of two processes; twenty take six minutes.
 FAULTS = int(os.environ.get('DRNET_JAX_FAULTS', 3))
+SOAK = [pytest.mark.slow, pytest.mark.soak]
 
 
 @pytest.fixture(scope='module')
@@ -56,8 +57,8 @@ def assert_same_curve(ours, theirs, tolerance=1e-4):
   [
     (1, 8),
     (2, 2),
-    pytest.param(2, 4, marks=pytest.mark.slow),
-    pytest.param(4, 2, marks=pytest.mark.slow),
+    pytest.param(2, 4, marks=SOAK),
+    pytest.param(4, 2, marks=SOAK),
   ],
 )
 def test_one_curve(root, data_dir, unbroken, num_processes, devices):
