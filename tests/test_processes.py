@@ -12,9 +12,9 @@ from run_processes import run, start, tiny_config
 
 from drnet_jax import processes
 
-# Each takes a start of two processes; twenty take six minutes.
-FAULTS = int(os.environ.get('DRNET_JAX_FAULTS', 3))
 SOAK = [pytest.mark.slow, pytest.mark.soak]
+# Each takes a start of two processes, half a minute.
+FAULTS = int(os.environ.get('DRNET_JAX_FAULTS', 20))
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +85,8 @@ def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_survives_faults(root, data_dir):
   """kill -9 or SIGTERM of one of two: the numbers of the run left alone."""
   config = tiny_config(data_dir, **{'finetune.epochs': 4.0})
