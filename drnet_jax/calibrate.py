@@ -136,13 +136,6 @@ def check(
   return found
 
 
-def cascade_curve(record: Record, count: int = 40) -> list[Policy]:
-  """The confidence cascade at thresholds that spread its cost evenly."""
-  thresholds = np.quantile(record.confidence, np.linspace(0, 1, count))
-  curve = [policies.cascade(record, t) for t in np.unique(thresholds)]
-  return sorted(curve, key=lambda policy: policy.gmacs)
-
-
 def main(_) -> None:
   set_up()
   run_command(_run)
@@ -173,7 +166,7 @@ def _run() -> None:
   print(_report(checks, record))
   others = [
     [policies.random_choice(record, c.got.gmacs) for c in checks],
-    cascade_curve(record),
+    policies.cascade_curve(record),
   ]
   sweep = []
   for other in _COMPARE.value:
@@ -233,7 +226,7 @@ def _cost_table(calibration: budget.Calibration) -> str:
 
 
 def _report(checks: Sequence[Check], record: Record) -> str:
-  curve = cascade_curve(record)
+  curve = policies.cascade_curve(record)
   rows = [
     {
       'asked GMACs': f'{c.asked:.4g}',

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact evaluation: every image once, at every size, and what was chosen."""
 
-import csv
 import functools
 import itertools
 import os
@@ -10,7 +9,6 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -20,7 +18,8 @@ from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
 from drnet_jax.models import Model
-from drnet_jax.report import figures, policies
+from drnet_jax.report import pictures, policies, run, run_page
+from drnet_jax.report.page import FILE
 from drnet_jax.report.policies import Record
 
 _EXAMPLES = 8  # images to try `predict` on
@@ -177,10 +176,10 @@ def record_split(
 def evaluate(path: str) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
-  Prints a table, and leaves in `<workdir>/report/`: `evaluation.csv` (the
-  table), `record.npz` (what every image got at every size), the figures
-  `accuracy_cost`, `smallest_sufficient` (Figure 1 of the paper) and `by_size`
-  (its Figure 4), and a few images as `examples/*.png`.
+  Prints a table and leaves in `<workdir>/report/`: `record.npz` (what every
+  image got at every size), the report made of it (see `report.run_page`;
+  `python -m drnet_jax.report` makes it again), and a few images to try
+  `predict` on as `examples/*.png`.
 
   Raises:
     UserError: the workdir holds no trained model.
@@ -207,37 +206,40 @@ def _write_report(
   """Leaves what `evaluate` promises, and prints the table."""
   directory = os.path.join(path, 'report')
   os.makedirs(directory, exist_ok=True)
+  workdir.note(path, 'evaluate')
   policies.save(record, os.path.join(directory, 'record.npz'))
-  _write_csv(record, os.path.join(directory, 'evaluation.csv'))
-  figures.accuracy_cost(record, os.path.join(directory, 'accuracy_cost'))
+  bad = len(source.examples) - len(record.label)
+  facts = {
+    'origin': trained.origin,
+    'unreadable': bad,
+    'parameters': sum(x.size for x in jax.tree.leaves(trained.params)),
+  }
+  settings.write_json(os.path.join(directory, 'evaluation.json'), facts)
 
   def read_image(i: int) -> np.ndarray:
     # Images that cannot be read are in the split and not in the record.
     encoded = source.examples[record.extra['index'][i]]['image']
     return data.eval_image(encoded, trained.model.image_px)
 
-  grids = {'smallest_sufficient': figures.by_smallest_sufficient}
-  if trained.has_router:
-    grids['by_size'] = figures.by_size
-  for name, draw in grids.items():
-    file = os.path.join(directory, name)
-    draw(record, read_image, trained.class_names, file)
+  pictures.save(record, read_image, directory)
   examples = os.path.join(directory, 'examples')
   os.makedirs(examples, exist_ok=True)
   for i in range(min(_EXAMPLES, len(record.label))):
     name = f'{i}_{trained.class_names[record.label[i]]}.png'.replace('/', '_')
     Image.fromarray(read_image(i)).save(os.path.join(examples, name))
-  bad = len(source.examples) - len(record.label)
   log.say(
     f'\n{data.name}/{data.test_split}, {len(record.label)} images'
     + (f'; {bad} more cannot be read and are left out' if bad else '')
   )
   log.say(summary(record))
-  log.say(f'Report: {directory}')
+  page = run_page.write(run.read(path), directory)
+  for answer in page.answers:
+    log.say(f'{answer.question} {answer.short}. {answer.text}')
+  log.say(f'Report: {os.path.join(directory, FILE)}')
 
 
 def summary(record: Record) -> str:
-  """The table of an evaluation and its bottom line, as text."""
+  """The table of an evaluation as text."""
   rows = []
   for policy in policies.all_policies(record):
     row = {
@@ -262,45 +264,9 @@ def summary(record: Record) -> str:
     )
     + '.',
   ]
-  if record.log_p is None:
-    return '\n'.join(lines)
-  router = policies.routed(record)
-  for rival in (
-    policies.best_fixed(record, router.gmacs),
-    policies.random_choice(record, router.gmacs),
-  ):
-    gain = 100 * (router.top1 - rival.top1)
-    lines.append(
-      f'Routing gains {gain:+.2f} points over {rival.name} at the same cost.'
-    )
-  for name, rho in rank_correlations(record).items():
+  for name, rho in policies.rank_correlations(record).items():
     lines.append(f'Rank correlation of chosen size and {name}: {rho:+.2f}.')
-  lines.append(
-    f'The predictor ({record.predictor_gmacs:.4g} GMACs an image) is counted.'
-  )
   return '\n'.join(lines)
-
-
-def rank_correlations(record: Record) -> dict[str, float]:
-  """Spearman's rho between the chosen size and each numeric extra field."""
-  return {
-    name: float(scipy.stats.spearmanr(values, record.choice).statistic)
-    for name, values in record.extra.items()
-    if name != 'index'
-    and np.issubdtype(values.dtype, np.number)
-    and np.ptp(record.choice)
-  }
-
-
-def _write_csv(record: Record, path: str) -> None:
-  with open(path, 'w', newline='') as file:
-    writer = csv.writer(file)
-    shares = [f'share of {option}' for option in record.options]
-    writer.writerow(['policy', 'gmacs', 'top1', 'top5', *shares])
-    for policy in policies.all_policies(record):
-      writer.writerow(
-        [policy.name, policy.gmacs, policy.top1, policy.top5, *policy.shares]
-      )
 
 
 def _judge(

@@ -99,6 +99,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     for name, stage in run.stages.items()
   ]
   workdir.begin(path, config, source.class_names)
+  workdir.note(path, 'train')
   if data.held_out and processes.is_main():
     workdir.keep_held_out(path, data.open(HELD_OUT).examples.rows)
   processes.wait_for_all('workdir')

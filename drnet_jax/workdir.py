@@ -7,6 +7,7 @@ held_out.json     which training images were set aside, if any
 checkpoints/      <stage>/<step>, see `checkpoint`; initial/0, weights from
                   elsewhere (`convert`)
 metrics.csv       and tensorboard/, see `log`
+sessions.jsonl    when, where and with which code it was trained and evaluated
 report/           see `evaluate`
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, processes, settings
+from drnet_jax import models, processes, provenance, settings
 from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.errors import UserError
 
@@ -87,6 +88,26 @@ def begin(
     settings.write_json(_config_file(path), ours)
   except OSError as error:
     raise UserError(f'cannot write to --workdir={path}: {error}') from error
+
+
+def note(path: str, what: str) -> None:
+  """Adds a line to `sessions.jsonl`: what begins now, and on what.
+
+  Args:
+    path: the workdir.
+    what: 'train' or 'evaluate'.
+  """
+  if processes.is_main():
+    with open(_sessions_file(path), 'a') as file:
+      file.write(json.dumps({'what': what} | provenance.now()) + '\n')
+
+
+def sessions(path: str) -> list[dict[str, str]]:
+  """What `note` wrote, in order; [] of a run before version 0.4."""
+  if not os.path.exists(_sessions_file(path)):
+    return []
+  with open(_sessions_file(path)) as file:
+    return [json.loads(line) for line in file]
 
 
 def keep_held_out(path: str, rows: np.ndarray) -> None:
@@ -200,6 +221,10 @@ def _parts(path: str) -> tuple[str, str | None, int | None]:
     workdir = os.sep.join(parts[:-3]) or ('.' if parts[0] else os.sep)
     return workdir, parts[-2], int(parts[-1])
   return path, None, None
+
+
+def _sessions_file(path: str) -> str:
+  return os.path.join(path, 'sessions.jsonl')
 
 
 def _config_file(path: str) -> str:

@@ -150,5 +150,5 @@ def test_cascade_by_hand():
   assert policy.gmacs == pytest.approx((1 + 3 + 7) / 3)
   assert policy.top1 == 1.0
   assert policies.cascade(record, 0.0).gmacs == 1.0
-  curve = calibrate.cascade_curve(make_record(500))
+  curve = policies.cascade_curve(make_record(500))
   assert curve[0].gmacs < curve[-1].gmacs

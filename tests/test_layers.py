@@ -25,7 +25,7 @@ LAYERS = [
   ['models'],
   ['data'],
   ['routing', 'losses', 'optim', 'resize', 'flops', 'mesh', 'log', 'command'],
-  ['settings', 'processes'],
+  ['settings', 'processes', 'provenance'],
   ['errors'],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,73 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation, each as png and svg."""
 
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from drnet_jax.report import policies
 from drnet_jax.report.policies import Record
-
-
-def accuracy_cost(record: Record, path: str) -> None:
-  """Top-1 against average cost: the router among its controls.
-
-  Args:
-    record: of a split.
-    path: of the files, without ending.
-  """
-  figure = Figure(figsize=(6.4, 4.4), layout='constrained')
-  axes = figure.add_subplot()
-  fixed = policies.fixed(record)
-  axes.plot(
-    [p.gmacs for p in fixed],
-    [100 * p.top1 for p in fixed],
-    'o',
-    color='#4477aa',
-    label='fixed',
-  )
-  for policy, option in zip(fixed, record.options, strict=True):
-    axes.annotate(
-      option,
-      (policy.gmacs, 100 * policy.top1),
-      (0, -14),
-      textcoords='offset points',
-      ha='center',
-      fontsize=8,
-    )
-  costs, top1 = policies.hull_points(record)
-  axes.plot(
-    costs, 100 * top1, '-', color='#4477aa', lw=1, label='best fixed (hull)'
-  )
-  marks = [(policies.oracle(record), '^', '#999999', 'oracle')]
-  if record.log_p is not None:
-    router = policies.routed(record)
-    marks += [
-      (
-        policies.random_choice(record, router.gmacs),
-        'x',
-        '#cc3311',
-        'random, same cost',
-      ),
-      (router, '*', '#228833', 'routed, predictor counted'),
-    ]
-  for policy, mark, colour, label in marks:
-    axes.plot(
-      policy.gmacs,
-      100 * policy.top1,
-      mark,
-      color=colour,
-      ms=13 if mark == '*' else 8,
-      label=label,
-    )
-  axes.set_xlim(left=0)
-  axes.set_xlabel('average cost of an image, GMACs')
-  axes.set_ylabel('top-1, %')
-  axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
-  _save(figure, path)
 
 
 def budget_curve(
@@ -185,78 +124,6 @@ def latency(
   axes.set_ylabel(label)
   axes.grid(alpha=0.3)
   axes.legend(fontsize=9)
-  _save(figure, path)
-
-
-def by_size(
-  record: Record,
-  read_image: Callable[[int], np.ndarray],
-  class_names: Sequence[str],
-  path: str,
-) -> None:
-  """Images in rows by the size chosen for them (Figure 4 of the paper).
-
-  Under each image stand the predicted class and its probability, in red where
-  it is wrong.
-
-  Args:
-    record: of a split.
-    read_image: from an index of the split to uint8 [H, W, 3].
-    class_names: in label order.
-    path: of the files, without ending.
-  """
-  rows = record.options
-  _in_rows(record, record.choice, rows, read_image, class_names, path)
-
-
-def by_smallest_sufficient(
-  record: Record,
-  read_image: Callable[[int], np.ndarray],
-  class_names: Sequence[str],
-  path: str,
-) -> None:
-  """Images in rows by the smallest size that gets them right (Figure 1).
-
-  The last row, images that no size gets right, shows what the largest says of
-  them. Arguments as for `by_size`.
-  """
-  rows = record.options
-  group = policies.smallest_sufficient(record)
-  _in_rows(record, group, [*rows, 'none'], read_image, class_names, path)
-
-
-def _in_rows(
-  record, group, rows, read_image, class_names, path, columns=10
-) -> None:
-  """A row of images for each group, drawn at random with a fixed seed."""
-  figure = Figure(
-    figsize=(1.1 * columns, 1.45 * len(rows)), layout='constrained'
-  )
-  grid = figure.subplots(len(rows), columns, squeeze=False)
-  rng = np.random.default_rng(0)
-  for k, (row, title) in enumerate(zip(grid, rows, strict=True)):
-    members = np.flatnonzero(group == k)
-    shown = rng.permutation(members)[:columns]
-    size_index = min(k, len(record.options) - 1)
-    for axes in row:
-      axes.set_xticks([])
-      axes.set_yticks([])
-      for spine in axes.spines.values():
-        spine.set_visible(False)
-    share = len(members) / len(group)
-    row[0].set_ylabel(f'{title}\n{share:.0%}', fontsize=9)
-    for axes, i in zip(row, shown, strict=False):
-      axes.imshow(read_image(i))
-      name = textwrap.shorten(
-        class_names[record.predicted[i, size_index]].partition(',')[0],
-        16,
-        placeholder='...',
-      )
-      axes.set_xlabel(
-        f'{name}  {record.confidence[i, size_index]:.2f}',
-        fontsize=7,
-        color='black' if record.top1[i, size_index] else '#cc3311',
-      )
   _save(figure, path)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.stats
 
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
 
@@ -45,6 +46,11 @@ class Record:
   def top1(self) -> np.ndarray:
     """bool [N, R]."""
     return self.predicted == self.label[:, None]
+
+  @property
+  def noun(self) -> str:
+    """What is chosen: a 'size', or an 'exit'."""
+    return 'size' if str(self.options[0]).endswith(' px') else 'exit'
 
   @property
   def choice(self) -> np.ndarray:
@@ -119,11 +125,7 @@ def random_choice(record: Record, gmacs: float) -> Policy:
   """
   size_count = len(record.gmacs)
   shares = np.bincount(record.choice, minlength=size_count) / len(record.label)
-  cost = shares @ record.gmacs
-  extreme = record.gmacs.argmax() if gmacs > cost else record.gmacs.argmin()
-  span = record.gmacs[extreme] - cost
-  shift = np.clip((gmacs - cost) / span, 0.0, 1.0) if span else 0.0
-  shares = (1 - shift) * shares + shift * np.eye(size_count)[extreme]
+  shares = shifted_to_cost(shares, record.gmacs, gmacs)
   return Policy(
     name='random',
     gmacs=float(shares @ record.gmacs),
@@ -131,6 +133,23 @@ def random_choice(record: Record, gmacs: float) -> Policy:
     top5=float(record.top5.mean(0) @ shares),
     shares=shares,
   )
+
+
+def shifted_to_cost(
+  shares: np.ndarray, table: np.ndarray, gmacs: float
+) -> np.ndarray:
+  """Shares moved towards the dearest or the cheapest size to meet a cost.
+
+  Args:
+    shares: of the images at each size, [R].
+    table: cost of each size, [R].
+    gmacs: average cost to meet, as nearly as can be.
+  """
+  cost = shares @ table
+  extreme = table.argmax() if gmacs > cost else table.argmin()
+  span = table[extreme] - cost
+  shift = np.clip((gmacs - cost) / span, 0.0, 1.0) if span else 0.0
+  return (1 - shift) * shares + shift * np.eye(len(table))[extreme]
 
 
 def cascade(record: Record, threshold: float) -> Policy:
@@ -143,9 +162,7 @@ def cascade(record: Record, threshold: float) -> Policy:
     record: of a split.
     threshold: confidence in [0, 1] that stops.
   """
-  sure = record.confidence >= threshold
-  sure[:, -1] = True
-  last = sure.argmax(1)
+  last = cascade_stop(record, threshold)
   rows = np.arange(len(last))
   return Policy(
     name='confidence cascade',
@@ -156,14 +173,36 @@ def cascade(record: Record, threshold: float) -> Policy:
   )
 
 
+def cascade_stop(record: Record, threshold: float) -> np.ndarray:
+  """Index of the last size that a cascade tries on each image, int [N]."""
+  sure = record.confidence >= threshold
+  sure[:, -1] = True
+  return sure.argmax(1)
+
+
+def cascade_thresholds(record: Record, count: int = 40) -> np.ndarray:
+  """Thresholds, ascending, at which the cascade's cost spreads evenly."""
+  return np.unique(np.quantile(record.confidence, np.linspace(0, 1, count)))
+
+
+def cascade_curve(record: Record) -> list[Policy]:
+  """The confidence cascade from its cheapest setting to its dearest."""
+  return [cascade(record, t) for t in cascade_thresholds(record)]
+
+
 def hull_points(record: Record) -> tuple[np.ndarray, np.ndarray]:
   """Corners (gmacs, top1) of the upper hull of the fixed sizes, ascending.
 
   Between two corners lies what a mixture of the two sizes scores on average.
   """
-  points = sorted(
-    zip(record.gmacs.tolist(), record.top1.mean(0).tolist(), strict=True)
-  )
+  return upper_hull(record.gmacs, record.top1.mean(0))
+
+
+def upper_hull(
+  gmacs: np.ndarray, top1: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Corners of the upper hull of points, ascending in both coordinates."""
+  points = sorted(zip(gmacs.tolist(), top1.tolist(), strict=True))
   hull = []
   for x, y in points:
     if hull and y <= hull[-1][1]:
@@ -198,6 +237,19 @@ def all_policies(record: Record) -> list[Policy]:
     random_choice(record, router.gmacs),
     oracle(record),
   ]
+
+
+def rank_correlations(record: Record) -> dict[str, float]:
+  """Spearman's rho between the chosen size and each numeric extra field."""
+  if record.log_p is None:
+    return {}
+  return {
+    name: float(scipy.stats.spearmanr(values, record.choice).statistic)
+    for name, values in record.extra.items()
+    if name != 'index'
+    and np.issubdtype(values.dtype, np.number)
+    and np.ptp(record.choice)
+  }
 
 
 def save(record: Record, path: str) -> None:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: the report of one evaluated run, or of several, as a page.
+
+    python -m drnet_jax.report --workdir=runs/quickstart
+
+`--workdir` is the directory of a run, several of them with commas between, or
+the folder of a set of experiments (`set.json`, as `drnet_jax.sweep` leaves it).
+Of one run it writes what `main` wrote after training; of several a table,
+beside the paper's figures where the set is one of the paper's tables. Needs
+neither images nor weights. `--report_to` names another folder than `report/` in
+the run, in the set, or in the folder that several runs have in common.
+"""
+
+import os
+
+from absl import app, flags
+
+from drnet_jax import command, log
+from drnet_jax.command import parse_flags, run_command, set_up
+from drnet_jax.report import page, run, run_page, run_set, set_page
+
+_TO = flags.DEFINE_string('report_to', None, 'Folder to write the report to.')
+
+
+def main(_) -> None:
+  set_up()
+  run_command(_run)
+
+
+def _run() -> None:
+  paths = command.workdir().split(',')
+  if len(paths) == 1 and not run_set.is_set(paths[0]):
+    one = run.read(paths[0])
+    to = _TO.value or one.directory
+    report = run_page.write(one, to)
+  else:
+    several = run_set.read(paths[0]) if len(paths) == 1 else run_set.of(paths)
+    to = _TO.value or os.path.join(several.path, 'report')
+    report = set_page.write(several, to)
+  for answer in report.answers:
+    log.say(f'{answer.question} {answer.short}. {answer.text}')
+  log.say(f'Report: {os.path.join(to, page.FILE)}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report as a page: one html file that needs no other, and the same as md."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import jinja2
+
+from drnet_jax.report import plots
+from drnet_jax.report.wording import Answer
+
+FILE = 'index.html'
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Cells as text.
+
+  Attributes:
+    header: of the columns; the first column names the rows.
+    rows: of cells.
+    groups: header above the header: titles, and how many columns each spans.
+    strong: indices of the rows that matter most.
+    note: below.
+  """
+
+  header: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  groups: Sequence[tuple[str, int]] = ()
+  strong: Sequence[int] = ()
+  note: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image and what is said of it.
+
+  Attributes:
+    address: a `data:` address.
+    path: of the same image, from the report's folder.
+    label: under it.
+    truth: the class it shows.
+    right: whether the label is right.
+  """
+
+  address: str
+  path: str
+  label: str
+  truth: str
+  right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the page.
+
+  Attributes:
+    title: heading.
+    text: paragraphs.
+    figures: SVG by file name, without ending.
+    tables: in order.
+    galleries: rows of pictures, by title.
+    folded: whether a click opens it.
+  """
+
+  title: str
+  text: Sequence[str] = ()
+  figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  tables: Sequence[Table] = ()
+  galleries: Mapping[str, Sequence[Picture]] = dataclasses.field(
+    default_factory=dict
+  )
+  folded: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """All of a report.
+
+  Attributes:
+    title: heading.
+    subtitle: what the numbers are of.
+    answers: what a reader wants to know first.
+    sections: in order.
+  """
+
+  title: str
+  subtitle: str
+  answers: Sequence[Answer]
+  sections: Sequence[Section]
+
+
+def write(page: Page, directory: str) -> str:
+  """Writes `index.html`, `report.md` and the figures as svg.
+
+  Args:
+    page: to write.
+    directory: made if it is not there.
+
+  Returns:
+    The path of the html file.
+  """
+  os.makedirs(directory, exist_ok=True)
+  for section in page.sections:
+    for name, svg in section.figures.items():
+      _write(directory, f'{name}.svg', svg)
+  _write(directory, 'report.md', markdown(page))
+  return _write(directory, FILE, html(page))
+
+
+def html(page: Page) -> str:
+  """The page as one file: style, figures and pictures are inside."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('drnet_jax.report', ''),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  template = environment.get_template('page.html')
+  return template.render(page=page, dark_figures=plots.dark_rules())
+
+
+def markdown(page: Page) -> str:
+  """The same; its pictures are files beside it."""
+  parts = [f'# {page.title}', page.subtitle]
+  parts += [f'**{a.question} {a.short}.** {a.text}' for a in page.answers]
+  for section in page.sections:
+    parts += [f'## {section.title}', *section.text]
+    parts += [f'![{name}]({name}.svg)' for name in section.figures]
+    for table in section.tables:
+      parts += [markdown_table(table), table.note]
+    for title, pictures in section.galleries.items():
+      shown = [f'![{p.truth}]({p.path} "{p.label}")' for p in pictures]
+      parts += [f'{title}:', ' '.join(shown)]
+  return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def markdown_table(table: Table) -> str:
+  """A table as Markdown, which has no groups: their titles go to the cells."""
+  titles = [title for title, span in table.groups for _ in range(span)]
+  header = [
+    f'{title}: {name}' if title and name else title or name
+    for title, name in zip(
+      titles or [''] * len(table.header), table.header, strict=True
+    )
+  ]
+  rows = [
+    [f'**{cell}**' if i in table.strong and cell else cell for cell in row]
+    for i, row in enumerate(table.rows)
+  ]
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _write(directory: str, name: str, text: str) -> str:
+  path = os.path.join(directory, name)
+  with open(path, 'w', encoding='utf-8') as file:
+    file.write(text)
+  return path

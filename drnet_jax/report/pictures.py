@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images of a split are shown, and small copies of them.
+
+They are copied at the evaluation, so that a report needs no data set.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from drnet_jax.report import policies
+from drnet_jax.report.policies import Record
+
+COLUMNS = 10
+_SIDE_PX = 128
+_FOLDER = 'pictures'
+
+
+def drawn(group: np.ndarray, rows: int) -> list[np.ndarray]:
+  """A few members of each group, at random with a fixed seed.
+
+  Args:
+    group: int [N], that each image belongs to.
+    rows: how many groups there are.
+
+  Returns:
+    For each group the indices of up to COLUMNS images.
+  """
+  rng = np.random.default_rng(0)
+  return [
+    rng.permutation(np.flatnonzero(group == k))[:COLUMNS] for k in range(rows)
+  ]
+
+
+def by_choice(record: Record) -> list[np.ndarray]:
+  """Images by the size the router chose (Figure 4 of the paper)."""
+  return drawn(record.choice, len(record.options))
+
+
+def by_smallest_sufficient(record: Record) -> list[np.ndarray]:
+  """Images by the smallest size that is right, the last by none (Figure 1)."""
+  return drawn(policies.smallest_sufficient(record), len(record.options) + 1)
+
+
+def path(i: int) -> str:
+  """Where the copy of an image lies in the folder of the report."""
+  return f'{_FOLDER}/{i}.jpg'
+
+
+def save(
+  record: Record, read_image: Callable[[int], np.ndarray], directory: str
+) -> None:
+  """Leaves small copies of the images to show in `<directory>/pictures/`.
+
+  Args:
+    record: of a split.
+    read_image: from an index of the record to uint8 [H, W, 3].
+    directory: of the report.
+  """
+  shown = by_smallest_sufficient(record)
+  if record.log_p is not None:
+    shown += by_choice(record)
+  folder = os.path.join(directory, _FOLDER)
+  os.makedirs(folder, exist_ok=True)
+  for name in os.listdir(folder):
+    os.remove(os.path.join(folder, name))  # of an earlier evaluation
+  for i in np.unique(np.concatenate(shown)):
+    image = Image.fromarray(read_image(i))
+    image.thumbnail((_SIDE_PX, _SIDE_PX))
+    image.save(os.path.join(directory, path(i)), quality=90)
+
+
+def load(directory: str) -> dict[int, str]:
+  """What `save` left, as `data:` addresses by index; {} if it left none."""
+  folder = os.path.join(directory, _FOLDER)
+  found = {}
+  for name in os.listdir(folder) if os.path.isdir(folder) else ():
+    if re.fullmatch(r'\d+\.jpg', name):
+      with open(os.path.join(folder, name), 'rb') as file:
+        data = base64.b64encode(file.read()).decode()
+      found[int(name[:-4])] = f'data:image/jpeg;base64,{data}'
+  return found

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of the report's page: SVG with text as text, for light and dark.
+
+Colours are written as they are for light; `dark_rules` says in CSS what each
+becomes in the dark, in a page as well as in a file of its own.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from drnet_jax.report import policies
+from drnet_jax.report.compare import ClassEffect, Comparison, Interval, Scored
+from drnet_jax.report.policies import Policy, Record
+
+_INK, _GRID = '#222222', '#d4d4d4'
+_BLUE, _RED, _GREEN = '#4477aa', '#cc3311', '#228833'
+_PURPLE, _GREY = '#aa3377', '#888888'
+# Of sizes, the smallest first.
+_SIZES = ('#bfe0ee', '#8cc4de', '#5ba6cb', '#3685b5', '#1f669a', '#124a7a')
+_DARK = {
+  _INK: '#e2e2e2',
+  _GRID: '#44474d',
+  _BLUE: '#86b6e6',
+  _RED: '#ff8066',
+  _GREEN: '#5fcf80',
+  _PURPLE: '#e58abf',
+  _GREY: '#a5a5a5',
+  '#1f669a': '#2a77af',
+  '#124a7a': '#235b8c',
+}
+
+_STYLE = {
+  'axes.edgecolor': _INK,
+  'axes.labelcolor': _INK,
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.grid': True,
+  'axes.axisbelow': True,
+  'font.size': 10,
+  'grid.color': _GRID,
+  'legend.edgecolor': 'none',
+  'legend.facecolor': 'none',
+  'legend.fontsize': 9,
+  'svg.fonttype': 'none',
+  'text.color': _INK,
+  'xtick.color': _INK,
+  'ytick.color': _INK,
+}
+_WIDTH = 5.0  # inches: 360 points, so a phone shows the text at its own size
+
+_MOST_BARS = 30  # classes; more are drawn as points
+
+
+def dark_rules() -> str:
+  """CSS that turns the colours of all figures for dark backgrounds."""
+  rules = [
+    f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+    for light, dark in _DARK.items()
+    for what in ('fill', 'stroke')
+  ]
+  return '@media (prefers-color-scheme: dark){' + ''.join(rules) + '}'
+
+
+def unit(record: Record) -> tuple[float, str]:
+  """What costs are shown in: the factor from GMACs, and its name."""
+  return (1.0, 'GMACs') if record.gmacs.max() >= 0.1 else (1e3, 'MMACs')
+
+
+@matplotlib.rc_context(_STYLE)
+def accuracy_cost(
+  record: Record,
+  fixed: Sequence[Scored],
+  comparison: Comparison | None,
+  curves: Mapping[str, Sequence[Policy]],
+) -> str:
+  """Top-1 against average cost, with 95 % intervals (the paper's Figure 3).
+
+  Args:
+    record: of a split.
+    fixed: every size.
+    comparison: of the router, if there is one.
+    curves: further rivals by name, each at several costs.
+  """
+  figure, (axes,) = _figure(3.9)
+  scale, name = unit(record)
+  costs, top1 = policies.hull_points(record)
+  axes.plot(
+    scale * costs, 100 * top1, color=_BLUE, lw=1, label='best fixed (hull)'
+  )
+  for (label, points), colour in zip(
+    curves.items(), (_PURPLE, _GREY), strict=False
+  ):
+    axes.plot(
+      [scale * p.gmacs for p in points],
+      [100 * p.top1 for p in points],
+      '--',
+      color=colour,
+      lw=1.2,
+      label=label,
+    )
+  for scored, option in zip(fixed, record.options, strict=True):
+    _point(axes, scored, scale, 'o', _BLUE, '')
+    axes.annotate(
+      option.removeprefix('exit '),
+      (scale * scored.gmacs.value, 100 * scored.top1.value),
+      (6, -11),
+      textcoords='offset points',
+      fontsize=9,
+    )
+  if comparison:
+    _point(axes, comparison.random, scale, 'X', _RED, 'random, same cost')
+    _point(axes, comparison.oracle, scale, '^', _GREY, 'oracle (a bound)')
+    _point(
+      axes, comparison.router, scale, '*', _GREEN, comparison.router.name, 13
+    )
+  else:
+    oracle = policies.oracle(record)
+    axes.plot(
+      scale * oracle.gmacs,
+      100 * oracle.top1,
+      '^',
+      color=_GREY,
+      label='oracle (a bound)',
+    )
+  axes.set_xlim(left=0)
+  axes.set_xlabel(f'average cost of an image, {name}')
+  axes.set_ylabel('top-1, %')
+  figure.legend(loc='outside lower center', ncols=2)
+  return _svg(figure, 'accuracy_cost')
+
+
+@matplotlib.rc_context(_STYLE)
+def sizes(record: Record, chosen: np.ndarray | None) -> str:
+  """Shares of the images by chosen and by smallest sufficient size.
+
+  Args:
+    record: of a split.
+    chosen: int [N], index of the size of each image; None if nothing chooses.
+  """
+  names = [*record.options, 'none']
+  needed = policies.smallest_sufficient(record)
+  bars = {'smallest that is right': (needed, _GREY)}
+  if chosen is not None:
+    bars = {'chosen': (chosen, _GREEN)} | bars
+  figure, (axes,) = _figure(2.9)
+  width = 0.8 / len(bars)
+  for k, (label, (index, colour)) in enumerate(bars.items()):
+    shares = 100 * np.bincount(index, minlength=len(names)) / len(index)
+    places = np.arange(len(names)) + (k - (len(bars) - 1) / 2) * width
+    drawn = axes.bar(places, shares, width, color=colour, label=label)
+    axes.bar_label(drawn, [f'{x:.0f}' for x in shares], fontsize=8, padding=2)
+  axes.set_xticks(range(len(names)), names)
+  axes.set_ylabel('% of the images')
+  axes.grid(visible=False, axis='x')
+  figure.legend(loc='outside lower center', ncols=2)
+  return _svg(figure, 'sizes')
+
+
+@matplotlib.rc_context(_STYLE)
+def classes(effects: Sequence[ClassEffect], record: Record) -> str:
+  """What routing does to each class: change of top-1, and cost."""
+  full = record.gmacs.max()
+  change = np.array([100 * e.change.value for e in effects])
+  cost = np.array([100 * e.gmacs / full for e in effects])
+  if len(effects) > _MOST_BARS:
+    figure, (axes,) = _figure(3.6)
+    axes.plot(cost, change, '.', color=_BLUE, alpha=0.6)
+    axes.axhline(0, color=_INK, lw=0.8)
+    axes.set_xlabel('average cost of the class, % of the full size')
+    axes.set_ylabel('change of top-1, points')
+    return _svg(figure, 'classes')
+  figure, (left, right) = _figure(
+    0.9 + 0.22 * len(effects), columns=2, sharey=True, width_ratios=(2, 1)
+  )
+  places = np.arange(len(effects))
+  margins = [100 * (e.change.high - e.change.value) for e in effects]
+  for sign, colour in ((-1, _RED), (1, _GREEN)):
+    some = np.sign(change) == sign
+    left.barh(places[some], change[some], color=colour, alpha=0.85)
+  left.errorbar(change, places, xerr=margins, fmt='none', ecolor=_INK, lw=0.8)
+  left.axvline(0, color=_INK, lw=0.8)
+  left.set_yticks(places, [_short(e.name) for e in effects])
+  left.invert_yaxis()
+  left.set_xlabel('change of top-1, points')
+  right.barh(places, cost, color=_BLUE)
+  right.tick_params(left=False)
+  right.set_xlabel('cost, % of full')
+  return _svg(figure, 'classes')
+
+
+@matplotlib.rc_context(_STYLE)
+def routing(
+  metrics: Mapping[str, Mapping[int, float]], options: Sequence[str]
+) -> str:
+  """Shares of the sizes, entropy and hinge over the training of the router.
+
+  Args:
+    metrics: values by step of each metric of its stage.
+    options: the sizes, '112 px' or so.
+  """
+  figure, (shares, entropy, hinge) = _figure(5.2, rows=3, sharex=True)
+  series = [
+    metrics[f'train/share_r{option.removesuffix(" px")}'] for option in options
+  ]
+  picked = np.linspace(0, len(_SIZES) - 1, len(options)).round().astype(int)
+  shares.stackplot(
+    list(series[0]),
+    *[[100 * x for x in s.values()] for s in series],
+    labels=options,
+    colors=[_SIZES[i] for i in picked],
+  )
+  shares.set_ylim(0, 100)
+  shares.set_ylabel('share, %')
+  shares.grid(visible=False)
+  for axes, name, label, colour in (
+    (entropy, 'train/entropy', 'entropy, nats', _PURPLE),
+    (hinge, 'train/hinge', 'hinge', _RED),
+  ):
+    values = metrics[name]
+    axes.plot(list(values), list(values.values()), color=colour)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+  entropy.axhline(np.log(len(options)), color=_GREY, ls=':', lw=1)
+  hinge.set_xlabel('step of the stage')
+  figure.align_ylabels()
+  figure.legend(loc='outside lower center', ncols=len(options))
+  return _svg(figure, 'routing')
+
+
+@matplotlib.rc_context(_STYLE)
+def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
+  """Top-1 against measured latency (the paper's Figure 3).
+
+  Args:
+    curves: name, milliseconds and top-1 in % of some points.
+  """
+  figure, (axes,) = _figure(3.6)
+  for (name, ms, top1), colour in zip(
+    curves, (_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK), strict=False
+  ):
+    axes.plot(
+      ms, top1, 'o-' if len(ms) > 1 else '*', color=colour, ms=7, label=name
+    )
+  axes.set_xlim(left=0)
+  axes.set_xlabel('latency of one image, ms')
+  axes.set_ylabel('top-1, %')
+  figure.legend(loc='outside lower center', ncols=2)
+  return _svg(figure, 'latency')
+
+
+@matplotlib.rc_context(_STYLE)
+def points(
+  named: Mapping[str, tuple[int, float, float, Interval | None]],
+  name: str,
+  label: str,
+  *,
+  papers: bool = False,
+) -> str:
+  """Rows of a table by their number: top-1 in % against cost.
+
+  Args:
+    named: number, cost, top-1 and its interval, by the row's name.
+    name: of the figure.
+    label: of the cost.
+    papers: whether they are the paper's, which are drawn in another colour.
+  """
+  figure, (axes,) = _figure(3.3 + 0.1 * len(named))
+  colour = _GREY if papers else _BLUE
+  for row, (k, cost, top1, around) in named.items():
+    if around:
+      low, high = 100 * around.low, 100 * around.high
+      axes.plot([cost, cost], [low, high], color=colour, lw=1, alpha=0.5)
+    # The number itself is the mark: names would lie over one another.
+    axes.plot(cost, top1, marker=f'${k}$', ls='', color=_INK, ms=8, label=row)
+  axes.margins(0.1)
+  axes.set_xlabel(label)
+  axes.set_ylabel('top-1, %')
+  figure.legend(loc='outside lower center', ncols=2)
+  return _svg(figure, name)
+
+
+def _point(axes, scored: Scored, scale, mark, colour, label, size=7) -> None:
+  cost, top1 = scored.gmacs, scored.top1
+  axes.errorbar(
+    scale * cost.value,
+    100 * top1.value,
+    xerr=[
+      [scale * max(0, cost.value - cost.low)],
+      [scale * max(0, cost.high - cost.value)],
+    ],
+    yerr=[[100 * (top1.value - top1.low)], [100 * (top1.high - top1.value)]],
+    fmt=mark,
+    color=colour,
+    ms=size,
+    elinewidth=1,
+    label=label,
+  )
+
+
+def _figure(height: float, *, rows=1, columns=1, **options):
+  """A figure of `_WIDTH` by so many inches, and its axes."""
+  figure = Figure(figsize=(_WIDTH, height), layout='constrained')
+  grid = figure.subplots(rows, columns, squeeze=False, **options)
+  return figure, grid.ravel()
+
+
+def _svg(figure: Figure, name: str) -> str:
+  """A figure as the text of an SVG file.
+
+  Its identifiers begin with its name: many figures share a page.
+  """
+  text = io.StringIO()
+  with matplotlib.rc_context({'svg.hashsalt': name}):
+    figure.savefig(
+      text,
+      format='svg',
+      transparent=True,
+      metadata={'Date': None, 'Creator': None},
+    )
+  svg = text.getvalue()
+  svg = svg[svg.index('<svg') :]
+  svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', svg)
+  start = svg.index('>') + 1
+  return f'{svg[:start]}<style>{dark_rules()}</style>{svg[start:]}'
+
+
+def _short(name: str, most: int = 22) -> str:
+  name = name.partition(',')[0]
+  return name if len(name) <= most else name[: most - 1] + '…'

@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of one run."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax import settings
+from drnet_jax.report import (
+  compare,
+  exits,
+  page,
+  pictures,
+  plots,
+  policies,
+  wording,
+)
+from drnet_jax.report.compare import ClassEffect, Comparison, Scored
+from drnet_jax.report.page import Page, Picture, Section, Table
+from drnet_jax.report.policies import Record
+from drnet_jax.report.run import Run
+from drnet_jax.report.wording import Answer, percent, percent_interval
+
+_MOST_CLASSES = 20  # in the table of the page; all are in the csv
+
+_RIVALS = (
+  'All on the same weights and test images. Best fixed: one {noun} for all, or '
+  "a mixture of two, at the router's cost and without a predictor. Random: "
+  '{noun}s drawn blindly, at that cost. {cascade}Oracle: the cheapest {noun} '
+  'that is right, which needs the label. Brackets: 95 % bootstrap intervals '
+  'over the test images, of gains over the same images; they say nothing of '
+  'another training run.'
+)
+_CASCADE = (
+  'Cascade: the smallest size first, the next while the confidence is under a '
+  'threshold, all of them paid for, at that cost; its thresholds are taken '
+  'from these images, which favours it. '
+)
+
+
+def write(run: Run, directory: str) -> Page:
+  """Writes the report of a run.
+
+  That is `index.html`, which needs no other file, `report.md`,
+  `evaluation.csv`, `classes.csv` and the figures as svg.
+  """
+  record = chosen(run)
+  found = comparison(run)
+  fixed = found.fixed if found else compare.fixed_sizes(record)
+  effects = found and compare.by_class(record, run.class_names)
+  report = _page(run, record, found, fixed, effects)
+  page.write(report, directory)
+  _write_csv(directory, 'evaluation', _policy_rows(record, found, fixed))
+  if effects:
+    rows = [_class_row(effect) for effect in effects]
+    _write_csv(directory, 'classes', rows)
+  return report
+
+
+def comparison(run: Run) -> Comparison | None:
+  """The router of a run among its rivals; None if it has no router."""
+  record = chosen(run)
+  if record.log_p is None:
+    return None
+  if run.record.log_p is None:
+    # Exits share their computation: running one after another is what they do.
+    return compare.compare(record, name='early exit', cascade=False)
+  return compare.compare(record)
+
+
+def size_galleries(run: Run) -> dict[str, Section]:
+  """Pictures in rows by chosen, and by smallest sufficient size."""
+  record = run.record
+  found = {}
+  if record.log_p is not None:
+    found['chosen'] = _gallery(
+      run, pictures.by_choice(record), record.choice, record.options
+    )
+  found['needed'] = _gallery(
+    run,
+    pictures.by_smallest_sufficient(record),
+    policies.smallest_sufficient(record),
+    [*record.options, 'none'],
+  )
+  return found
+
+
+def chosen(run: Run) -> Record:
+  """The record of a run; of one with exits, with the exit of each image.
+
+  Images leave by the thresholds that `calibrate` found best on held-out ones.
+  """
+  record = run.record
+  limits = _exit_thresholds(os.path.join(run.directory, 'budget.csv'))
+  if record.log_p is not None or limits is None:
+    return record
+  left_at = exits.leave_at(record.confidence, limits)
+  with np.errstate(divide='ignore'):
+    log_p = np.log(np.eye(len(limits))[left_at])
+  return dataclasses.replace(record, log_p=log_p)
+
+
+def _exit_thresholds(path: str) -> np.ndarray | None:
+  """Of the setting that was best on the calibration images; None if none."""
+  if not os.path.exists(path):
+    return None
+  with open(path, newline='') as file:
+    rows = list(csv.DictReader(file))
+  if not rows or 'thresholds' not in rows[0]:
+    return None
+  own = [row for row in rows if row['network'] == rows[0]['network']]
+  best = max(
+    own,
+    key=lambda row: (
+      float(row['calibration_top1']),
+      -float(row['calibration_gmacs']),
+    ),
+  )
+  return np.array([float(x) for x in best['thresholds'].split()])
+
+
+def _page(
+  run: Run,
+  record: Record,
+  found: Comparison | None,
+  fixed: Sequence[Scored],
+  effects: Sequence[ClassEffect] | None,
+) -> Page:
+  sections = [
+    _accuracy(run, record, found, fixed),
+    _sizes(run, record),
+    found and _classes(effects, record, found.router.name),
+    run.routing and _training(run),
+    _latency(run, record),
+    _made_with(run),
+    _config(run),
+  ]
+  answers = (
+    wording.answers(found, record) if found else _without_router(record, fixed)
+  )
+  return Page(
+    title=f'{run.name}: {run.network} at {run.sizes}',
+    subtitle=(
+      f'{run.data}, split {run.config.data.test_split}: '
+      f'{len(record.label):,} images{_unreadable(run)}. {_when(run)}'
+    ),
+    answers=answers,
+    sections=[section for section in sections if section],
+  )
+
+
+def _unreadable(run: Run) -> str:
+  bad = run.evaluation.get('unreadable', 0)
+  return f'; {bad} more cannot be read and are left out' if bad else ''
+
+
+def _when(run: Run) -> str:
+  if not run.sessions:
+    return ''
+  last = run.sessions[-1]
+  return (
+    f'Evaluated {last["time"][:10]} at commit {last["commit"]} on '
+    f'{last["device"]}.'
+  )
+
+
+def _without_router(record: Record, fixed: Sequence[Scored]) -> list[Answer]:
+  best = max(fixed, key=lambda scored: scored.top1.value)
+  found = [
+    Answer(
+      'What does this run show?',
+      f'{percent(best.top1.value)} %',
+      f'Nothing chooses here: every image runs alike. Best is {best.name} with '
+      f'{percent_interval(best.top1)} % top-1 at '
+      f'{wording.cost(best.gmacs.value, record)} an image.',
+    )
+  ]
+  if len(fixed) > 1:
+    bound = policies.oracle(record)
+    found.append(
+      Answer(
+        'What could choosing gain?',
+        f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
+        f'The cheapest that is right for each image has {percent(bound.top1)} '
+        f'% at {wording.cost(bound.gmacs, record)}. It needs the labels: a '
+        'bound, not a result.',
+      )
+    )
+  return found
+
+
+def _accuracy(run, record, found, fixed) -> Section:
+  curves = {}
+  if found and found.cascade:
+    curves['confidence cascade'] = policies.cascade_curve(record)
+  budgets = _exit_curve(run)
+  if budgets:
+    curves['early exit, all budgets'] = budgets
+  return Section(
+    title='Accuracy and cost',
+    text=[
+      'Multiply-adds are not time: what a machine makes of the saving is '
+      'measured by python -m drnet_jax.deploy.benchmark --workdir=' + run.path
+    ],
+    figures={
+      'accuracy_cost': plots.accuracy_cost(record, fixed, found, curves)
+    },
+    tables=[_policy_table(record, found, fixed)],
+  )
+
+
+def _exit_curve(run: Run) -> list[policies.Policy]:
+  """What `calibrate` wrote of a network with exits, if it did."""
+  path = os.path.join(run.directory, 'budget.csv')
+  if run.record.log_p is not None or not os.path.exists(path):
+    return []
+  with open(path, newline='') as file:
+    points = [
+      policies.Policy(
+        'early exit',
+        float(row['test_gmacs']),
+        float(row['test_top1']),
+        None,
+        np.array([]),
+      )
+      for row in csv.DictReader(file)
+      if row.get('best') == '1'
+    ]
+  return sorted(points, key=lambda policy: policy.gmacs)
+
+
+def _policy_table(record, found, fixed) -> Table:
+  scored, note = fixed, ''
+  if found:
+    scored = found.all
+    cascade = _CASCADE if found.cascade else ''
+    note = _RIVALS.format(noun=record.noun, cascade=cascade)
+  scale, unit = plots.unit(record)
+  full = record.gmacs.max()
+  header = ['', unit, '% of full', 'top-1, %', 'top-5, %']
+  if found:
+    header.append(f'{found.router.name} gains, points')
+  rows = []
+  for s in scored:
+    row = [
+      s.name,
+      wording.figures(scale * s.gmacs.value),
+      percent(s.gmacs.value / full),
+      percent_interval(s.top1),
+      percent(s.top5),
+    ]
+    if found:
+      row.append('' if s is found.router else wording.points(s.gain))
+    rows.append(row + [percent(share) for share in s.shares])
+  options = [f'{option}, %' for option in record.options]
+  return Table(
+    header=header + options,
+    groups=[('', len(header)), ('images at', len(options))],
+    rows=rows,
+    strong=[scored.index(found.router)] if found else [],
+    note=note,
+  )
+
+
+def _sizes(run: Run, record: Record) -> Section:
+  chosen = record.choice if record.log_p is not None else None
+  galleries = size_galleries(run)
+  shown = {}
+  for name, title in (
+    ('chosen', 'chosen'),
+    ('needed', 'the smallest that is right'),
+  ):
+    for option, row in galleries.get(name, {}).items():
+      shown[f'{title}: {option}'] = row
+  text = [
+    f'Chosen size and {name}: rank correlation {rho:+.2f}.'
+    for name, rho in policies.rank_correlations(record).items()
+  ]
+  if not run.pictures:
+    text.append(
+      'There are no pictures: python -m drnet_jax.main --mode=evaluate '
+      f'--workdir={run.path}'
+    )
+  return Section(
+    title=f'Which {record.noun} does an image get, and which does it need?',
+    text=text,
+    figures={'sizes': plots.sizes(record, chosen)},
+    galleries=shown,
+  )
+
+
+def _gallery(
+  run: Run,
+  rows: Sequence[np.ndarray],
+  group: np.ndarray,
+  titles: Sequence[str],
+) -> dict[str, list[Picture]]:
+  """Rows of pictures with what the network says at the size of the row.
+
+  In the last row of those that no size gets right it is the largest.
+  """
+  record = run.record
+  found = {}
+  for k, (title, shown) in enumerate(zip(titles, rows, strict=True)):
+    j = min(k, len(record.options) - 1)
+    row = [
+      Picture(
+        address=run.pictures[i],
+        path=pictures.path(i),
+        label=f'{_class_name(run, record.predicted[i, j])} '
+        f'{record.confidence[i, j]:.2f}',
+        truth=_class_name(run, record.label[i]),
+        right=bool(record.top1[i, j]),
+      )
+      for i in shown
+      if i in run.pictures
+    ]
+    if row:
+      found[f'{title}, {percent((group == k).mean())} % of the images'] = row
+  return found
+
+
+def _class_name(run: Run, label: int) -> str:
+  return run.class_names[label].partition(',')[0]
+
+
+def _classes(
+  effects: Sequence[ClassEffect], record: Record, name: str
+) -> Section:
+  full = record.gmacs.max()
+  shown = list(effects)
+  if len(shown) > _MOST_CLASSES:
+    half = _MOST_CLASSES // 2
+    shown = [*shown[:half], *shown[-half:]]
+  rows = [
+    [
+      e.name.partition(',')[0],
+      str(e.images),
+      percent(e.full),
+      wording.points(e.change),
+      percent(e.gmacs / full),
+    ]
+    for e in shown
+  ]
+  harmed = sum(e.change.sign < 0 for e in effects)
+  helped = sum(e.change.sign > 0 for e in effects)
+  return Section(
+    title='Who pays for the saving?',
+    text=[
+      f'Top-1 of each class, {name} against all images at the full '
+      f'{record.noun}: {harmed} of {len(effects)} classes lose and {helped} '
+      'gain beyond their 95 % interval; of a hundred that do not change, five '
+      'would by chance.'
+    ],
+    figures={'classes': plots.classes(effects, record)},
+    tables=[
+      Table(
+        header=[
+          'class',
+          'images',
+          f'full {record.noun}, %',
+          'change, points',
+          'cost, % of full',
+        ],
+        rows=rows,
+        note=f'{len(shown)} of {len(effects)} classes: the most harmed and the '
+        'most helped. All are in classes.csv.'
+        if len(shown) < len(effects)
+        else '',
+      )
+    ],
+  )
+
+
+def _training(run: Run) -> Section:
+  return Section(
+    title='Routing over training',
+    text=[
+      'Shares of the sizes, entropy of the choice (dotted: all sizes equally '
+      'likely) and hinge of the cost over its target.'
+    ],
+    figures={'routing': plots.routing(run.routing, list(run.record.options))},
+  )
+
+
+def _latency(run: Run, record: Record) -> Section | None:
+  """Figure 3 in milliseconds, where the benchmark has measured them."""
+  path = os.path.join(run.directory, 'speed.csv')
+  if not os.path.exists(path):
+    return None
+  with open(path, newline='') as file:
+    rows = [row for row in csv.DictReader(file) if row.get('batch') == '1']
+  ms = {
+    (row['path'], row['part']): float(row['ms_per_image'])
+    for row in rows
+    if 'part' in row
+  }
+  top1 = 100 * record.top1.mean(0)
+  curves = []
+  for name in dict.fromkeys(path for path, _ in ms):
+    if any((name, option) not in ms for option in record.options):
+      continue
+    sizes = [ms[name, option] for option in record.options]
+    curves.append((f'{name}, fixed', sizes, top1))
+    if run.record.log_p is not None and (name, 'predictor') in ms:
+      router = policies.routed(record)
+      total = ms[name, 'predictor'] + router.shares @ sizes
+      curves.append((f'{name}, routed', [total], [100 * router.top1]))
+  if not curves:
+    return None
+  return Section(
+    title='Accuracy and latency',
+    text=[
+      'Measured by drnet_jax.deploy.benchmark, one image at a time; routed: '
+      "the predictor's time and the sizes' in their shares."
+    ],
+    figures={'accuracy_latency': plots.latency(curves)},
+  )
+
+
+def _made_with(run: Run) -> Section:
+  rows = [
+    ['workdir', run.path],
+    ['weights', run.evaluation.get('origin', 'not recorded')],
+  ]
+  if 'parameters' in run.evaluation:
+    rows.append(['parameters', f'{run.evaluation["parameters"]:,}'])
+  if not run.sessions:
+    rows.append(['commit, device, dates', 'not recorded by this version'])
+  for session in _first_and_last(run.sessions):
+    rows += [
+      [f'{session["what"]}, begun', session['time']],
+      ['command', session['command']],
+      [
+        'commit, device',
+        f'{session["commit"]}; {session["device"]}; {session["versions"]}',
+      ],
+    ]
+  if len(run.sessions) > 2:
+    rows.append(['sessions', f'{len(run.sessions)}; all in sessions.jsonl'])
+  return Section(
+    title='What made these numbers',
+    tables=[Table(header=['what', 'value'], rows=rows)],
+    folded=True,
+  )
+
+
+def _first_and_last(sessions: Sequence[Mapping]) -> list[Mapping]:
+  return list(sessions) if len(sessions) < 3 else [sessions[0], sessions[-1]]
+
+
+def _config(run: Run) -> Section:
+  fields = _flat(settings.plain(run.config))
+  return Section(
+    title='Config',
+    tables=[
+      Table(
+        header=['field', 'value'],
+        rows=[[name, repr(value)] for name, value in fields.items()],
+      )
+    ],
+    folded=True,
+  )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  found = {}
+  for name, value in section.items():
+    if isinstance(value, Mapping):
+      found |= _flat(value, f'{prefix}{name}.')
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def _policy_rows(record, found, fixed) -> list[dict[str, Any]]:
+  """What `evaluation.csv` holds."""
+  rows = []
+  for s in found.all if found else fixed:
+    row = {'policy': s.name}
+    for name in ('gmacs', 'top1', 'gain'):
+      value = getattr(s, name)
+      row |= {
+        name: value.value,
+        f'{name}_low': value.low,
+        f'{name}_high': value.high,
+      }
+    row['top5'] = s.top5
+    for option, share in zip(record.options, s.shares, strict=True):
+      row[f'share of {option}'] = share
+    rows.append(row)
+  return rows
+
+
+def _class_row(effect: ClassEffect) -> dict[str, Any]:
+  return {
+    'class': effect.name,
+    'images': effect.images,
+    'full_top1': effect.full,
+    'change': effect.change.value,
+    'change_low': effect.change.low,
+    'change_high': effect.change.high,
+    'gmacs': effect.gmacs,
+  }
+
+
+def _write_csv(directory: str, name: str, rows: list[dict[str, Any]]) -> None:
+  with open(
+    os.path.join(directory, f'{name}.csv'), 'w', newline='', encoding='utf-8'
+  ) as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
