@@ -4,7 +4,7 @@
 python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
 
 Expect, six and a half minutes from nothing, 91.8 % routed at half the cost of
-64 px: 3.3 points above the best fixed size at that cost (median of three seeds,
+64 px: 3.2 points above the best fixed size at that cost (median of three seeds,
 results/quickstart.md).
 """
 

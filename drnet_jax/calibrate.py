@@ -182,7 +182,7 @@ def _run() -> None:
   os.makedirs(directory, exist_ok=True)
   figure = os.path.join(directory, 'budget')
   figures.budget_curve(record, [c.got for c in checks], others, figure)
-  _write_csv(checks, figure + '.csv')
+  _write_csv(checks, record, figure + '.csv')
   print(f'Written: {os.path.join(path, budget.FILE)}, {figure}.csv, .png, .svg')
 
 
@@ -233,9 +233,10 @@ def _report(checks: Sequence[Check], record: Record) -> str:
       'got': f'{c.got.gmacs:.4g}',
       'off %': f'{100 * (c.got.gmacs / c.asked - 1):+.1f}',
       'top-1 %': _percent(c.got.top1),
-      'best fixed': _percent(policies.best_fixed(record, c.got.gmacs).top1),
-      'random': _percent(policies.random_choice(record, c.got.gmacs).top1),
-      'cascade': _interpolated(curve, c.got.gmacs),
+    }
+    | {
+      name: '' if np.isnan(top1) else _percent(top1)
+      for name, top1 in _rivals(curve, record, c.got.gmacs).items()
     }
     for c in checks
   ]
@@ -246,28 +247,36 @@ def _report(checks: Sequence[Check], record: Record) -> str:
   )
 
 
-def _interpolated(curve: Sequence[Policy], gmacs: float) -> str:
-  costs = [policy.gmacs for policy in curve]
-  if not costs[0] <= gmacs <= costs[-1]:
-    return ''
-  top1 = np.interp(gmacs, costs, [policy.top1 for policy in curve])
-  return _percent(top1)
-
-
 def _percent(share: float) -> str:
   return f'{100 * share:.2f}'
 
 
-def _write_csv(checks: Sequence[Check], path: str) -> None:
+def _write_csv(checks: Sequence[Check], record: Record, path: str) -> None:
+  """The table as it is, and what rivals score at the same cost."""
+  curve = policies.cascade_curve(record)
   with open(path, 'w', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(
       ['asked_gmacs', 'promised_top1', 'test_gmacs', 'test_top1', 'test_top5']
+      + ['best_fixed', 'random', 'cascade']
     )
     for c in checks:
       writer.writerow(
         [c.asked, c.promised, c.got.gmacs, c.got.top1, c.got.top5]
+        + list(_rivals(curve, record, c.got.gmacs).values())
       )
+
+
+def _rivals(
+  curve: Sequence[Policy], record: Record, gmacs: float
+) -> dict[str, float]:
+  """Top-1 at this cost; NaN where the cascade cannot cost so little."""
+  costs, top1 = ([getattr(p, f) for p in curve] for f in ('gmacs', 'top1'))
+  return {
+    'best fixed': policies.best_fixed(record, gmacs).top1,
+    'random': policies.random_choice(record, gmacs).top1,
+    'cascade': float(np.interp(gmacs, costs, top1, left=np.nan, right=np.nan)),
+  }
 
 
 if __name__ == '__main__':

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every number in the README's tables comes from a file in results/.
+
+Each table of the README is either made again here, cell by cell, from the csv
+with its raw values, or named as one without measurements. A new table fails the
+test until it is one or the other.
+"""
+
+import csv
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drnet_jax import flops, models
+from drnet_jax.report.paper_tables import TABLES
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'results'
+README = (ROOT / 'README.md').read_text()
+PROSE = ' '.join(README.split())
+
+# First cells of the header of tables that hold no measurement.
+WITHOUT_NUMBERS = [
+  'field',
+  '`config.data.name`',
+  'where',
+  'in the workdir',
+  'command',
+  "the authors' code",
+  'the paper',
+]
+
+
+def raw(name):
+  with open(RESULTS / f'{name}.csv', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def tables(text):
+  """Every table: lists of cells, header first, without its rule."""
+  found = []
+  for block in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE):
+    rows = [
+      [cell.strip().replace('**', '') for cell in line.strip('|').split('|')]
+      for line in block.strip().splitlines()
+    ]
+    found.append([rows[0], *rows[2:]])
+  return found
+
+
+def bare(value, digits=2):
+  """'.90', '1.04', '1'."""
+  return '1' if value == 1 else f'{value:.{digits}f}'.removeprefix('0')
+
+
+def median_range(values, digits=1, form=''):
+  """'91.8 [91.4, 92.3]'."""
+  middle, low, high = (
+    f'{x + 0.0:{form}.{digits}f}'
+    for x in (np.median(values), min(values), max(values))
+  )
+  return f'{middle} [{low}, {high}]'
+
+
+def column(rows, name):
+  return np.array([100 * float(row[name]) for row in rows])
+
+
+def quickstart():
+  rows = [r for r in raw('quickstart') if r['gradient'] == 'all, expected']
+  gmacs = {px: float(rows[0][f'gmacs_{px}']) for px in (32, 48, 64)}
+
+  def scores(name):
+    return median_range(column(rows, name))
+
+  def of_full(cost):
+    return f'{100 * cost / gmacs[64]:.1f}'
+
+  return [
+    ['fixed 32 px', scores('fixed_32'), of_full(gmacs[32])],
+    ['fixed 48 px', scores('fixed_48'), of_full(gmacs[48])],
+    ['fixed 64 px', scores('fixed_64'), '100'],
+    [
+      "routed (`gradient='all'`, expected cross-entropy)",
+      scores('routed'),
+      scores('cost'),
+    ],
+    ["best fixed at the router's cost", scores('best_fixed'), 'the same'],
+    ["random at the router's cost", scores('random'), 'the same'],
+    [
+      'oracle (smallest size that is right)',
+      scores('oracle'),
+      of_full(np.median([float(r['oracle_gmacs']) for r in rows])),
+    ],
+  ]
+
+
+def imagenet_sizes():
+  found = []
+  for name, network, digits in (
+    ('MobileNetV2', 'mobilenet_v2', 3),
+    ('ResNet-50', 'resnet50', 2),
+  ):
+    rows = [r for r in raw('imagenet_sizes') if r['network'] == network]
+    found.append(
+      [name]
+      + [
+        f'{100 * float(r["top1"]):.1f} ({bare(float(r["gmacs"]), digits)})'
+        for r in rows
+      ]
+    )
+  return found
+
+
+def training_step():
+  names = [
+    'fixed 64 px',
+    'routed, `chosen`',
+    'routed, `all` (a quarter explored)',
+  ]
+  return [
+    [name, f'{float(r["images_per_second"]):.0f}']
+    + [
+      bare(float(r[k])) for k in ('implied', 'realised', 'realised_of_implied')
+    ]
+    for name, r in zip(names, raw('training_step'), strict=True)
+  ]
+
+
+def inference():
+  names = ['one image at a time', 'bulk, arrays', 'bulk, JPEG files']
+  return [
+    [name]
+    + [
+      bare(float(r[k])) for k in ('implied', 'realised', 'realised_of_implied')
+    ]
+    for name, r in zip(names, raw('inference_worth'), strict=True)
+  ]
+
+
+def budget():
+  found = []
+  for r in raw('budget'):
+    asked, got = float(r['asked_gmacs']), float(r['test_gmacs'])
+    found.append(
+      [
+        f'{1e3 * asked:.2f}',
+        f'{1e3 * got:.2f}',
+        f'{100 * (got / asked - 1):+.1f} %',
+      ]
+      + [
+        f'{100 * float(r[k]):.1f}'
+        for k in ('test_top1', 'best_fixed', 'random', 'cascade')
+      ]
+    )
+  return found
+
+
+def networks():
+  """Two kinds share a row each of the README: resnets and efficientnets."""
+  rows = raw('networks')
+
+  def line(name, some, digits):
+    return [
+      name,
+      ', '.join(f'{int(r["parameters"]) / 1e6:.1f}' for r in some),
+      ', '.join(f'{int(r["macs_224"]) / 1e9:.{digits}f}' for r in some),
+    ]
+
+  def named(prefix):
+    return [r for r in rows if r['network'].startswith(prefix)]
+
+  resnets = ' '.join(f'`{r["network"]}`' for r in named('resnet'))
+  return [
+    line(resnets, named('resnet'), 2),
+    line('`mobilenet_v2` (any `width`)', named('mobilenet'), 3),
+    line('`efficientnet_b0` to `efficientnet_b4`', named('efficientnet'), 3),
+  ]
+
+
+# By the header of the README's table.
+SOURCES = {
+  ('', 'top-1, %', 'cost, % of 64 px'): quickstart,
+  ('top-1, % (GMACs)', '96 px'): imagenet_sizes,
+  ('training step', 'images/s'): training_step,
+  ('', 'implied by MACs', 'realised'): inference,
+  ('asked, MMACs', 'got'): budget,
+  ('`config.model.base.network`', 'parameters, M'): networks,
+}
+
+
+@pytest.mark.parametrize('header', SOURCES, ids=lambda h: h[-1])
+def test_a_table_of_the_readme_is_that_of_its_csv(header):
+  (table,) = [t for t in tables(README) if tuple(t[0][: len(header)]) == header]
+  assert table[1:] == SOURCES[header]()
+
+
+def test_every_table_of_the_readme_has_a_source():
+  for table in tables(README):
+    known = table[0][0] in WITHOUT_NUMBERS or any(
+      tuple(table[0][: len(h)]) == h for h in SOURCES
+    )
+    assert known, (
+      f'the README has a table {table[0]}: put its raw values into results/ '
+      'and say in SOURCES how they become its cells'
+    )
+
+
+def test_the_prose_on_the_quick_start_is_that_of_its_csv():
+  rows = raw('quickstart')
+  ours = [r for r in rows if r['gradient'] == 'all, expected']
+  papers = [r for r in rows if r['gradient'] == 'chosen']
+
+  def gain(rows, rival):
+    return median_range(column(rows, 'routed') - column(rows, rival), form='+')
+
+  def rho(rows):
+    values = [float(r['spearman_rho']) for r in rows]
+    return median_range(values, 2).replace('-0', '-')
+
+  def over(words):
+    middle, around = words.split(' ', 1)
+    return f'{middle} points {around}'
+
+  for said in (
+    f'**{over(gain(ours, "best_fixed"))} over the best fixed size**',
+    f'and {gain(ours, "random")} over random',
+    f"Spearman's rho {rho(ours)}.",
+    median_range(column(papers, 'routed')).replace(' ', ' % ', 1)
+    + f' at {np.median(column(papers, "cost")):.1f} %, which is '
+    + f'{gain(papers, "best_fixed")} over the best fixed size, '
+    + f'rho {rho(papers)}.',
+  ):
+    assert said in PROSE
+
+
+def test_the_papers_figures_are_the_papers():
+  rows = TABLES[3].rows
+  drnet, fixed = rows['no FLOPs loss'], rows['fixed 224']
+  assert (
+    f'(ImageNet, ResNet-50: {drnet.top1} % at {drnet.gmacs} GMACs against '
+    f'{fixed.top1} % at {fixed.gmacs})'
+  ) in PROSE
+
+
+@pytest.mark.parametrize(
+  'config, rows',
+  [
+    (
+      'in1k',
+      [
+        (alpha, TABLES[3].rows[key], ('gmacs', 'top1', 'top5'))
+        for alpha, key in (
+          ('none', 'no FLOPs loss'),
+          ('3.5', 'alpha 3.5'),
+          ('3.0', 'alpha 3.0'),
+          ('2.5', 'alpha 2.5'),
+          ('2.0', 'alpha 2.0'),
+        )
+      ],
+    ),
+    (
+      'in100',
+      [
+        ('0 - private', TABLES[1].rows['no FLOPs loss'], ('gmacs', 'top1')),
+        ('fixed 224 px', TABLES[1].rows['fixed 224'], ('gmacs', 'top1')),
+        (
+          '0.2 2.5 shared',
+          TABLES[1].rows['alpha 2.5 eta 0.2 shared norms'],
+          ('gmacs', 'top1'),
+        ),
+      ]
+      + [
+        (
+          f'{float(eta):g} {alpha} private',
+          TABLES[2].rows[f'alpha {alpha} eta {eta}'],
+          ('gmacs', 'top1'),
+        )
+        for alpha, eta in (
+          *((alpha, '0.2') for alpha in ('2.0', '2.5', '3.0', '3.5')),
+          *(('3.0', eta) for eta in ('0.1', '0.5', '1.0')),
+        )
+      ],
+    ),
+  ],
+)
+def test_the_papers_figures_in_a_config_are_the_papers(config, rows):
+  lines = [
+    ' '.join(line.split())
+    for line in (ROOT / 'configs' / f'{config}.py').read_text().splitlines()
+  ]
+  for name, row, fields in rows:
+    said = ' '.join([name, *(getattr(row, field) for field in fields)])
+    assert any(line.startswith(said) for line in lines), said
+
+
+def test_results_say_how_they_were_made():
+  texts = {path.name: path.read_text() for path in RESULTS.glob('*.md')}
+  for name, text in texts.items():
+    assert 'commit' in text.lower(), name
+    assert re.search(r'[Dd]evice|cores', text), name
+    assert 'python' in text, f'{name} holds no command'
+  for path in (*RESULTS.glob('*.csv'), *RESULTS.glob('*.svg')):
+    assert any(f']({path.name})' in text for text in texts.values()), (
+      f'no file in results/ says how {path.name} was made'
+    )
+  for name in re.findall(r'\]\(results/([^)]*)\)', README):
+    assert (RESULTS / name).exists(), name
+
+
+def test_parameters_and_costs_are_those_of_the_code():
+  network = models.NETWORKS['resnet18'](num_classes=1000)
+  image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  variables = jax.eval_shape(
+    lambda x: network.init(jax.random.key(0), x, train=False), image
+  )
+  macs = flops.count_macs(
+    lambda v, x: network.apply(v, x, train=False), variables, image
+  )
+  count = sum(x.size for x in jax.tree.leaves(variables['params']))
+  (row,) = [r for r in raw('networks') if r['network'] == 'resnet18']
+  assert (row['parameters'], row['macs_224']) == (str(count), str(macs))
