@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: numbers worked out by hand, what it says of them, its page."""
+
+import csv
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from test_policies import make_record
+
+from configs import smoke
+from drnet_jax import settings
+from drnet_jax.errors import UserError
+from drnet_jax.report import (
+  __main__,
+  compare,
+  page,
+  pictures,
+  policies,
+  run,
+  run_page,
+  run_set,
+  set_page,
+  wording,
+)
+from drnet_jax.report.compare import Interval
+from drnet_jax.report.paper_tables import TABLES
+
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+
+
+def images(count=2000, *, gain=0.0, seed=0, **changes):
+  """Sizes right half, .6 and .7 of the time; a router that hits by `gain`.
+
+  Without a gain it chooses by chance; with 1 it is right wherever a size is;
+  with -1 it is wrong wherever a size is.
+  """
+  rng = np.random.default_rng(seed)
+  right = rng.random((count, 3)) < [0.5, 0.6, 0.7]
+  choice = rng.integers(0, 3, count)
+  informed = rng.random(count) < abs(gain)
+  wish = right if gain > 0 else ~right
+  choice = np.where(informed & wish.any(1), wish.argmax(1), choice)
+  return make_record(
+    right.astype(int), choice, **{'predictor_gmacs': 0.0} | changes
+  )
+
+
+def test_an_interval_is_that_of_the_normal_distribution():
+  rng = np.random.default_rng(0)
+  values = (rng.random(4000) < 0.8).astype(float)
+  found = compare.difference(values, np.zeros(4000), resamples=4000)
+  margin = 1.96 * np.sqrt(values.mean() * (1 - values.mean()) / 4000)
+  assert found.value == pytest.approx(values.mean())
+  assert found.high - found.value == pytest.approx(margin, rel=0.06)
+  assert found.value - found.low == pytest.approx(margin, rel=0.06)
+
+
+def test_differences_are_paired():
+  """Two rows that are right on the same images differ by nothing at all."""
+  record = images()
+  router = make_record(
+    record.predicted, [1] * len(record.label), predictor_gmacs=0.0
+  )
+  found = compare.compare(router, resamples=100)
+  same = found.fixed[1]
+  assert same.gain == Interval(0.0, 0.0, 0.0)
+  assert same.top1.high - same.top1.low > 0.02
+  assert found.collapsed == 1
+
+
+def test_a_comparison_agrees_with_the_policies():
+  record = images(gain=0.5, predictor_gmacs=0.5)
+  found = compare.compare(record, resamples=50)
+  known = {p.name: p for p in policies.all_policies(record)}
+  for scored in found.all:
+    if scored.name == 'cascade':
+      continue
+    policy = known[scored.name]
+    assert scored.top1.value == pytest.approx(policy.top1, abs=1e-6)
+    assert scored.gmacs.value == pytest.approx(policy.gmacs, rel=1e-6)
+    assert scored.gain.value == pytest.approx(
+      known['routed'].top1 - policy.top1, abs=1e-6
+    )
+    assert scored.top1.low < scored.top1.value < scored.top1.high
+  assert found.saving.value == pytest.approx(1 - known['routed'].gmacs / 4)
+
+
+def test_the_cascade_costs_what_the_router_costs():
+  rng = np.random.default_rng(0)
+  record = images(confidence=rng.random((2000, 3)))
+  found = compare.compare(record, resamples=50)
+  # Between the first size alone (1) and all three (7).
+  assert found.cascade.gmacs.value == pytest.approx(found.router.gmacs.value)
+  curve = policies.cascade_curve(record)
+  assert found.cascade.top1.value == pytest.approx(
+    np.interp(
+      found.router.gmacs.value,
+      [p.gmacs for p in curve],
+      [p.top1 for p in curve],
+    ),
+    abs=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  'gain, short, says',
+  [
+    (0.0, 'No', 'the interval contains zero'),
+    (0.6, 'Yes', 'the interval lies above zero'),
+    (-0.6, 'No, it loses', 'it gains -'),
+  ],
+)
+def test_the_headline_says_whether_the_gain_is_real(gain, short, says):
+  record = images(gain=gain)
+  *_, last = wording.answers(compare.compare(record, resamples=200), record)
+  assert last.question == 'Is the gain real?'
+  assert last.short == short and says in last.text
+
+
+def test_the_headline_says_what_is_saved_and_against_what():
+  record = make_record()  # costs 2.5 of 4; right on 3 of 4, as the largest
+  saving, rivals, _ = wording.answers(
+    compare.compare(record, resamples=50), record
+  )
+  assert saving.short == '37.5 %'
+  assert 'takes 2.50 GMACs on average, 0.500 GMACs of it' in saving.text
+  assert 'with all images at 30 px it is 4.00 GMACs' in saving.text
+  assert 'from 75.0 to 75.0 %: +0.0 [+0.0, +0.0] points' in saving.text
+  assert rivals.short == 'all images at 30 px'
+  # At 2.5 GMACs the hull has .5 + .25 / 4.
+  assert 'or mixture of two, 56.2 %' in rivals.text
+
+
+def test_a_router_that_costs_more_saves_nothing():
+  record = make_record(choice=[2] * 4)
+  saving, *_ = wording.answers(compare.compare(record, resamples=9), record)
+  assert saving.short == 'Nothing'
+  assert '100.0 % of the images go to 30 px' in saving.text
+
+
+def test_classes_are_told_apart():
+  # Right at the smallest: image 0; at the largest: images 0 to 2.
+  record = make_record(
+    choice=[0, 0, 2, 0], label=np.array([0, 1, 1, 1]), predicted=None
+  )
+  right = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
+  predicted = np.where(right, record.label[:, None], 9)
+  record = make_record(
+    choice=[0, 0, 2, 0], label=record.label, predicted=predicted
+  )
+  harmed, same = compare.by_class(record, ['cat', 'dog'])
+  assert (harmed.name, harmed.images, harmed.full) == ('dog', 3, 2 / 3)
+  assert harmed.change.value == pytest.approx(-1 / 3)
+  # Of (-1, 0, 0): sqrt(2 / 9 / 3) * 1.96.
+  assert harmed.change.high == pytest.approx(
+    -1 / 3 + 1.96 * np.sqrt(2) / 9**0.75
+  )
+  assert harmed.gmacs == pytest.approx((1 + 4 + 1) / 3 + 0.5)
+  assert (same.name, same.change.value) == ('cat', 0.0)
+
+
+def test_markdown_tables():
+  table = page.Table(
+    header=['', 'a', 'b'],
+    groups=[('', 1), ('ours: digits', 2)],
+    rows=[['x', '1', ''], ['y', '2', '3']],
+    strong=[1],
+  )
+  assert page.markdown_table(table).splitlines() == [
+    '|  | ours: digits: a | ours: b |',
+    '| --- | --- | --- |',
+    '| x | 1 |  |',
+    '| **y** | **2** | **3** |',
+  ]
+
+
+def write_run(path, record):
+  """A workdir as far as a report reads it."""
+  config = smoke.get_config()
+  directory = path / 'report'
+  directory.mkdir(parents=True)
+  settings.write_json(str(path / 'config.json'), settings.plain(config))
+  settings.write_json(str(path / 'classes.json'), ['<b>cat</b>', 'dog'])
+  policies.save(record, directory / 'record.npz')
+  with open(path / 'metrics.csv', 'w') as file:
+    file.write('stage,step,metric,value\n')
+    for name in ('entropy', 'hinge', 'share_r10', 'share_r20', 'share_r30'):
+      file.write(f'finetune,2,train/{name},0.5\nfinetune,4,train/{name},0.4\n')
+  noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+  pictures.save(record, lambda i: noise, str(directory))
+  return path
+
+
+@pytest.fixture(scope='module')
+def reported(tmp_path_factory):
+  """The folder of a run's report."""
+  path = write_run(tmp_path_factory.mktemp('runs') / 'one', images(gain=0.5))
+  with flagsaver.flagsaver(workdir=str(path)):
+    __main__._run()
+  return path / 'report'
+
+
+def test_a_report_is_one_page_and_what_it_is_made_of(reported):
+  assert {
+    'index.html',
+    'report.md',
+    'evaluation.csv',
+    'classes.csv',
+    'accuracy_cost.svg',
+    'sizes.svg',
+    'classes.svg',
+    'routing.svg',
+    'pictures',
+    'record.npz',
+  } == set(os.listdir(reported))
+  text = (reported / 'index.html').read_text()
+  assert 'Is the gain real?' in text and '<strong>Yes</strong>' in text
+  assert '&lt;b&gt;cat' in text and '<b>cat' not in text
+  assert text.count('<svg') == 4
+  assert text.count('<img src="data:image/jpeg;base64,') >= 30
+  # Identifiers of several figures on a page must differ.
+  identifiers = re.findall(r' id="([^"]*)"', text)
+  assert len(set(identifiers)) == len(identifiers) > 100
+  for address in re.findall(r'(?:src|href)="([^"]*)"', text):
+    assert address.startswith(('data:', '#')), address
+
+
+def test_cells_are_those_of_the_record(reported):
+  record = policies.load(reported / 'record.npz')
+  router = policies.routed(record)
+  with open(reported / 'evaluation.csv', newline='') as file:
+    rows = {row['policy']: row for row in csv.DictReader(file)}
+  assert float(rows['routed']['top1']) == pytest.approx(router.top1, abs=1e-6)
+  assert float(rows['random']['gain_low']) > 0
+  low, high = rows['routed']['top1_low'], rows['routed']['top1_high']
+  cell = (
+    f'{100 * router.top1:.1f} [{100 * float(low):.1f}, {100 * float(high):.1f}]'
+  )
+  text = html.unescape((reported / 'index.html').read_text())
+  assert f'<td>{cell}</td>' in text
+  assert f'**{cell}**' in (reported / 'report.md').read_text()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium')
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, scheme):
+  """It loads nothing: the page's own policy makes every attempt an error."""
+  shot = tmp_path / 'page.png'
+  done = subprocess.run(
+    [
+      CHROMIUM,
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      '--host-resolver-rules=MAP * ~NOTFOUND',
+      f'--user-data-dir={tmp_path}/profile',
+      '--enable-logging=stderr',
+      *(['--force-dark-mode'] if scheme == 'dark' else []),
+      '--window-size=1280,900',
+      f'--screenshot={shot}',
+      f'file://{reported}/index.html',
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert shot.exists(), done.stderr
+  said = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
+  assert not said
+
+
+def test_a_run_without_a_router_says_so(tmp_path):
+  record = make_record(log_p=None)
+  one = run.read(str(write_run(tmp_path / 'fixed', record)))
+  report = run_page.write(one, str(tmp_path / 'out'))
+  first, second = report.answers
+  assert 'Nothing chooses here' in first.text and first.short == '75.0 %'
+  assert second.short == '+0.0 points at most'
+
+
+def test_exits_leave_by_thresholds_of_other_images(tmp_path):
+  """The setting that was best on held-out images, not on these."""
+  record = make_record(
+    options=np.array(['exit 1', 'exit 2', 'exit 3']),
+    confidence=np.array(
+      [[0.9, 1, 1], [0.4, 0.9, 1], [0.1, 0.2, 1]] + [[1] * 3]
+    ),
+    log_p=None,
+  )
+  path = write_run(tmp_path / 'exits', record)
+  with open(path / 'report' / 'budget.csv', 'w') as file:
+    file.write(
+      'network,q,calibration_gmacs,calibration_top1,test_gmacs,test_top1,best,'
+      'thresholds\n'
+      'w,0.5,2.0,0.5,1.0,0.9,1,0.0 0.0 -inf\n'
+      'w,1.0,3.0,0.7,2.0,0.6,1,0.5 0.5 -inf\n'
+      'other,1.0,3.0,0.9,2.0,0.6,1,9.0 9.0 -inf\n'
+    )
+  one = run.read(str(path))
+  assert run_page.chosen(one).choice.tolist() == [0, 1, 2, 0]
+  found = run_page.comparison(one)
+  assert found.router.name == 'early exit' and found.cascade is None
+  assert found.router.gmacs.value == pytest.approx((1 + 2 + 4 + 1) / 4 + 0.5)
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+  """The folder of a set that fills Table 5 but for one row."""
+  path = tmp_path_factory.mktemp('set')
+  base = np.array([[1, 1, 1]] * 50 + [[0, 0, 0]] * 50)
+  for k, wins in enumerate((0, 10), 1):
+    right = base.copy()
+    right[50 : 50 + wins] = 1
+    write_run(path / f'random_{k}', make_record(right, [0] * 100))
+  write_run(path / 'one_size', make_record(base, log_p=None))
+  rows = {
+    'random 1': 'random_1',
+    'random 2': 'random_2',
+    'random 3': 'not_there',
+    'one size': 'one_size',
+  }
+  settings.write_json(
+    str(path / 'set.json'), {'title': 'A trial', 'table': 5, 'rows': rows}
+  )
+  return path
+
+
+def cells(runs):
+  table = set_page.table(runs, set_page.rows(runs))
+  return table, {row[0]: row[1:] for row in table.rows}
+
+
+def test_our_runs_stand_beside_the_papers_figures(experiment):
+  runs = run_set.read(str(experiment))
+  table, row = cells(runs)
+  assert list(row) == [*TABLES[5].rows, 'one size']
+  assert [title for title, _ in table.groups] == [
+    '',
+    'the paper: ImageNet-1k, ResNet-50 at 112/168/224 px',
+    'ours: scaled_digits, resnet (1 blocks, width 8)',
+  ]
+  assert row['random 1'][:2] == ['2.6', '74.70']
+  # All at the smallest of 1, 2 and 4, with a predictor of .5.
+  assert row['random 1'][2:5] == ['10/20/30 px', '1.50', '37.5']
+  assert row['random 1'][5].startswith('50.0 [')
+  # Not run: the paper's figures alone.
+  assert row['random 3'] == ['2.6', '74.60'] + [''] * 8
+  assert row['DRNet'] == ['3.7', '77.5'] + [''] * 8
+  # A row of ours: nothing of the paper's.
+  assert row['one size'][:2] == ['', '']
+  # The mean of 50 and 60 %, and the paper's of its three.
+  assert row['random mean'][1] == '74.65 ± 0.04'
+  assert row['random mean'][5] == '55.00 ± 5.00'
+
+
+def test_rows_are_compared_with_the_network_of_one_size(experiment):
+  rows = {r.name: r for r in set_page.rows(run_set.read(str(experiment)))}
+  assert rows['random 1'].over_fixed == Interval(0.0, 0.0, 0.0)
+  assert rows['random 2'].over_fixed.value == pytest.approx(0.1)
+  assert rows['random 2'].over_fixed.sign == 1
+  assert rows['one size'].over_fixed is None
+
+
+def test_the_report_of_a_set(experiment):
+  with flagsaver.flagsaver(workdir=str(experiment)):
+    __main__._run()
+  directory = experiment / 'report'
+  assert {'index.html', 'report.md', 'runs.csv', 'ours.svg', 'papers.svg'} <= (
+    set(os.listdir(directory))
+  )
+  with open(directory / 'runs.csv', newline='') as file:
+    rows = {row['row']: row for row in csv.DictReader(file)}
+  assert rows['random 3']['top1'] == '' and rows['random 3']['paper_top1']
+  assert float(rows['random 2']['top1']) == pytest.approx(0.6)
+  text = (directory / 'report.md').read_text()
+  assert "The paper's Table 5: 3 of 4 rows run. scaled_digits" in text
+
+
+def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
+  paths = f'{experiment}/random_1,{experiment}/random_2'
+  with flagsaver.flagsaver(workdir=paths, report_to=str(tmp_path)):
+    __main__._run()
+  text = (tmp_path / 'report.md').read_text()
+  assert '| random_2 |' in text and 'the paper' not in text
+
+
+def test_what_cannot_be_reported_is_named(experiment, tmp_path):
+  with pytest.raises(UserError, match='no workdir of drnet_jax'):
+    run.read(str(tmp_path))
+  path = tmp_path / 'begun'
+  path.mkdir()
+  shutil.copy(experiment / 'one_size' / 'config.json', path)
+  with pytest.raises(UserError, match='not evaluated yet: .*--mode=evaluate'):
+    run.read(str(path))
+  for fields, message in (
+    ({'title': '', 'table': 7, 'rows': {}}, 'table 7 is none of'),
+    ({'title': ''}, 'is damaged'),
+  ):
+    (path / 'set.json').write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=message):
+      run_set.read(str(path))
+
+
+def test_the_papers_own_mean_is_as_we_compute_it():
+  draws = [float(TABLES[5].rows[f'random {k}'].top1) for k in (1, 2, 3)]
+  assert TABLES[5].rows['random mean'].top1 == (
+    f'{np.mean(draws):.2f} ± {np.std(draws):.2f}'
+  )
