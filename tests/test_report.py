@@ -12,6 +12,7 @@ import subprocess
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 from test_policies import make_record
 
 from configs import smoke
@@ -249,8 +250,10 @@ def test_cells_are_those_of_the_record(reported):
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium')
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, scheme):
+@pytest.mark.parametrize(
+  'flags, paper', [([], (255, 255, 255)), (['--force-dark-mode'], (22, 24, 28))]
+)
+def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, flags, paper):
   """It loads nothing: the page's own policy makes every attempt an error."""
   shot = tmp_path / 'page.png'
   done = subprocess.run(
@@ -266,7 +269,7 @@ def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, scheme):
       '--host-resolver-rules=MAP * ~NOTFOUND',
       f'--user-data-dir={tmp_path}/profile',
       '--enable-logging=stderr',
-      *(['--force-dark-mode'] if scheme == 'dark' else []),
+      *flags,
       '--window-size=1280,900',
       f'--screenshot={shot}',
       f'file://{reported}/index.html',
@@ -276,6 +279,8 @@ def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, scheme):
     timeout=120,
   )
   assert shot.exists(), done.stderr
+  with Image.open(shot) as image:
+    assert image.convert('RGB').getpixel((2, 2)) == paper
   said = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
   assert not said
 
@@ -316,7 +321,7 @@ def test_exits_leave_by_thresholds_of_other_images(tmp_path):
 
 @pytest.fixture(scope='module')
 def experiment(tmp_path_factory):
-  """The folder of a set that fills Table 5 but for one row."""
+  """The folder of a set for Tables 5 and 1, of which a row is not run."""
   path = tmp_path_factory.mktemp('set')
   base = np.array([[1, 1, 1]] * 50 + [[0, 0, 0]] * 50)
   for k, wins in enumerate((0, 10), 1):
@@ -328,23 +333,26 @@ def experiment(tmp_path_factory):
     'random 1': 'random_1',
     'random 2': 'random_2',
     'random 3': 'not_there',
-    'one size': 'one_size',
+    'fixed 224': 'one_size',
+    'the same': 'one_size',
   }
   settings.write_json(
-    str(path / 'set.json'), {'title': 'A trial', 'table': 5, 'rows': rows}
+    str(path / 'set.json'), {'title': 'A trial', 'tables': [5, 1], 'rows': rows}
   )
   return path
 
 
-def cells(runs):
-  table = set_page.table(runs, set_page.rows(runs))
+def cells(runs, number):
+  found = set_page.rows(runs)
+  names = list(TABLES[number].rows) if number else list(runs.runs)
+  table = set_page.table(number, names, found)
   return table, {row[0]: row[1:] for row in table.rows}
 
 
 def test_our_runs_stand_beside_the_papers_figures(experiment):
   runs = run_set.read(str(experiment))
-  table, row = cells(runs)
-  assert list(row) == [*TABLES[5].rows, 'one size']
+  table, row = cells(runs, 5)
+  assert list(row) == list(TABLES[5].rows)
   assert [title for title, _ in table.groups] == [
     '',
     'the paper: ImageNet-1k, ResNet-50 at 112/168/224 px',
@@ -357,34 +365,40 @@ def test_our_runs_stand_beside_the_papers_figures(experiment):
   # Not run: the paper's figures alone.
   assert row['random 3'] == ['2.6', '74.60'] + [''] * 8
   assert row['DRNet'] == ['3.7', '77.5'] + [''] * 8
-  # A row of ours: nothing of the paper's.
-  assert row['one size'][:2] == ['', '']
   # The mean of 50 and 60 %, and the paper's of its three.
   assert row['random mean'][1] == '74.65 ± 0.04'
   assert row['random mean'][5] == '55.00 ± 5.00'
+  # One run fills a row of two tables; the paper's figures are the table's.
+  _, row = cells(runs, 1)
+  assert row['fixed 224'][:4] == ['4.1', '78.5', '10/20/30 px', '4.00']
 
 
 def test_rows_are_compared_with_the_network_of_one_size(experiment):
-  rows = {r.name: r for r in set_page.rows(run_set.read(str(experiment)))}
+  rows = set_page.rows(run_set.read(str(experiment)))
+  assert 'random 3' not in rows
   assert rows['random 1'].over_fixed == Interval(0.0, 0.0, 0.0)
   assert rows['random 2'].over_fixed.value == pytest.approx(0.1)
   assert rows['random 2'].over_fixed.sign == 1
-  assert rows['one size'].over_fixed is None
+  assert rows['fixed 224'].over_fixed is None
+  assert rows['the same'].over_fixed is None
 
 
 def test_the_report_of_a_set(experiment):
   with flagsaver.flagsaver(workdir=str(experiment)):
     __main__._run()
   directory = experiment / 'report'
-  assert {'index.html', 'report.md', 'runs.csv', 'ours.svg', 'papers.svg'} <= (
-    set(os.listdir(directory))
+  assert {'index.html', 'table5_ours.svg', 'table1_papers.svg'} <= set(
+    os.listdir(directory)
   )
   with open(directory / 'runs.csv', newline='') as file:
-    rows = {row['row']: row for row in csv.DictReader(file)}
-  assert rows['random 3']['top1'] == '' and rows['random 3']['paper_top1']
-  assert float(rows['random 2']['top1']) == pytest.approx(0.6)
+    rows = {(row['table'], row['row']): row for row in csv.DictReader(file)}
+  assert rows['5', 'random 3']['top1'] == ''
+  assert rows['5', 'random 3']['paper_top1'] == '74.60'
+  assert float(rows['5', 'random 2']['top1']) == pytest.approx(0.6)
+  assert rows['', 'the same']['paper_top1'] == ''
   text = (directory / 'report.md').read_text()
-  assert "The paper's Table 5: 3 of 4 rows run. scaled_digits" in text
+  assert '4 of 5 rows run. scaled_digits' in text
+  assert text.index("paper's Table 5") < text.index("paper's Table 1")
 
 
 def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
@@ -392,7 +406,7 @@ def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
   with flagsaver.flagsaver(workdir=paths, report_to=str(tmp_path)):
     __main__._run()
   text = (tmp_path / 'report.md').read_text()
-  assert '| random_2 |' in text and 'the paper' not in text
+  assert '| random_2 |' in text and 'the paper:' not in text
 
 
 def test_what_cannot_be_reported_is_named(experiment, tmp_path):
@@ -404,7 +418,7 @@ def test_what_cannot_be_reported_is_named(experiment, tmp_path):
   with pytest.raises(UserError, match='not evaluated yet: .*--mode=evaluate'):
     run.read(str(path))
   for fields, message in (
-    ({'title': '', 'table': 7, 'rows': {}}, 'table 7 is none of'),
+    ({'title': '', 'tables': [7], 'rows': {}}, 'table 7 is none of'),
     ({'title': ''}, 'is damaged'),
   ):
     (path / 'set.json').write_text(json.dumps(fields))

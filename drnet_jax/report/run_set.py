@@ -7,9 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from drnet_jax.errors import UserError
-from drnet_jax.report import paper_tables
 from drnet_jax.report import run as run_lib
-from drnet_jax.report.paper_tables import PaperTable
+from drnet_jax.report.paper_tables import TABLES
 from drnet_jax.report.run import Run
 
 FILE = 'set.json'
@@ -22,19 +21,15 @@ class RunSet:
   Attributes:
     path: folder that holds them.
     title: what they are.
-    number: of the paper's table that they fill; None for none.
-    runs: by the name of the row; None where it is not evaluated yet.
+    tables: numbers of the paper's tables that they fill.
+    runs: by the name of the row; None where it is not evaluated yet. A run may
+      have several names, for several tables.
   """
 
   path: str
   title: str
-  number: int | None
+  tables: Sequence[int]
   runs: Mapping[str, Run | None]
-
-  @property
-  def table(self) -> PaperTable | None:
-    """The paper's, if they fill one."""
-    return self.number and paper_tables.TABLES[self.number]
 
 
 def is_set(path: str) -> bool:
@@ -45,8 +40,8 @@ def is_set(path: str) -> bool:
 def read(path: str) -> RunSet:
   """Reads the folder of a set.
 
-  Its `set.json` has `title`, `table` (a number, or null) and `rows`: the
-  workdir of each, from the folder. Rows that are not evaluated stay empty.
+  Its `set.json` has `title`, `tables` (numbers of the paper's) and `rows`: the
+  workdir of each by name, from the folder. What is not evaluated stays empty.
 
   Raises:
     UserError: the file is damaged, or names a table that the paper has not.
@@ -55,24 +50,28 @@ def read(path: str) -> RunSet:
   try:
     with open(file) as opened:
       fields = json.load(opened)
-    title, number, rows = fields['title'], fields['table'], fields['rows']
+    title, numbers = fields['title'], fields['tables']
+    workdirs = {
+      name: os.path.normpath(os.path.join(path, row))
+      for name, row in fields['rows'].items()
+    }
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
       f'{file} is damaged ({error}): run the set again'
     ) from error
-  if number is not None and number not in paper_tables.TABLES:
-    raise UserError(
-      f'{file}: table {number} is none of {sorted(paper_tables.TABLES)}'
-    )
-  paths = {name: os.path.join(path, row) for name, row in rows.items()}
+  for number in numbers:
+    if number not in TABLES:
+      raise UserError(f'{file}: table {number} is none of {sorted(TABLES)}')
+  read_once = {
+    workdir: run_lib.read(workdir)
+    for workdir in workdirs.values()
+    if run_lib.is_evaluated(workdir)
+  }
   return RunSet(
     path=path,
     title=title,
-    number=number,
-    runs={
-      name: run_lib.read(p) if run_lib.is_evaluated(p) else None
-      for name, p in paths.items()
-    },
+    tables=tuple(numbers),
+    runs={name: read_once.get(workdir) for name, workdir in workdirs.items()},
   )
 
 
@@ -89,6 +88,6 @@ def of(paths: Sequence[str]) -> RunSet:
   return RunSet(
     path=os.path.commonpath(paths),
     title=f'{len(paths)} runs',
-    number=None,
+    tables=(),
     runs={n: run_lib.read(p) for n, p in zip(names, paths, strict=True)},
   )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of several runs: a table of the paper's, or one of their own."""
+"""The report of several runs: tables of the paper's, or one of their own."""
 
 import csv
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from drnet_jax.report import compare, page, plots, policies, run_page, wording
 from drnet_jax.report.compare import Comparison, Interval, Scored
 from drnet_jax.report.page import Page, Section, Table
-from drnet_jax.report.paper_tables import PaperRow
+from drnet_jax.report.paper_tables import TABLES, PaperRow
 from drnet_jax.report.run import Run
 from drnet_jax.report.run_set import RunSet
 from drnet_jax.report.wording import Answer, percent, percent_interval
@@ -28,57 +28,55 @@ _MEAN = 'random mean'  # of Table 5, computed from the rows 'random ...'
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One run of a set, and what the paper has for it.
+  """One evaluated run of a set.
 
   Attributes:
     name: of the row.
-    paper: the paper's figures; None if it has no such row.
-    run: ours; None where it is not evaluated yet.
+    run: what was evaluated.
     scored: its router, or its largest size if it has none.
-    found: the router among its rivals.
-    over_fixed: its top-1 less that of the set's fixed network, on the same
-      images; None if it is that network, or if there is none.
+    found: the router among its rivals; None if it has none.
+    over_fixed: its top-1 less that of the same network trained without a router
+      (the dearest of the set), on the same images; None if it is that network,
+      or if there is none.
   """
 
   name: str
-  paper: PaperRow | None
-  run: Run | None = None
-  scored: Scored | None = None
-  found: Comparison | None = None
+  run: Run
+  scored: Scored
+  found: Comparison | None
   over_fixed: Interval | None = None
 
 
-def rows(runs: RunSet) -> list[Row]:
-  """All rows of the paper's table, then those that only we have."""
-  papers = runs.table.rows if runs.table else {}
-  names = [*papers, *(name for name in runs.runs if name not in papers)]
-  found = []
-  for name in names:
-    run = runs.runs.get(name)
-    row = Row(name, papers.get(name), run)
-    if run:
+def rows(runs: RunSet) -> dict[str, Row]:
+  """The evaluated rows of a set by name; those of one run share its scores."""
+  found, by_path = {}, {}
+  for name, run in runs.runs.items():
+    if run is None:
+      continue
+    if run.path not in by_path:
       router = run_page.comparison(run)
       dearest = run.record.gmacs.argmax()
       scored = (
         router.router if router else compare.fixed_sizes(run.record)[dearest]
       )
-      row = dataclasses.replace(row, scored=scored, found=router)
-    found.append(row)
-  return _over_fixed(found)
+      by_path[run.path] = Row(name, run, scored, router)
+    found[name] = dataclasses.replace(by_path[run.path], name=name)
+  return {
+    name: dataclasses.replace(row, over_fixed=_over_fixed(row, found))
+    for name, row in found.items()
+  }
 
 
-def _over_fixed(found: list[Row]) -> list[Row]:
-  """Compares every row with the dearest one that has no router."""
-  fixed = [row for row in found if row.run and not row.found]
-  if not fixed:
-    return found
-  base = max(fixed, key=lambda row: row.scored.gmacs.value)
-  return [
-    dataclasses.replace(row, over_fixed=_paired(row.run, base.run))
-    if row.run and row is not base
-    else row
-    for row in found
+def _over_fixed(row: Row, found: Mapping[str, Row]) -> Interval | None:
+  fixed = [
+    other
+    for other in found.values()
+    if not other.found and _setting(other.run) == _setting(row.run)
   ]
+  base = max(fixed, key=lambda other: other.scored.gmacs.value, default=None)
+  if base is None or base.run is row.run:
+    return None
+  return _paired(row.run, base.run)
 
 
 def _paired(ours: Run, theirs: Run) -> Interval | None:
@@ -109,33 +107,57 @@ def write(runs: RunSet, directory: str) -> Page:
   found = rows(runs)
   report = _page(runs, found)
   page.write(report, directory)
+  lines = [
+    _csv_row(number, name, found.get(name))
+    for number, names in _tables(runs).items()
+    for name in names
+  ]
   with open(
     os.path.join(directory, 'runs.csv'), 'w', newline='', encoding='utf-8'
   ) as file:
-    lines = [_csv_row(row) for row in found]
     writer = csv.DictWriter(file, lines[0])
     writer.writeheader()
     writer.writerows(lines)
   return report
 
 
-def _page(runs: RunSet, found: Sequence[Row]) -> Page:
-  done = [row for row in found if row.run]
-  first = next((row.run for row in done if row.found), None)
-  sections = [
-    _table_section(runs, found),
-    _rivals(found),
-    *(_galleries(first) if first else []),
-    _made_with(done),
+def _tables(runs: RunSet) -> dict[int | None, list[str]]:
+  """Names of the rows of each of the paper's tables; None: of none of them."""
+  found = {number: list(TABLES[number].rows) for number in runs.tables}
+  others = [
+    name
+    for name in runs.runs
+    if not any(name in names for names in found.values())
   ]
-  what = f"The paper's Table {runs.number}: " if runs.number else ''
+  return found | {None: others} if others else found
+
+
+def _page(runs: RunSet, found: Mapping[str, Row]) -> Page:
+  each = _each_run(found)
+  shown = next((row.run for row in each if row.found), None)
   return Page(
     title=runs.title,
-    subtitle=f'{what}{len(done)} of {len(runs.runs)} rows run. '
-    + '; '.join(_settings(found)),
-    answers=_answers(found),
-    sections=sections,
+    subtitle=f'{len(found)} of {len(runs.runs)} rows run. '
+    + '; '.join(_settings(each)),
+    answers=_answers(each),
+    sections=[
+      *(
+        _table_section(number, names, found)
+        for number, names in _tables(runs).items()
+      ),
+      _rivals(each),
+      *(_galleries(shown) if shown else []),
+      _made_with(each),
+    ],
   )
+
+
+def _each_run(found: Mapping[str, Row]) -> list[Row]:
+  """Every run once, under its first name."""
+  first = {}
+  for row in found.values():
+    first.setdefault(row.run.path, row)
+  return list(first.values())
 
 
 def _answers(found: Sequence[Row]) -> list[Answer]:
@@ -183,41 +205,55 @@ def _listed(some: Sequence[Row], difference) -> str:
   )
 
 
-def _settings(found: Sequence[Row]) -> list[str]:
-  """Data set and network of our runs, each once."""
-  return list(dict.fromkeys(_setting(row.run) for row in found if row.run))
+def _settings(found: Iterable[Row]) -> list[str]:
+  """Data sets and networks, each once."""
+  return list(dict.fromkeys(_setting(row.run) for row in found))
 
 
 def _setting(run: Run) -> str:
   return f'{run.data}, {run.network}'
 
 
-def _table_section(runs: RunSet, found: Sequence[Row]) -> Section:
-  number = runs.number
-  return Section(
-    title=f'Table {number}: {runs.table.title}' if number else 'All runs',
-    text=[
+def _table_section(
+  number: int | None, names: Sequence[str], found: Mapping[str, Row]
+) -> Section:
+  if number is None:
+    title, text = 'Runs in none of the tables of the paper', []
+  else:
+    title = f"The paper's Table {number}: {TABLES[number].title}"
+    text = [
       "The paper's figures are those it prints, for its own data set and "
       'network; ours are for the data set and network named over them.'
     ]
-    if number
-    else [],
-    figures=_figures(runs, found),
-    tables=[table(runs, found)],
+  return Section(
+    title=title,
+    text=text,
+    figures=_figures(number, names, found),
+    tables=[table(number, names, found)],
   )
 
 
-def table(runs: RunSet, found: Sequence[Row]) -> Table:
-  """The paper's figures in columns of their own, ours in others."""
-  run = next((row.run for row in found if row.run), None)
-  scale, unit = plots.unit(run.record) if run else (1.0, 'GMACs')
-  settings = _settings(found)
+def table(
+  number: int | None, names: Sequence[str], found: Mapping[str, Row]
+) -> Table:
+  """The paper's figures in columns of their own, ours in others.
+
+  Args:
+    number: of the paper's table; None for a table of ours alone.
+    names: of its rows.
+    found: the rows that are evaluated, and others.
+  """
+  some = [found[name] for name in names if name in found]
+  settings = _settings(some)
+  papers = TABLES[number].rows if number else {}
+  printed = [f for f in _PAPERS if any(getattr(r, f) for r in papers.values())]
   header, groups = [''], [('', 1)]
-  printed = _printed(found)
-  if runs.table:
+  if number:
     header += [_PAPERS[field] for field in printed]
-    groups.append((f'the paper: {runs.table.setting}', len(printed)))
+    groups.append((f'the paper: {TABLES[number].setting}', len(printed)))
+  scale, unit = plots.unit(some[0].run.record) if some else (1.0, 'GMACs')
   columns = [
+    *(['run on'] if len(settings) > 1 else []),
     'sizes',
     unit,
     '% of full',
@@ -227,20 +263,27 @@ def table(runs: RunSet, found: Sequence[Row]) -> Table:
     'over best fixed at the same cost, points',
     'parameters, M',
   ]
-  if len(settings) > 1:
-    columns.insert(0, 'run on')
-  header += columns
-  ours = settings[0] if len(settings) == 1 else 'each as its row says'
-  groups.append(
-    (f'ours: {ours}' if settings else 'ours: not run', len(columns))
+  where = {0: 'not run', 1: ''.join(settings)}.get(
+    len(settings), 'as each says'
   )
+  groups.append((f'ours: {where}', len(columns)))
   cells = []
-  for row in found:
-    line = [row.name]
-    line += [getattr(row.paper, field, '') for field in printed]
-    cells.append(line + _our_cells(row, found, scale, len(settings) > 1))
+  for name in names:
+    ours = {}
+    if name in found:
+      ours = dict(
+        zip(columns[-8:], _our_cells(found[name], scale), strict=True)
+      )
+      ours['run on'] = _setting(found[name].run)
+    elif name == _MEAN:
+      ours = _mean_of_draws(some, unit, scale)
+    cells.append(
+      [name]
+      + [getattr(papers.get(name), field, '') for field in printed]
+      + [ours.get(column, '') for column in columns]
+    )
   return Table(
-    header=header,
+    header=header + columns,
     groups=groups,
     rows=cells,
     note='Empty: not run, or not printed. Brackets: 95 % bootstrap intervals '
@@ -249,33 +292,10 @@ def table(runs: RunSet, found: Sequence[Row]) -> Table:
   )
 
 
-def _printed(found: Sequence[Row]) -> list[str]:
-  """The columns that the paper's table has."""
-  return [
-    field
-    for field in _PAPERS
-    if any(row.paper and getattr(row.paper, field) for row in found)
-  ]
-
-
-def _our_cells(row: Row, found: Sequence[Row], scale, named: bool) -> list[str]:
-  empty = [''] * (8 + named)
-  if row.name == _MEAN:
-    draws = [r.scored for r in found if r.run and r.name.startswith('random ')]
-    if not draws:
-      return empty
-    top1 = [100 * s.top1.value for s in draws]
-    cells = list(empty)
-    cells[1 + named] = wording.figures(
-      scale * np.mean([s.gmacs.value for s in draws])
-    )
-    cells[3 + named] = f'{np.mean(top1):.2f} ± {np.std(top1):.2f}'
-    return cells
-  if not row.run:
-    return empty
+def _our_cells(row: Row, scale: float) -> list[str]:
   scored, record = row.scored, row.run.record
   parameters = row.run.evaluation.get('parameters')
-  cells = [
+  return [
     row.run.sizes,
     wording.figures(scale * scored.gmacs.value),
     percent(scored.gmacs.value / record.gmacs.max()),
@@ -285,16 +305,31 @@ def _our_cells(row: Row, found: Sequence[Row], scale, named: bool) -> list[str]:
     wording.points(row.found.best_fixed.gain) if row.found else '',
     f'{parameters / 1e6:.2f}' if parameters else '',
   ]
-  return [_setting(row.run), *cells] if named else cells
 
 
-def _figures(runs: RunSet, found: Sequence[Row]) -> dict[str, str]:
+def _mean_of_draws(some: Sequence[Row], unit: str, scale: float) -> dict:
+  """Of the rows 'random 1' and so on, with their standard deviation."""
+  draws = [row.scored for row in some if row.name.startswith('random ')]
+  if not draws:
+    return {}
+  top1 = [100 * scored.top1.value for scored in draws]
+  gmacs = np.mean([scored.gmacs.value for scored in draws])
+  return {
+    unit: wording.figures(scale * gmacs),
+    'top-1, %': f'{np.mean(top1):.2f} ± {np.std(top1):.2f}',
+  }
+
+
+def _figures(
+  number: int | None, names: Sequence[str], found: Mapping[str, Row]
+) -> dict[str, str]:
   """The paper's Figure 3 over multiply-adds: ours, and the table's."""
-  numbered = list(enumerate(found, 1))
-  done = [(k, row) for k, row in numbered if row.run]
+  prefix = f'table{number}_' if number else 'runs_'
+  numbered = [(k, name) for k, name in enumerate(names, 1)]
   figures = {}
-  if done:
-    scale, unit = plots.unit(done[0][1].run.record)
+  some = [(k, found[name]) for k, name in numbered if name in found]
+  if some:
+    scale, unit = plots.unit(some[0][1].run.record)
     ours = {
       row.name: (
         k,
@@ -302,27 +337,28 @@ def _figures(runs: RunSet, found: Sequence[Row]) -> dict[str, str]:
         100 * row.scored.top1.value,
         row.scored.top1,
       )
-      for k, row in done
+      for k, row in some
     }
     label = f'average cost of an image, {unit} (ours)'
-    figures['ours'] = plots.points(ours, 'ours', label)
-  if runs.table:
+    figures[f'{prefix}ours'] = plots.points(ours, f'{prefix}ours', label)
+  if number:
     papers = {
-      row.name: (k, float(row.paper.gmacs), float(row.paper.top1[:5]), None)
-      for k, row in numbered
-      if row.paper
+      name: (k, float(row.gmacs), float(row.top1.split()[0]), None)
+      for k, (name, row) in enumerate(TABLES[number].rows.items(), 1)
     }
     label = "average cost of an image, GMACs (the paper's)"
-    figures['papers'] = plots.points(papers, 'papers', label, papers=True)
+    figures[f'{prefix}papers'] = plots.points(
+      papers, f'{prefix}papers', label, papers=True
+    )
   return figures
 
 
 def _rivals(found: Sequence[Row]) -> Section:
   lines = []
   for row in found:
-    if not row.found:
-      continue
     f = row.found
+    if not f:
+      continue
     rivals = (f.full, f.best_fixed, f.random, f.cascade, f.oracle)
     lines.append(
       [row.name, percent_interval(f.saving)]
@@ -393,32 +429,34 @@ def _made_with(done: Sequence[Row]) -> Section:
   )
 
 
-def _csv_row(row: Row) -> dict[str, Any]:
+def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
   """Raw values, the paper's in columns that say so."""
-  paper = dataclasses.asdict(row.paper) if row.paper else {}
-  line = {'row': row.name}
+  paper = TABLES[number].rows[name] if number else None
+  line = {'table': number or '', 'row': name}
   for field in dataclasses.fields(PaperRow):
-    line[f'paper_{field.name}'] = paper.get(field.name, '')
-  s = row.scored
+    line[f'paper_{field.name}'] = getattr(paper, field.name, '')
+  s, run = (row.scored, row.run) if row else (None, None)
   line |= {
-    'data': row.run.data if row.run else '',
-    'network': row.run.network if row.run else '',
+    'data': run.data if run else '',
+    'network': run.network if run else '',
     'policy': s.name if s else '',
     'gmacs': s.gmacs.value if s else '',
-    'full_gmacs': row.run.record.gmacs.max() if s else '',
+    'full_gmacs': run.record.gmacs.max() if s else '',
     'top5': s.top5 if s else '',
   }
+  found = row and row.found
   intervals = {
     'top1': s and s.top1,
-    'over_fixed': row.over_fixed,
-    'over_best_fixed': row.found and row.found.best_fixed.gain,
-    'over_random': row.found and row.found.random.gain,
-    'over_cascade': row.found and row.found.cascade and row.found.cascade.gain,
+    'saving': found and found.saving,
+    'over_fixed': row and row.over_fixed,
+    'over_best_fixed': found and found.best_fixed.gain,
+    'over_random': found and found.random.gain,
+    'over_cascade': found and found.cascade and found.cascade.gain,
   }
   for name, around in intervals.items():
     value = dataclasses.asdict(around) if around else {}
     line[name] = value.get('value', '')
     line[f'{name}_low'] = value.get('low', '')
     line[f'{name}_high'] = value.get('high', '')
-  last = row.run.sessions[-1] if row.run and row.run.sessions else {}
+  last = run.sessions[-1] if run and run.sessions else {}
   return line | {k: last.get(k, '') for k in ('commit', 'device', 'time')}
