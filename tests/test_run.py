@@ -94,9 +94,9 @@ def test_a_run_leaves_what_it_promises(finished):
     'metrics.csv',
     'report/evaluation.csv',
     'report/record.npz',
-    'report/accuracy_cost.png',
     'report/accuracy_cost.svg',
-    'report/by_size.png',
+    'report/index.html',
+    'sessions.jsonl',
   } <= files
   assert any(f.startswith('tensorboard/finetune/events') for f in files)
   rows = metrics(finished)
@@ -177,6 +177,7 @@ def test_evaluation_table_matches_its_record(finished):
     'routed',
     'best fixed',
     'random',
+    'cascade',
     'oracle',
   }
 

@@ -140,7 +140,7 @@ def _page(
     _config(run),
   ]
   answers = (
-    wording.answers(found, record) if found else _without_router(record, fixed)
+    wording.answers(found, record) if found else _without_router(run, fixed)
   )
   return Page(
     title=f'{run.name}: {run.network} at {run.sizes}',
@@ -168,7 +168,13 @@ def _when(run: Run) -> str:
   )
 
 
-def _without_router(record: Record, fixed: Sequence[Scored]) -> list[Answer]:
+def _without_router(run: Run, fixed: Sequence[Scored]) -> list[Answer]:
+  record = run.record
+  advice = (
+    f' Thresholds are set by python -m drnet_jax.calibrate --workdir={run.path}'
+    if record.noun == 'exit'
+    else ''
+  )
   best = max(fixed, key=lambda scored: scored.top1.value)
   found = [
     Answer(
@@ -176,7 +182,7 @@ def _without_router(record: Record, fixed: Sequence[Scored]) -> list[Answer]:
       f'{percent(best.top1.value)} %',
       f'Nothing chooses here: every image runs alike. Best is {best.name} with '
       f'{percent_interval(best.top1)} % top-1 at '
-      f'{wording.cost(best.gmacs.value, record)} an image.',
+      f'{wording.cost(best.gmacs.value, record)} an image.{advice}',
     )
   ]
   if len(fixed) > 1:
@@ -197,9 +203,9 @@ def _accuracy(run, record, found, fixed) -> Section:
   curves = {}
   if found and found.cascade:
     curves['confidence cascade'] = policies.cascade_curve(record)
-  budgets = _exit_curve(run)
+  budgets = _budget_curve(run)
   if budgets:
-    curves['early exit, all budgets'] = budgets
+    curves[budgets[0].name] = budgets
   return Section(
     title='Accuracy and cost',
     text=[
@@ -213,22 +219,24 @@ def _accuracy(run, record, found, fixed) -> Section:
   )
 
 
-def _exit_curve(run: Run) -> list[policies.Policy]:
-  """What `calibrate` wrote of a network with exits, if it did."""
+def _budget_curve(run: Run) -> list[policies.Policy]:
+  """What `calibrate` found that other budgets give; [] before it is run."""
   path = os.path.join(run.directory, 'budget.csv')
-  if run.record.log_p is not None or not os.path.exists(path):
+  if not os.path.exists(path):
     return []
+  noun = run.record.noun
+  name = 'early exit, all budgets' if noun == 'exit' else 'budget dial'
   with open(path, newline='') as file:
     points = [
       policies.Policy(
-        'early exit',
+        name,
         float(row['test_gmacs']),
         float(row['test_top1']),
         None,
         np.array([]),
       )
       for row in csv.DictReader(file)
-      if row.get('best') == '1'
+      if row.get('best', '1') == '1'
     ]
   return sorted(points, key=lambda policy: policy.gmacs)
 

@@ -218,7 +218,7 @@ def _table_section(
   number: int | None, names: Sequence[str], found: Mapping[str, Row]
 ) -> Section:
   if number is None:
-    title, text = 'Runs in none of the tables of the paper', []
+    title, text = 'Runs beside the tables of the paper', []
   else:
     title = f"The paper's Table {number}: {TABLES[number].title}"
     text = [
@@ -328,7 +328,7 @@ def _figures(
   numbered = [(k, name) for k, name in enumerate(names, 1)]
   figures = {}
   some = [(k, found[name]) for k, name in numbered if name in found]
-  if some:
+  if len(some) > 1:
     scale, unit = plots.unit(some[0][1].run.record)
     ours = {
       row.name: (
