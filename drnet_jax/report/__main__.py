@@ -28,7 +28,7 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  paths = command.workdir().split(',')
+  paths = [path for path in command.workdir().split(',') if path]
   if len(paths) == 1 and not run_set.is_set(paths[0]):
     one = run.read(paths[0])
     to = _TO.value or one.directory

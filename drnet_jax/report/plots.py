@@ -243,9 +243,8 @@ def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
   for (name, ms, top1), colour in zip(
     curves, (_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK), strict=False
   ):
-    axes.plot(
-      ms, top1, 'o-' if len(ms) > 1 else '*', color=colour, ms=7, label=name
-    )
+    mark, size = ('o-', 6) if len(ms) > 1 else ('*', 12)
+    axes.plot(ms, top1, mark, color=colour, ms=size, label=name)
   axes.set_xlim(left=0)
   axes.set_xlabel('latency of one image, ms')
   axes.set_ylabel('top-1, %')
