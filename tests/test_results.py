@@ -199,6 +199,17 @@ def test_a_table_of_the_readme_is_that_of_its_csv(header):
   assert table[1:] == SOURCES[header]()
 
 
+def test_the_same_table_elsewhere_is_the_same():
+  pages = [*RESULTS.glob('*.md'), *(ROOT / 'docs').glob('*.md')]
+  found = 0
+  for table in (t for path in pages for t in tables(path.read_text())):
+    for header, made in SOURCES.items():
+      if tuple(table[0][: len(header)]) == header:
+        assert table[1:] == made()
+        found += 1
+  assert found >= 2  # of the quick start
+
+
 def test_every_table_of_the_readme_has_a_source():
   for table in tables(README):
     known = table[0][0] in WITHOUT_NUMBERS or any(
@@ -234,6 +245,42 @@ def test_the_prose_on_the_quick_start_is_that_of_its_csv():
     + f' at {np.median(column(papers, "cost")):.1f} %, which is '
     + f'{gain(papers, "best_fixed")} over the best fixed size, '
     + f'rho {rho(papers)}.',
+  ):
+    assert said in PROSE
+
+
+def test_the_prose_on_input_is_that_of_its_csv():
+  default = next(
+    r
+    for r in raw('input_decoders')
+    if (r['decoder'], r['enlarger']) == ('turbo', 'OpenCV')
+  )
+  folder, records = (
+    bare(
+      float(r['batches_images_per_core_second'])
+      / float(r['bare_loop_images_per_core_second'])
+    )
+    for r in raw('input_pipeline')
+  )
+  assert f'{float(default["times_pillow"]):.1f} times as fast' in PROSE
+  assert f'reaches {folder} (folder) and {records} (ArrayRecord)' in PROSE
+
+
+def test_the_prose_on_decoding_is_that_of_its_csv():
+  _, middle, large = raw('decoding_time')
+  for said in (
+    f'{large["pixels"]} pixels {float(large["ms_quarter"]):.1f} instead of '
+    f'{float(large["ms_whole"]):.1f} ms',
+    f'{middle["pixels"]} {float(middle["ms_half"]):.1f} instead of '
+    f'{float(middle["ms_whole"]):.1f}',
+  ):
+    assert said in PROSE
+  whole, wide, narrow = raw('decoding_accuracy')[:3]
+  for said in (
+    f'a ResNet-50 gets {100 * float(whole["top1"]):.1f} % right',
+    f'{100 * float(wide["top1"]):.1f} % with the margin '
+    f'({100 * float(wide["same_label"]):.0f} % of the labels the same)',
+    f'{100 * float(narrow["top1"]):.1f} % without',
   ):
     assert said in PROSE
 
