@@ -93,7 +93,7 @@ def get_config() -> ml_collections.ConfigDict:
   schedule = {  # optim.schedule
     'kind': 'step',
     'lr': 0.1,
-    'warmup_epochs': 3,
+    'warmup_epochs': 3.0,
     'decay_epochs': 20,
     'decay_factor': 0.1,
   }
