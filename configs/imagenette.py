@@ -6,9 +6,9 @@ python -m drnet_jax.main --config=configs/imagenette.py --workdir=runs/nette
 
 The paper's recipe made short: ten classes of photographs, sizes 64, 96 and 128
 px, a schedule of nine epochs instead of 170, a predictor with the learning rate
-of the rest. Reads a packed file (data/packed.py); for image folders train/<class>/
-and val/<class>/ add --config.data.name=folder. Of the training images 400 are
-held out to watch and to calibrate with; 'val' is the test.
+of the rest. Reads a packed file (data/packed.py); for image folders
+train/<class>/ and val/<class>/ add --config.data.name=folder. Of the training
+images 400 are held out to watch and to calibrate with; 'val' is the test.
 
 configs/sets/imagenette.py has the rows of the paper's Tables 1, 2 and 5 on this
 scale, results/imagenette.md what we measured.

@@ -5,14 +5,15 @@
         --config.data.data_dir=/data/imagenet
 
 A set is a config file whose `get_config` takes the name of a row; it lists them
-in ROWS and says in TITLE and TABLE what they are and which of the paper's tables
-they fill (or None). `--config.<field>=<value>` goes to every row. Rows that share
-their first stage train it once.
+in ROWS and says in TITLE and TABLE what they are and which of the paper's
+tables they fill (or None). `--config.<field>=<value>` goes to every row. Rows
+that share their first stage train it once.
 
-The same command again goes on where it was stopped. Several at once on one --out
-divide the rows among them, for instance one per GPU with CUDA_VISIBLE_DEVICES:
-each takes the next that nobody is at. A row that fails is reported and the others
-go on. `python -m drnet_jax.report --workdir=<out>` makes one report of all.
+The same command again goes on where it was stopped. Several at once on one
+--out divide the rows among them, for instance one per GPU with
+CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
+reported and the others go on. `python -m drnet_jax.report --workdir=<out>`
+makes one report of all.
 """
 
 import contextlib
@@ -197,7 +198,7 @@ def _run(job: Job) -> int | None:
       status = child.wait()
     if status == processes.PREEMPTED:
       raise processes.Preempted(
-        f'stopped by SIGTERM at {job.name}; the same command goes on from there.'
+        f'stopped by SIGTERM at {job.name}; the same command goes on from there'
       )
     if status == 0:
       job.record(done=True)

@@ -27,8 +27,9 @@ def load(
 
   Args:
     origin: a workdir, whose latest weights are taken (those of the predictor
-      only if it has been trained); or a file of weights under PyTorch's names (`models.torch_weights`), which go to the base
-      network, its norms to every size.
+      only if it has been trained); or a file of weights under PyTorch's names
+      (`models.torch_weights`), which go to the base network, its norms to every
+      size.
     model: to load them into.
     fresh: of the model, as initialised.
     mesh: devices to put them on.

@@ -86,7 +86,7 @@ def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
 
 @pytest.mark.slow
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_survives_faults(root, data_dir):
   """kill -9 or SIGTERM of one of two: the numbers of the run left alone."""
   config = tiny_config(data_dir, **{'finetune.epochs': 4.0})

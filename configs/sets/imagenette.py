@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the paper's Tables 1, 2 and 5 on Imagenette, small enough for a CPU.
+"""The rows of the paper's Tables 1, 2 and 5 on Imagenette, for a CPU.
 
 python -m drnet_jax.sweep --set=configs/sets/imagenette.py --out=runs/nette
 --config.data.data_dir=imagenette2.npz
 
-alpha is given as a share of the largest size's cost; the paper's 2.0, 2.5 and 3.0
-of 4.09 GMACs are .49, .61 and .73. Fixed sizes are trained for as many epochs as
-both stages of the others together. One row alone:
+alpha is given as a share of the largest size's cost; the paper's 2.0, 2.5 and
+3.0 of 4.09 GMACs are .49, .61 and .73. Fixed sizes are trained for as many
+epochs as both stages of the others together. One row alone:
 
 python -m drnet_jax.main --config="configs/sets/imagenette.py:no FLOPs loss"
 --workdir=runs/nette_no_loss --config.data.data_dir=imagenette2.npz
