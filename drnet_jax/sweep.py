@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line: runs the rows of an experiment set, each in its own workdir.
 
-    python -m drnet_jax.sweep --set=configs/sets/table2.py --out=runs/table2 \
+    python -m drnet_jax.sweep --set=configs/sets/in100.py --out=runs/in100 \
         --config.data.data_dir=/data/imagenet
 
-A set is a config file whose `get_config` takes the name of a row; it lists them
-in ROWS and says in TITLE and TABLE what they are and which of the paper's
-tables they fill (or None). `--config.<field>=<value>` goes to every row. Rows
-that share their first stage train it once.
+A set is a config file whose `get_config` takes the name of a row. It lists the
+rows in ROWS, and says in TITLE what they are and in TABLES which of the paper's
+tables they fill (ALIASES: other names of theirs there).
+`--config.<field>=<value>` goes to every row. Rows that share their first stage
+train it once.
 
 The same command again goes on where it was stopped. Several at once on one
 --out divide the rows among them, for instance one per GPU with
@@ -38,7 +39,7 @@ from drnet_jax import command, log, processes, settings
 from drnet_jax.errors import UserError
 
 _SET = flags.DEFINE_string(
-  'set', None, 'File of the set, e.g. configs/sets/table2.py.'
+  'set', None, 'File of the set, e.g. configs/sets/in100.py.'
 )
 _OUT = flags.DEFINE_string('out', None, 'Folder for the workdirs of the rows.')
 _ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; all.')
@@ -223,7 +224,7 @@ def _load(path: str) -> ModuleType:
     spec.loader.exec_module(module)
   except (AttributeError, OSError) as error:
     raise UserError(f'--set={path} cannot be read: {error}') from error
-  for name in ('TITLE', 'TABLE', 'ROWS', 'get_config'):
+  for name in ('TITLE', 'TABLES', 'ROWS', 'get_config'):
     if not hasattr(module, name):
       raise UserError(f'--set={path} has no {name}; see configs/sets/')
   return module
@@ -264,12 +265,14 @@ def _list_rows(path: str, out: str, jobs: Sequence[Job]) -> None:
   """Writes `set.json`, by which the report finds the rows."""
   module = _load(path)
   workdirs = {j.name: os.path.relpath(j.workdir, out) for j in jobs}
+  rows = {name: workdirs[name] for name in module.ROWS}
+  aliases = getattr(module, 'ALIASES', {})
   settings.write_json(
     os.path.join(out, 'set.json'),
     {
       'title': module.TITLE,
-      'table': module.TABLE,
-      'rows': {name: workdirs[name] for name in module.ROWS},
+      'tables': module.TABLES,
+      'rows': rows | {name: rows[row] for name, row in aliases.items()},
     },
   )
 

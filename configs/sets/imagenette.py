@@ -17,7 +17,7 @@ import ml_collections
 from configs import imagenette
 
 TITLE = 'Imagenette, ResNet-18 of width 16 at 64, 96 and 128 px'
-TABLE = None
+TABLES = ()
 
 _FULL_GMACS = 0.0442  # at 128 px
 ROWS = {  # sizes, share of the full cost (alpha), and other fields of the loss
@@ -35,6 +35,12 @@ ROWS = {  # sizes, share of the full cost (alpha), and other fields of the loss
     'eta': 0.2,
     'resolution_aware_bn': False,
   },
+  'distilled, all gradients alpha .61 eta 1': {
+    'alpha': 0.61,
+    'eta': 1.0,
+    'gradient': 'all',
+    'distill': 0.5,
+  },
   'alpha .49 eta .2': {'alpha': 0.49, 'eta': 0.2},
   'alpha .73 eta .2': {'alpha': 0.73, 'eta': 0.2},
   'alpha .73 eta .1': {'alpha': 0.73, 'eta': 0.1},
@@ -51,6 +57,8 @@ def get_config(row: str) -> ml_collections.ConfigDict:
       config.finetune.objective.target_gmacs = value * _FULL_GMACS
     elif field in config.model:
       config.model[field] = value
+    elif field in config.pretrain.objective:
+      config.pretrain.objective[field] = value
     else:
       config.finetune.objective[field] = value
   if len(config.model.resolutions) == 1:
