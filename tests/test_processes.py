@@ -13,7 +13,9 @@ from run_processes import run, start, tiny_config
 
 from drnet_jax import processes
 
-SOAK = [pytest.mark.slow, pytest.mark.soak]
+pytestmark = pytest.mark.slow
+
+SOAK = pytest.mark.soak
 # Each takes a start of two processes, half a minute.
 FAULTS = int(os.environ.get('DRNET_JAX_FAULTS', 20))
 
@@ -71,7 +73,6 @@ def test_one_curve(root, data_dir, unbroken, num_processes, devices):
   assert_same_curve(read(path), unbroken)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
   path = os.path.join(root, 'changing')
@@ -85,7 +86,6 @@ def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
   assert_same_curve(read(path), unbroken)
 
 
-@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(5400)
 def test_survives_faults(root, data_dir):
