@@ -93,7 +93,7 @@ def get_config() -> ml_collections.ConfigDict:
   schedule = {  # optim.schedule
     'kind': 'step',
     'lr': 0.1,
-    'warmup_epochs': 3,
+    'warmup_epochs': 3.0,
     'decay_epochs': 20,
     'decay_factor': 0.1,
   }
@@ -106,7 +106,10 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 5.0,
     'schedule': schedule,
     'optimizer': optimizer,
-    'objective': {'label_smoothing': 0.0},  # steps.pretrain.PretrainStep
+    'objective': {  # steps.pretrain.PretrainStep
+      'label_smoothing': 0.0,
+      'distill': 0.0,  # share of the largest size's answer in the labels
+    },
   }
   config.finetune = {  # train.Stage
     'step': 'routed',

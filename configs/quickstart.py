@@ -94,7 +94,10 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 1.0,
     'schedule': schedule,
     'optimizer': optimizer,
-    'objective': {'label_smoothing': 0.0},  # steps.pretrain.PretrainStep
+    'objective': {  # steps.pretrain.PretrainStep
+      'label_smoothing': 0.0,
+      'distill': 0.0,  # share of the largest size's answer in the labels
+    },
   }
   config.finetune = {  # train.Stage
     'step': 'routed',

@@ -9,6 +9,7 @@ call every method.
 """
 
 import os
+import shutil
 import textwrap
 from typing import Any
 
@@ -16,9 +17,12 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 
+from drnet_jax import processes
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState, Weights
+
+_OVERHEAD = 2**19  # bytes of a checkpoint that are not of its arrays
 
 
 class Checkpoints:
@@ -77,6 +81,8 @@ class Checkpoints:
     arguments = {k: ocp.args.StandardSave(tree) for k, tree in trees.items()}
     arguments |= {k: ocp.args.JsonSave(value) for k, value in values.items()}
     try:
+      self._manager.wait_until_finished()
+      self._check_room(trees)
       self._manager.save(step, args=ocp.args.Composite(**arguments))
     except (OSError, ValueError) as error:
       raise self._cannot_save(error) from error
@@ -131,7 +137,20 @@ class Checkpoints:
     found = self._restore(step, {item: _placed(expected, shardings)})[item]
     return found['params'], found['batch_stats']
 
-  def _cannot_save(self, error: Exception) -> UserError:
+  def _check_room(self, trees: dict[str, Any]) -> None:
+    """UserError, on every process, if there is no room for another checkpoint.
+
+    One process that cannot write keeps the others waiting for Orbax's time-out,
+    ten minutes.
+    """
+    needed = _OVERHEAD + sum(x.nbytes for x in jax.tree.leaves(trees))
+    free = min(processes.gather(shutil.disk_usage(self.directory).free))
+    if free < needed:
+      raise self._cannot_save(
+        f'it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free'
+      )
+
+  def _cannot_save(self, error: Exception | str) -> UserError:
     return UserError(
       f'cannot save in {self.directory}: {error}. Checkpoints there are whole; '
       'run the same command again once there is room.'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all command lines share: process settings, and errors as messages."""
 
+import errno
 import logging as python_logging
 import os
 import sys
@@ -40,6 +41,15 @@ def run_command(command: Callable[[], None]) -> None:
     # The reader (`| head`) has had enough; nor can what is buffered be written.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    print(
+      f'error: {error}. What was there before is whole; run the same command '
+      'again once there is room.',
+      file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

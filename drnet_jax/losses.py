@@ -46,6 +46,28 @@ def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return logits.argmax(-1) == labels
 
 
+def blended(
+  labels: jax.Array, teacher: jax.Array, *, share: float
+) -> jax.Array:
+  """Labels mixed with what a teacher makes of the images.
+
+  The cross-entropy against them is that against the labels and that against the
+  teacher, in these shares (Hinton et al., arXiv:1503.02531, temperature 1).
+
+  Args:
+    labels: int [B] or float [B, K].
+    teacher: its logits [B, K]; they get no gradient.
+    share: the teacher's, in [0, 1].
+
+  Returns:
+    float32 [B, K], distributions.
+  """
+  teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+  if not _are_distributions(labels):
+    labels = jax.nn.one_hot(labels, teacher.shape[-1])
+  return (1 - share) * labels + share * jax.nn.softmax(teacher)
+
+
 def _are_distributions(labels: jax.Array) -> bool:
   return jnp.issubdtype(labels.dtype, jnp.floating)
 

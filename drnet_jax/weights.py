@@ -26,9 +26,10 @@ def load(
   """Reads the weights to begin with.
 
   Args:
-    origin: a workdir, whose latest weights are taken; or a file of weights
-      under PyTorch's names (`models.torch_weights`), which go to the base
-      network, its norms to every size.
+    origin: a workdir, whose latest weights are taken (those of the predictor
+      only if it has been trained); or a file of weights under PyTorch's names
+      (`models.torch_weights`), which go to the base network, its norms to every
+      size.
     model: to load them into.
     fresh: of the model, as initialised.
     mesh: devices to put them on.
@@ -56,6 +57,12 @@ def load(
         'base': params['base'] | {head: fresh[0]['base'][head]}
       }
     found = params, batch_stats
+    if isinstance(model, DRNet) and not trained.has_router:
+      # An untrained predictor is nothing to keep: ours may be another network.
+      found = tuple(
+        theirs | {'predictor': ours['predictor']}
+        for theirs, ours in zip(found, fresh, strict=True)
+      )
     _check_same_shapes(origin, found, fresh)
     log.say(f'Weights from {origin}, {trained.origin}')
   return jax.device_put(found, mesh_lib.replicated(mesh))

@@ -11,7 +11,7 @@
 # failed. SIGTERM is passed on: the run saves, and all exit with 75.
 set -euo pipefail
 
-dry_run= devices=
+dry_run='' devices=''
 while [[ ${1-} == --* ]]; do
   case $1 in
     --dry-run) dry_run=1; shift ;;

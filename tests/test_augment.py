@@ -121,6 +121,7 @@ def pretrain_step(model, mesh):
     batch_size=16,
     steps_per_epoch=1,
     label_smoothing=0.1,
+    distill=0.0,
   )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes back from a checkpoint, however the devices lie."""
 
+import shutil
+
 import jax
 import optax
 import pytest
@@ -11,6 +13,7 @@ from configs import smoke
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import workdir
 from drnet_jax.checkpoint import Checkpoints
+from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -66,3 +69,15 @@ def test_averaged_weights_are_those_of_the_model(saved):
   assert trained.has_router and trained.origin == 'stage finetune, step 7'
   ours = (trained.params, trained.batch_stats)
   assert_trees_close(ours, jax.device_get(average), 0)
+
+
+def test_a_disk_without_room_is_named_before_writing(
+  saved, tmp_path, monkeypatch
+):
+  _, state, _ = saved
+  room = shutil.disk_usage(tmp_path)._replace(free=20_000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: room)
+  with Checkpoints(str(tmp_path), 'finetune', keep=1) as checkpoints:
+    with pytest.raises(UserError, match='takes .* MB, and 0.0 MB are free.*on'):
+      checkpoints.save(7, state, None, ROW)
+    assert checkpoints.latest_step() is None

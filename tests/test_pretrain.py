@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from conftest import random_batch, tiny_model
 from test_routed import assert_trees_close, make_state, sharded
 
@@ -11,7 +12,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.steps.pretrain import PretrainStep
 
 
-def take_step(model, devices, batch):
+def take_step(model, devices, batch, distill=0.0):
   mesh = mesh_lib.create(devices)
   step = PretrainStep(
     model,
@@ -20,17 +21,19 @@ def take_step(model, devices, batch):
     batch_size=len(batch['label']),
     steps_per_epoch=1,
     label_smoothing=0.1,
+    distill=distill,
   )
   return step(make_state(model, mesh), sharded(batch, mesh), jax.random.key(0))
 
 
-def test_gradient_is_that_of_the_summed_losses():
+@pytest.mark.parametrize('distill', [0.0, 0.3])
+def test_gradient_is_that_of_the_summed_losses(distill):
   model, batch = tiny_model(), random_batch(16)
   state = make_state(model, mesh_lib.create(1))
 
   def total(params):
-    value = 0.0
-    for r in model.resolutions:
+    value, teacher = 0.0, None
+    for r in sorted(model.resolutions, reverse=True):
       name = model.norm_set(r)
       logits, _ = model.classify(
         params['base'],
@@ -42,11 +45,18 @@ def test_gradient_is_that_of_the_summed_losses():
       )
       value += losses.cross_entropy(
         logits, batch['label'], label_smoothing=0.1
-      ).mean()
+      ).mean() * (1 if teacher is None else 1 - distill)
+      if teacher is None:
+        teacher = jax.nn.softmax(jax.lax.stop_gradient(logits))
+      else:
+        like_teacher = losses.cross_entropy(
+          logits, teacher, label_smoothing=0.1
+        )
+        value += distill * like_teacher.mean()
     return value
 
   value, grads = jax.jit(jax.value_and_grad(total))(state.params)
-  new, metrics = take_step(model, 8, batch)
+  new, metrics = take_step(model, 8, batch, distill)
   np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
   expected = jax.tree.map(jnp.subtract, state.params, grads)
   assert_trees_close(new.params, expected)

@@ -32,6 +32,7 @@ def trained(step_class, parameter_shards):
       batch_size=16,
       steps_per_epoch=1,
       label_smoothing=0.0,
+      distill=0.0,
     )
   abstract = state_lib.abstract(model, OPTIMIZER)
   state = jax.jit(

@@ -125,7 +125,10 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
     return Contender(name, step, copy(state))
 
   largest = dataclasses.replace(model, resolutions=model.resolutions[-1:])
-  smoothing = {'label_smoothing': stage.objective.label_smoothing}
+  smoothing = {
+    'label_smoothing': stage.objective.label_smoothing,
+    'distill': 0.0,  # there is one size
+  }
   objective = dict(stage.objective)
   contenders = [
     contender(f'fixed {model.image_px}', largest, PretrainStep, **smoothing)

@@ -26,6 +26,9 @@ class PretrainStep:
     mesh: devices to run on.
     steps_per_epoch: unused; schedules of this step are the optimiser's.
     label_smoothing: see `losses.cross_entropy`.
+    distill: share of what the smaller sizes learn that is what the largest one
+      says of the image, in place of the label; 0 for the paper's loss. (As in
+      RS-Net, arXiv:2007.09558, but for its ensemble of all sizes.)
   """
 
   model_class = DRNet
@@ -41,11 +44,13 @@ class PretrainStep:
     batch_size: int,
     steps_per_epoch: int,
     label_smoothing: float,
+    distill: float,
   ):
     del batch_size, steps_per_epoch
     self._model = model
     self._optimizer = optimizer
     self._label_smoothing = label_smoothing
+    self._distill = distill
     self._mesh = mesh
     shardings = mesh_lib.shardings(state_lib.abstract(model, optimizer), mesh)
     self._step = ahead.Program(
@@ -82,28 +87,30 @@ class PretrainStep:
     whole = mesh_lib.gathered(params, self._mesh)
     grads = jax.tree.map(jnp.zeros_like, params)
     total, metrics = 0.0, {}
+    targets = batch['label']
 
     # One gradient per size, not the gradient of the sum: the activations of a
-    # size are gone before those of the next are made.
-    for index, size_px in enumerate(model.resolutions):
+    # size are gone before those of the next are made. The largest is the first,
+    # to teach the others.
+    for index, size_px in reversed([*enumerate(model.resolutions)]):
       name = model.norm_set(size_px)
 
-      def loss_fn(shared, norm, stats, size_px, key):
+      def loss_fn(shared, norm, stats, targets, size_px, key):
         logits, new_stats = model.classify(
           shared, norm, stats, batch['image'], size_px, train=True, key=key
         )
         loss = losses.cross_entropy(
-          logits, batch['label'], label_smoothing=self._label_smoothing
+          logits, targets, label_smoothing=self._label_smoothing
         ).mean()
-        top1 = losses.right(logits, batch['label']).mean()
-        return loss, (new_stats, top1)
+        return loss, (new_stats, logits)
 
-      (loss, (stats[name], top1)), (shared, norm) = jax.value_and_grad(
+      (loss, (stats[name], logits)), (shared, norm) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True
       )(
         whole['base'],
         whole['norm'][name],
         stats[name],
+        targets,
         size_px,
         jax.random.fold_in(key, index),
       )
@@ -112,7 +119,9 @@ class PretrainStep:
         name: jax.tree.map(jnp.add, grads['norm'][name], norm)
       }
       total += loss
-      metrics[f'top1_r{size_px}'] = top1
+      metrics[f'top1_r{size_px}'] = losses.right(logits, batch['label']).mean()
+      if self._distill and size_px == max(model.resolutions):
+        targets = losses.blended(targets, logits, share=self._distill)
 
     updates, opt_state = self._optimizer.update(grads, state.opt_state, params)
     new_state = state.replace(

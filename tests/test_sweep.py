@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experiment sets: what runs, in which order, and what becomes of failures."""
+
+import json
+import os
+import pathlib
+import sys
+
+import pytest
+from test_run import command, metrics
+
+from drnet_jax import sweep
+from drnet_jax.errors import UserError
+
+SETS = sorted(pathlib.Path(__file__).parents[1].glob('configs/sets/*.py'))
+
+SET = """
+from configs import smoke
+
+TITLE, TABLES = 'Two targets and a fixed size', ()
+ROWS = {'low': 0.0001, 'high': 0.0004, 'fixed': None}
+ALIASES = {'the same': 'high'}
+
+
+def get_config(row):
+  config = smoke.get_config()
+  for stage in (config.pretrain, config.finetune):
+    stage.epochs = 1
+  if ROWS[row] is None:
+    config.stages = ('pretrain',)
+    config.model.resolutions = (64,)
+  else:
+    config.finetune.objective.target_gmacs = ROWS[row]
+  return config
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / 'a_set.py'
+  path.write_text(SET)
+  return str(path)
+
+
+def test_rows_share_a_first_stage(file):
+  first, low, high, fixed = sweep.plan(file, 'out', ['--config.seed=3'])
+  assert first.workdir == 'out/first_stage/low' and first.needs is None
+  assert "--config.stages=('pretrain',)" in first.arguments
+  for row in (low, high):
+    assert row.needs is first
+    assert "--config.stages=('finetune',)" in row.arguments
+    assert '--config.init_from=out/first_stage/low' in row.arguments
+  assert fixed.arguments == (
+    f'--config={file}:fixed',
+    '--workdir=out/fixed',
+    '--config.seed=3',
+  )
+  assert all('--config.seed=3' in j.arguments for j in (first, low, high))
+
+
+@pytest.mark.parametrize('path', SETS, ids=lambda path: path.stem)
+def test_sets_can_be_planned(path):
+  module = sweep._load(str(path))
+  jobs = sweep.plan(str(path), 'out', [])
+  assert {j.name for j in jobs} >= set(module.ROWS)
+  # No first stage twice: those that are left alone differ.
+  needed = [j.needs for j in jobs if j.needs]
+  assert all(needed.count(job) > 1 for job in needed)
+
+
+class Fake(sweep.Job):
+  """A job whose command notes its name, or fails."""
+
+  @property
+  def command(self):
+    script = 'import sys; open(sys.argv[1], "a").write(sys.argv[2] + "\\n")'
+    if 'fail' in self.arguments:
+      return [sys.executable, '-c', 'import sys; sys.exit(2)']
+    log = os.path.join(os.path.dirname(self.workdir), 'log')
+    return [sys.executable, '-c', script, log, self.name]
+
+
+@pytest.fixture
+def jobs(tmp_path):
+  def job(name, *arguments, needs=None):
+    return Fake(name, str(tmp_path / name), arguments, needs)
+
+  first = job('first')
+  broken = job('broken', 'fail')
+  return [
+    first,
+    job('a', needs=first),
+    broken,
+    job('b', needs=broken),
+    job('c', needs=first),
+  ]
+
+
+def log(jobs):
+  path = pathlib.Path(jobs[0].workdir).parent / 'log'
+  return path.read_text().split()
+
+
+def test_a_failure_stops_only_what_needs_it(jobs):
+  with pytest.raises(UserError, match=r'not done: broken \(.*; b \('):
+    sweep.sweep(jobs)
+  assert log(jobs) == ['first', 'a', 'c']
+  assert [j.is_done() for j in jobs] == [True, True, False, False, True]
+  with pytest.raises(UserError):
+    sweep.sweep(jobs)
+  assert log(jobs) == ['first', 'a', 'c']  # nothing is done twice
+
+
+def test_what_another_process_is_at_is_left_to_it(jobs, monkeypatch):
+  first, a, _, _, c = jobs
+  sweep.sweep([first])
+  # A lock belongs to an opened file: this is as good as another process.
+  with a.claimed() as mine:
+    assert mine
+    monkeypatch.setattr(sweep.time, 'sleep', lambda _: a.record(done=True))
+    sweep.sweep([first, a, c])
+  assert log(jobs) == ['first', 'c']
+
+
+def test_other_arguments_are_refused(jobs):
+  sweep.sweep(jobs[:1])
+  other = Fake('first', jobs[0].workdir, ('--config.seed=1',))
+  with pytest.raises(UserError, match='was begun with .* Choose another --out'):
+    sweep.sweep([other])
+
+
+@pytest.mark.slow
+def test_a_row_is_what_one_run_gives(file, data_dir, tmp_path):
+  out = str(tmp_path / 'out')
+  data = f'--config.data.data_dir={data_dir}'
+  done = command('sweep', f'--set={file}', f'--out={out}', '--only=low', data)
+  assert done.returncode == 0, done.stderr
+  whole = str(tmp_path / 'whole')
+  done = command('main', f'--config={file}:low', f'--workdir={whole}', data)
+  assert done.returncode == 0, done.stderr
+  ours = metrics(f'{out}/first_stage/low') + metrics(f'{out}/low')
+  assert ours == metrics(whole)
+  with open(f'{out}/set.json') as opened:
+    listed = json.load(opened)
+  assert listed['rows'] == {
+    'low': 'low',
+    'high': 'high',
+    'fixed': 'fixed',
+    'the same': 'high',
+  }
