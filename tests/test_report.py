@@ -401,6 +401,18 @@ def test_the_report_of_a_set(experiment):
   assert text.index("paper's Table 5") < text.index("paper's Table 1")
 
 
+def test_a_set_that_has_only_begun_has_a_report(tmp_path):
+  settings.write_json(
+    str(tmp_path / 'set.json'),
+    {'title': 'Begun', 'tables': [6], 'rows': {'DRNet': 'not_there'}},
+  )
+  with flagsaver.flagsaver(workdir=str(tmp_path)):
+    __main__._run()
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert '0 of 1 rows run.' in text and 'Nothing yet' in text
+  assert '| DRNet | 0.283 | 72.7 | 3.8 |  |' in text
+
+
 def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
   paths = f'{experiment}/random_1,{experiment}/random_2'
   with flagsaver.flagsaver(workdir=paths, report_to=str(tmp_path)):

@@ -163,9 +163,8 @@ def _each_run(found: Mapping[str, Row]) -> list[Row]:
 def _answers(found: Sequence[Row]) -> list[Answer]:
   routed = [row for row in found if row.found]
   if not routed:
-    return [
-      Answer('What is shown?', 'Fixed sizes', 'No run here has a router yet.')
-    ]
+    what = 'Fixed sizes' if found else 'Nothing yet'
+    return [Answer('What is shown?', what, 'No evaluated run has a router.')]
   savings = sorted(row.found.saving.value for row in routed)
   better = [row for row in routed if row.found.best_fixed.gain.sign > 0]
   worse = [row for row in routed if row.found.best_fixed.gain.sign < 0]
