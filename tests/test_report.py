@@ -20,6 +20,7 @@ from drnet_jax import settings
 from drnet_jax.errors import UserError
 from drnet_jax.report import (
   __main__,
+  choices,
   compare,
   page,
   pictures,
@@ -313,8 +314,8 @@ def test_exits_leave_by_thresholds_of_other_images(tmp_path):
       'other,1.0,3.0,0.9,2.0,0.6,1,9.0 9.0 -inf\n'
     )
   one = run.read(str(path))
-  assert run_page.chosen(one).choice.tolist() == [0, 1, 2, 0]
-  found = run_page.comparison(one)
+  assert choices.chosen(one).choice.tolist() == [0, 1, 2, 0]
+  found = choices.comparison(one)
   assert found.router.name == 'early exit' and found.cascade is None
   assert found.router.gmacs.value == pytest.approx((1 + 2 + 4 + 1) / 4 + 0.5)
 

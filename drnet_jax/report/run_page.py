@@ -2,7 +2,6 @@
 """The report of one run."""
 
 import csv
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 
 from drnet_jax import settings
 from drnet_jax.report import (
+  choices,
   compare,
-  exits,
   page,
   pictures,
   plots,
@@ -48,8 +47,8 @@ def write(run: Run, directory: str) -> Page:
   That is `index.html`, which needs no other file, `report.md`,
   `evaluation.csv`, `classes.csv` and the figures as svg.
   """
-  record = chosen(run)
-  found = comparison(run)
+  record = choices.chosen(run)
+  found = choices.comparison(run)
   fixed = found.fixed if found else compare.fixed_sizes(record)
   effects = found and compare.by_class(record, run.class_names)
   report = _page(run, record, found, fixed, effects)
@@ -61,18 +60,7 @@ def write(run: Run, directory: str) -> Page:
   return report
 
 
-def comparison(run: Run) -> Comparison | None:
-  """The router of a run among its rivals; None if it has no router."""
-  record = chosen(run)
-  if record.log_p is None:
-    return None
-  if run.record.log_p is None:
-    # Exits share their computation: running one after another is what they do.
-    return compare.compare(record, name='early exit', cascade=False)
-  return compare.compare(record)
-
-
-def size_galleries(run: Run) -> dict[str, Section]:
+def size_galleries(run: Run) -> dict[str, dict[str, list[Picture]]]:
   """Pictures in rows by chosen, and by smallest sufficient size."""
   record = run.record
   found = {}
@@ -89,40 +77,6 @@ def size_galleries(run: Run) -> dict[str, Section]:
   return found
 
 
-def chosen(run: Run) -> Record:
-  """The record of a run; of one with exits, with the exit of each image.
-
-  Images leave by the thresholds that `calibrate` found best on held-out ones.
-  """
-  record = run.record
-  limits = _exit_thresholds(os.path.join(run.directory, 'budget.csv'))
-  if record.log_p is not None or limits is None:
-    return record
-  left_at = exits.leave_at(record.confidence, limits)
-  with np.errstate(divide='ignore'):
-    log_p = np.log(np.eye(len(limits))[left_at])
-  return dataclasses.replace(record, log_p=log_p)
-
-
-def _exit_thresholds(path: str) -> np.ndarray | None:
-  """Of the setting that was best on the calibration images; None if none."""
-  if not os.path.exists(path):
-    return None
-  with open(path, newline='') as file:
-    rows = list(csv.DictReader(file))
-  if not rows or 'thresholds' not in rows[0]:
-    return None
-  own = [row for row in rows if row['network'] == rows[0]['network']]
-  best = max(
-    own,
-    key=lambda row: (
-      float(row['calibration_top1']),
-      -float(row['calibration_gmacs']),
-    ),
-  )
-  return np.array([float(x) for x in best['thresholds'].split()])
-
-
 def _page(
   run: Run,
   record: Record,
@@ -135,7 +89,7 @@ def _page(
     _sizes(run, record),
     found and _classes(effects, record, found.router.name),
     run.routing and _training(run),
-    _latency(run, record),
+    _latency(run),
     _made_with(run),
     _config(run),
   ]
@@ -159,9 +113,10 @@ def _unreadable(run: Run) -> str:
 
 
 def _when(run: Run) -> str:
-  if not run.sessions:
+  done = [s for s in run.sessions if s['what'] == 'evaluate']
+  if not done:
     return ''
-  last = run.sessions[-1]
+  last = done[-1]
   return (
     f'Evaluated {last["time"][:10]} at commit {last["commit"]} on '
     f'{last["device"]}.'
@@ -203,7 +158,7 @@ def _accuracy(run, record, found, fixed) -> Section:
   curves = {}
   if found and found.cascade:
     curves['confidence cascade'] = policies.cascade_curve(record)
-  budgets = _budget_curve(run)
+  budgets = choices.budget_curve(run)
   if budgets:
     curves[budgets[0].name] = budgets
   return Section(
@@ -217,28 +172,6 @@ def _accuracy(run, record, found, fixed) -> Section:
     },
     tables=[_policy_table(record, found, fixed)],
   )
-
-
-def _budget_curve(run: Run) -> list[policies.Policy]:
-  """What `calibrate` found that other budgets give; [] before it is run."""
-  path = os.path.join(run.directory, 'budget.csv')
-  if not os.path.exists(path):
-    return []
-  noun = run.record.noun
-  name = 'early exit, all budgets' if noun == 'exit' else 'budget dial'
-  with open(path, newline='') as file:
-    points = [
-      policies.Policy(
-        name,
-        float(row['test_gmacs']),
-        float(row['test_top1']),
-        None,
-        np.array([]),
-      )
-      for row in csv.DictReader(file)
-      if row.get('best', '1') == '1'
-    ]
-  return sorted(points, key=lambda policy: policy.gmacs)
 
 
 def _policy_table(record, found, fixed) -> Table:
@@ -275,7 +208,7 @@ def _policy_table(record, found, fixed) -> Table:
 
 
 def _sizes(run: Run, record: Record) -> Section:
-  chosen = record.choice if record.log_p is not None else None
+  choice = record.choice if record.log_p is not None else None
   galleries = size_galleries(run)
   shown = {}
   for name, title in (
@@ -296,7 +229,7 @@ def _sizes(run: Run, record: Record) -> Section:
   return Section(
     title=f'Which {record.noun} does an image get, and which does it need?',
     text=text,
-    figures={'sizes': plots.sizes(record, chosen)},
+    figures={'sizes': plots.sizes(record, choice)},
     galleries=shown,
   )
 
@@ -395,29 +328,9 @@ def _training(run: Run) -> Section:
   )
 
 
-def _latency(run: Run, record: Record) -> Section | None:
+def _latency(run: Run) -> Section | None:
   """Figure 3 in milliseconds, where the benchmark has measured them."""
-  path = os.path.join(run.directory, 'speed.csv')
-  if not os.path.exists(path):
-    return None
-  with open(path, newline='') as file:
-    rows = [row for row in csv.DictReader(file) if row.get('batch') == '1']
-  ms = {
-    (row['path'], row['part']): float(row['ms_per_image'])
-    for row in rows
-    if 'part' in row
-  }
-  top1 = 100 * record.top1.mean(0)
-  curves = []
-  for name in dict.fromkeys(path for path, _ in ms):
-    if any((name, option) not in ms for option in record.options):
-      continue
-    sizes = [ms[name, option] for option in record.options]
-    curves.append((f'{name}, fixed', sizes, top1))
-    if run.record.log_p is not None and (name, 'predictor') in ms:
-      router = policies.routed(record)
-      total = ms[name, 'predictor'] + router.shares @ sizes
-      curves.append((f'{name}, routed', [total], [100 * router.top1]))
+  curves = choices.latencies(run)
   if not curves:
     return None
   return Section(

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from drnet_jax.report import compare, page, plots, policies, run_page, wording
+from drnet_jax.report import (
+  choices,
+  compare,
+  page,
+  plots,
+  policies,
+  run_page,
+  wording,
+)
 from drnet_jax.report.compare import Comparison, Interval, Scored
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.paper_tables import TABLES, PaperRow
@@ -17,12 +25,15 @@ from drnet_jax.report.run import Run
 from drnet_jax.report.run_set import RunSet
 from drnet_jax.report.wording import Answer, percent, percent_interval
 
+_PARAMETERS = 'parameters, M'
 _PAPERS = {
   'gmacs': 'GMACs',
   'top1': 'top-1, %',
   'top5': 'top-5, %',
-  'parameters': 'parameters, M',
+  'parameters': _PARAMETERS,
 }
+_OVER_FIXED = 'over the fixed network, points'
+_OVER_BEST = 'over best fixed at the same cost, points'
 _MEAN = 'random mean'  # of Table 5, computed from the rows 'random ...'
 
 
@@ -54,7 +65,7 @@ def rows(runs: RunSet) -> dict[str, Row]:
     if run is None:
       continue
     if run.path not in by_path:
-      router = run_page.comparison(run)
+      router = choices.comparison(run)
       dearest = run.record.gmacs.argmax()
       scored = (
         router.router if router else compare.fixed_sizes(run.record)[dearest]
@@ -81,7 +92,7 @@ def _over_fixed(row: Row, found: Mapping[str, Row]) -> Interval | None:
 
 def _paired(ours: Run, theirs: Run) -> Interval | None:
   """None where they were not tested on the same images."""
-  ours, theirs = run_page.chosen(ours), run_page.chosen(theirs)
+  ours, theirs = choices.chosen(ours), choices.chosen(theirs)
   same = np.array_equal(ours.label, theirs.label) and np.array_equal(
     ours.extra.get('index'), theirs.extra.get('index')
   )
@@ -258,9 +269,9 @@ def table(
     '% of full',
     'top-1, %',
     'top-5, %',
-    'over the fixed network, points',
-    'over best fixed at the same cost, points',
-    'parameters, M',
+    _OVER_FIXED,
+    _OVER_BEST,
+    _PARAMETERS,
   ]
   where = {0: 'not run', 1: ''.join(settings)}.get(
     len(settings), 'as each says'
@@ -270,10 +281,7 @@ def table(
   for name in names:
     ours = {}
     if name in found:
-      ours = dict(
-        zip(columns[-8:], _our_cells(found[name], scale), strict=True)
-      )
-      ours['run on'] = _setting(found[name].run)
+      ours = _our_cells(found[name], unit, scale)
     elif name == _MEAN:
       ours = _mean_of_draws(some, unit, scale)
     cells.append(
@@ -291,22 +299,29 @@ def table(
   )
 
 
-def _our_cells(row: Row, scale: float) -> list[str]:
+def _our_cells(row: Row, unit: str, scale: float) -> dict[str, str]:
+  """By column."""
   scored, record = row.scored, row.run.record
-  parameters = row.run.evaluation.get('parameters')
-  return [
-    row.run.sizes,
-    wording.figures(scale * scored.gmacs.value),
-    percent(scored.gmacs.value / record.gmacs.max()),
-    percent_interval(scored.top1),
-    percent(scored.top5),
-    wording.points(row.over_fixed) if row.over_fixed else '',
-    wording.points(row.found.best_fixed.gain) if row.found else '',
-    f'{parameters / 1e6:.2f}' if parameters else '',
-  ]
+  cells = {
+    'run on': _setting(row.run),
+    'sizes': row.run.sizes,
+    unit: wording.figures(scale * scored.gmacs.value),
+    '% of full': percent(scored.gmacs.value / record.gmacs.max()),
+    'top-1, %': percent_interval(scored.top1),
+    'top-5, %': percent(scored.top5),
+  }
+  if row.over_fixed:
+    cells[_OVER_FIXED] = wording.points(row.over_fixed)
+  if row.found:
+    cells[_OVER_BEST] = wording.points(row.found.best_fixed.gain)
+  if 'parameters' in row.run.evaluation:
+    cells[_PARAMETERS] = f'{row.run.evaluation["parameters"] / 1e6:.2f}'
+  return cells
 
 
-def _mean_of_draws(some: Sequence[Row], unit: str, scale: float) -> dict:
+def _mean_of_draws(
+  some: Sequence[Row], unit: str, scale: float
+) -> dict[str, str]:
   """Of the rows 'random 1' and so on, with their standard deviation."""
   draws = [row.scored for row in some if row.name.startswith('random ')]
   if not draws:
@@ -395,7 +410,7 @@ def _galleries(run: Run) -> list[Section]:
     Section(
       title='Which size does an image need? (Figure 1)',
       text=[f'Run {run.name}, by the smallest size that is right.'],
-      figures={'sizes': plots.sizes(run.record, run_page.chosen(run).choice)},
+      figures={'sizes': plots.sizes(run.record, choices.chosen(run).choice)},
       galleries=galleries['needed'],
     )
   ]
