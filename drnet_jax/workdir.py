@@ -103,7 +103,7 @@ def note(path: str, what: str) -> None:
 
 
 def sessions(path: str) -> list[dict[str, str]]:
-  """What `note` wrote, in order; [] of a run before version 0.4."""
+  """What `note` wrote, in order; [] of an older run."""
   if not os.path.exists(_sessions_file(path)):
     return []
   with open(_sessions_file(path)) as file:

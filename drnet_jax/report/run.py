@@ -32,7 +32,7 @@ class Run:
     record: of the test split.
     metrics: values by step of each metric of each stage.
     sessions: what was made when and with what, see `workdir.note`.
-    evaluation: `report/evaluation.json`; {} of runs before 0.4.
+    evaluation: `report/evaluation.json`; {} of older runs.
     pictures: some test images as `data:` addresses, by index of the record.
   """
 

@@ -228,7 +228,7 @@ def _table_section(
   number: int | None, names: Sequence[str], found: Mapping[str, Row]
 ) -> Section:
   if number is None:
-    title, text = 'Runs beside the tables of the paper', []
+    title, text = 'Runs of our own', []
   else:
     title = f"The paper's Table {number}: {TABLES[number].title}"
     text = [
