@@ -15,6 +15,7 @@ from PIL import Image
 from drnet_jax.deploy.comparison import Comparison, Option
 
 STYLE = """
+#answers { padding: 0; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px;
   padding: 16px; margin-bottom: 16px; background: var(--block-background-fill);
   color: var(--body-text-color); overflow-wrap: anywhere; }
@@ -76,7 +77,8 @@ def card(name: str, found: Comparison) -> str:
 
 def refusal(reason: str) -> str:
   """In the place of a card: why there is none."""
-  return f'<div class="card"><p class="refusal" role="alert">{html.escape(reason)}</p></div>'
+  return f"""<div class="card"><p class="refusal" role="alert">
+{html.escape(reason)}</p></div>"""
 
 
 def amount(gmacs: float) -> str:
@@ -88,13 +90,14 @@ def amount(gmacs: float) -> str:
 
 def _costs(found: Comparison) -> str:
   answer, full = found.answer, found.full
+  whole = full.prediction
   lines = [
-    f'{amount(answer.gmacs)} instead of {amount(full.prediction.gmacs)} '
-    f'({_percent(answer.gmacs / full.prediction.gmacs)})',
+    f'{amount(answer.gmacs)} instead of {amount(whole.gmacs)} '
+    f'at {whole.option} ({_percent(answer.gmacs / whole.gmacs)})',
     f'{found.ms:.3g} ms instead of {full.ms:.3g} ms '
     f'({_percent(found.ms / full.ms)})',
   ]
-  if answer.gmacs < full.prediction.gmacs and found.ms > full.ms:
+  if answer.gmacs < whole.gmacs and found.ms > full.ms:
     lines.append(
       'Not faster here: calling the predictor takes longer than the smaller '
       'size saves.'

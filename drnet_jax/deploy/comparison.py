@@ -74,8 +74,7 @@ class Comparer:
 
   Attributes:
     options: names, the cheapest first: '112 px', or 'exit 3'.
-    chooses: whether an option is chosen by itself: a trained predictor, or
-      exits with a budget.
+    has_exits: whether these are exits.
   """
 
   def __init__(
@@ -92,9 +91,14 @@ class Comparer:
     self.calibration = calibration
     self.options = trained.model.options
     self.has_exits = isinstance(trained.model, RANet)
-    self.chooses = trained.has_router or bool(self.has_exits and calibration)
+    self._has_router = trained.has_router
     self._fixed = [self._at(option) for option in self.options]
     self._stopwatch = threading.Lock()
+
+  @property
+  def chooses(self) -> bool:
+    """Whether there is a choice: a predictor, or exits with a budget."""
+    return self._has_router or (self.has_exits and bool(self.calibration))
 
   @property
   def budgets(self) -> tuple[float, float] | None:

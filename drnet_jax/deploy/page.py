@@ -152,7 +152,7 @@ def build(comparer: Comparer, path: str):
         way = gradio.Radio(
           answers.ways,
           value=answers.first_way,
-          label=f'The {what} is chosen',
+          label=f'How the {what} is chosen',
           elem_id='way',
         )
         budget, unit = _slider(gradio, comparer)
