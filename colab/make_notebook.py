@@ -174,11 +174,9 @@ def cells() -> list[dict[str, Any]]:
       official tars of ILSVRC 2012. What the network costs needs neither:
       """
     ),
+    code('!python -m drnet_jax.main --mode=describe --config=configs/in1k.py'),
     code(
-      """
-      !python -m drnet_jax.main --mode=describe --config=configs/in1k.py
-      !python -m drnet_jax.cost_model --config=configs/in1k.py
-      """
+      '!python -m drnet_jax.cost_model --config=configs/in1k.py', 'imagenet'
     ),
     text(
       """

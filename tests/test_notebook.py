@@ -40,7 +40,7 @@ def test_its_code_comes_from_where_setup_says():
 
 def test_imagenet_cells_are_commands():
   found = [c for c in make_notebook.cells() if 'imagenet' in tags(c)]
-  assert len(found) == 3
+  assert len(found) == 4
   for cell in found:
     command = shlex.split(source(cell))
     assert command[0] == '!python'
