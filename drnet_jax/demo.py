@@ -20,7 +20,7 @@ from drnet_jax import command, log, workdir
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.deploy import exit_budget, page
-from drnet_jax.deploy.comparison import Comparer
+from drnet_jax.deploy.alternatives import Comparer
 from drnet_jax.deploy.flags import RUNTIME
 from drnet_jax.errors import UserError
 

@@ -15,9 +15,9 @@ from test_early_exit import pictures as small_pictures
 from test_early_exit import trained as trained_exits  # noqa: F401
 
 from drnet_jax.deploy import cards, page
+from drnet_jax.deploy.alternatives import Comparer
 from drnet_jax.deploy.budget import Calibration, Costs
 from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.comparison import Comparer
 from drnet_jax.deploy.exit_budget import ExitCalibration
 from drnet_jax.deploy.page import BUDGET, OWN
 from drnet_jax.errors import UserError

@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from drnet_jax.deploy.comparison import Comparison, Option
+from drnet_jax.deploy.alternatives import Comparison, Option
 
 STYLE = """
 #answers { padding: 0; }

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from drnet_jax.deploy import cards
-from drnet_jax.deploy.comparison import Comparer
+from drnet_jax.deploy.alternatives import Comparer
 from drnet_jax.errors import UserError
 
 # Ways to come to an option, beside naming one.
