@@ -19,6 +19,7 @@ from absl import flags  # noqa: E402
 
 from configs import smoke  # noqa: E402
 from drnet_jax import models, workdir  # noqa: E402
+from drnet_jax.checkpoint import Checkpoints  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -34,18 +35,20 @@ def data_dir(tmp_path_factory):
   return str(tmp_path_factory.mktemp('data'))
 
 
+_NETWORK = {
+  'network': 'resnet',
+  'stage_sizes': (1,),
+  'width': 4,
+  'stem': 'patch',
+  'patch_px': 4,
+}
+
+
 def tiny_model(**changes):
   """A DRNet of three sizes that compiles in a second."""
-  network = {
-    'network': 'resnet',
-    'stage_sizes': (1,),
-    'width': 4,
-    'stem': 'patch',
-    'patch_px': 4,
-  }
   settings = {
-    'base': network,
-    'predictor': network,
+    'base': _NETWORK,
+    'predictor': _NETWORK,
     'predictor_px': 16,
     'image_px': 32,
     'resolutions': (16, 24, 32),
@@ -97,3 +100,20 @@ def tiny_trained(*, has_router: bool = True, spread: float = 1.0, **changes):
     config=smoke.get_config(),
     origin='a test',
   )
+
+
+@pytest.fixture(scope='session')
+def run(data_dir, tmp_path_factory):
+  """A workdir as training leaves it, with the weights of `tiny_trained`."""
+  path = str(tmp_path_factory.mktemp('run'))
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  config.model.base = config.model.predictor = _NETWORK
+  class_names = tuple('0123456789')
+  workdir.begin(path, config, class_names)
+  trained = tiny_trained(
+    num_classes=10, resolutions=(16, 32, 64), predictor_px=16
+  )
+  with Checkpoints(path, 'finetune', keep=1) as checkpoints:
+    checkpoints.save_weights(7, trained.params, trained.batch_stats)
+  return path

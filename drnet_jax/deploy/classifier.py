@@ -249,8 +249,9 @@ class Classifier:
     single image runs at once, in programs for a batch of one.
 
     Args:
-      images: paths, bytes, PIL images or arrays, see `Picture`; a generator
-        will do, no more than a pool is held in memory.
+      images: paths, bytes, PIL images or arrays, see `Picture`, or what
+        `picture` made of one; a generator will do, no more than a pool is held
+        in memory.
       top_k: classes in an answer's `top`.
       on_error: 'raise' a UserError that names the images that cannot be read,
         or 'return' a `Failure` in the place of each.
@@ -277,7 +278,9 @@ class Classifier:
   # Parts, for streams and benchmarks.
 
   def picture(self, source: Any) -> Picture:
-    """An image, to be decoded as this model needs it."""
+    """An image, to be decoded as this model needs it; once if handed on."""
+    if isinstance(source, Picture):
+      return source
     return Picture(source, self.contract)
 
   def view(self, picture: Picture) -> np.ndarray | None:

@@ -111,7 +111,9 @@ class EarlyExitClassifier:
   # Many images, or one.
 
   def picture(self, source: Any) -> Picture:
-    """An image, to be decoded as this model needs it."""
+    """An image, to be decoded as this model needs it; once if handed on."""
+    if isinstance(source, Picture):
+      return source
     return Picture(source, self.contract)
 
   def predict(
