@@ -2,7 +2,8 @@
 """Figures of an evaluation, each as png and svg."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -62,11 +63,7 @@ def accuracy_cost(record: Record, path: str) -> None:
       ms=13 if mark == '*' else 8,
       label=label,
     )
-  axes.set_xlim(left=0)
-  axes.set_xlabel('average cost of an image, GMACs')
-  axes.set_ylabel('top-1, %')
-  axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
+  _label(axes, 'average cost of an image, GMACs')
   _save(figure, path)
 
 
@@ -106,11 +103,7 @@ def budget_curve(
   line(dial, '.-', color='#228833', label='budget dial, predictor counted')
   oracle = policies.oracle(record)
   line([oracle], '^', color='#999999', label='oracle')
-  axes.set_xlim(left=0)
-  axes.set_xlabel('average cost of an image, GMACs')
-  axes.set_ylabel('top-1, %')
-  axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
+  _label(axes, 'average cost of an image, GMACs')
   _save(figure, path)
 
 
@@ -156,11 +149,33 @@ def exit_curves(
     )
   for name, points in papers:
     axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
-  axes.set_xlim(left=0)
-  axes.set_xlabel('average cost of an image, MMACs')
-  axes.set_ylabel('top-1, %')
-  axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
+  _label(axes, 'average cost of an image, MMACs')
+  _save(figure, path)
+
+
+def models(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Several models, against multiply-adds and against milliseconds.
+
+  Args:
+    rows: as from `compare.measure`.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(9.6, 4.4), layout='constrained')
+  for axes, field, scale, label in zip(
+    figure.subplots(1, 2, sharey=True),
+    ('gmacs', 'ms_per_image'),
+    (1e3, 1),
+    ('average cost of an image, MMACs', 'time of an image on this machine, ms'),
+    strict=True,
+  ):
+    for name in dict.fromkeys(row['model'] for row in rows):
+      points = sorted(
+        (scale * row[field], 100 * row['top1'])
+        for row in rows
+        if row['model'] == name
+      )
+      axes.plot(*zip(*points, strict=True), 'o-', label=name)
+    _label(axes, label)
   _save(figure, path)
 
 
@@ -258,6 +273,15 @@ def _in_rows(
         color='black' if record.top1[i, size_index] else '#cc3311',
       )
   _save(figure, path)
+
+
+def _label(axes, cost: str) -> None:
+  """Of a plot of accuracy against cost."""
+  axes.set_xlim(left=0)
+  axes.set_xlabel(cost)
+  axes.set_ylabel('top-1, %')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='lower right', fontsize=9)
 
 
 def _save(figure: Figure, path: str) -> None:
