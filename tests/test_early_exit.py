@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import tiny_trained
+from conftest import compilations, tiny_trained
 from PIL import Image
 
 from configs import cifar10_ranet_tiny
@@ -110,18 +110,9 @@ def record(trained, images):
 # First, while the classifier is fresh.
 def test_nothing_is_compiled_after_loading(classifier):
   classifier.set_thresholds([0.5, 0.5, 0.5, 0.5])
-  compiled = []
-
-  def listen(event, seconds, **_):
-    if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(seconds)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations() as compiled:
     for count in (1, 2, 7, 40):
       classifier.predict(pictures(count))
-  finally:
-    jax.monitoring.clear_event_listeners()
   assert not compiled
 
 
