@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight CPU devices for every test, and quick rather than fast compilation."""
 
+import contextlib
 import os
 
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -33,6 +34,22 @@ def parsed_flags():
 def data_dir(tmp_path_factory):
   """One prepared copy of scaled_digits for all tests."""
   return str(tmp_path_factory.mktemp('data'))
+
+
+@contextlib.contextmanager
+def compilations():
+  """A list that every compilation by XLA within the context is added to."""
+  compiled = []
+
+  def listen(event, seconds, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield compiled
+  finally:
+    jax.monitoring.clear_event_listeners()
 
 
 _NETWORK = {

@@ -15,6 +15,7 @@ LAYERS = [
     'main',
     'predict',
     'calibrate',
+    'compare',
     'export',
     'convert',
     'cost_model',
