@@ -33,7 +33,7 @@ from drnet_jax.deploy.classifier import RUNTIMES, Classifier
 from drnet_jax.deploy.early_exit import EarlyExitClassifier
 from drnet_jax.deploy.exit_budget import ExitCalibration
 from drnet_jax.errors import UserError
-from drnet_jax.evaluate import record_split
+from drnet_jax.evaluate import record_split, test_record
 from drnet_jax.models.ranet import RANet
 from drnet_jax.report import exit_tables, exits, figures, policies
 from drnet_jax.report.policies import Policy, Record
@@ -96,17 +96,6 @@ def calibrate(path: str) -> budget.Calibration | ExitCalibration:
   return calibration
 
 
-def test_record(path: str) -> Record:
-  """What `evaluate` recorded of the test split, or the same made now."""
-  kept = os.path.join(path, 'report', 'record.npz')
-  if os.path.exists(kept):
-    return policies.load(kept)
-  mesh = mesh_lib.create()
-  trained = workdir.load(path, mesh)
-  data = settings.call(Data, trained.config.data, 'config.data')
-  return record_split(trained, mesh, data, data.open(data.test_split), 'test')
-
-
 def check(
   calibration: budget.Calibration, record: Record, count: int
 ) -> list[Check]:
@@ -117,23 +106,10 @@ def check(
     record: of images that it has not seen.
     count: budgets, spread evenly between the cheapest size and the dearest.
   """
-  found = []
-  for point in calibration.points(calibration.gmacs, count):
-    # The record holds no pixels to draw a mixture by: its expectation.
-    shares, top1, top5 = np.zeros(len(record.gmacs)), 0.0, 0.0
-    dial, rows = point.dial, np.arange(len(record.label))
-    for penalty, weight in (
-      (dial.low, 1 - dial.share),
-      (dial.high, dial.share),
-    ):
-      choice = budget.choose(record.log_p, penalty, dial.costs)
-      shares += weight * np.bincount(choice, minlength=len(shares)) / len(rows)
-      top1 += weight * record.top1[rows, choice].mean()
-      top5 += weight * record.top5[rows, choice].mean()
-    gmacs = float(shares @ record.gmacs + record.predictor_gmacs)
-    got = Policy('budget dial', gmacs, float(top1), float(top5), shares)
-    found.append(Check(point.cost, point.top1, got))
-  return found
+  return [
+    Check(point.cost, point.top1, calibration.score(point, record))
+    for point in calibration.points(calibration.gmacs, count)
+  ]
 
 
 def main(_) -> None:

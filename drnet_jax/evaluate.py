@@ -173,6 +173,17 @@ def record_split(
   )
 
 
+def test_record(path: str) -> Record:
+  """What `evaluate` recorded of the test split, or the same made now."""
+  kept = os.path.join(path, 'report', 'record.npz')
+  if os.path.exists(kept):
+    return policies.load(kept)
+  mesh = mesh_lib.create()
+  trained = workdir.load(path, mesh)
+  data = settings.call(Data, trained.config.data, 'config.data')
+  return record_split(trained, mesh, data, data.open(data.test_split), 'test')
+
+
 def evaluate(path: str) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 

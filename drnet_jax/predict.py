@@ -29,13 +29,10 @@ from PIL import Image
 from drnet_jax import command, log
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.deploy.answers import Failure, Prediction
-from drnet_jax.deploy.classifier import RUNTIMES, Classifier
-from drnet_jax.deploy.flags import DECODE
+from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.deploy.flags import DECODE, RUNTIME
 from drnet_jax.errors import UserError
 
-_RUNTIME = flags.DEFINE_enum(
-  'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
-)
 _BUDGETS = {
   'gmacs': flags.DEFINE_float('budget_gmacs', None, 'Average cost, GMACs.'),
   'ms': flags.DEFINE_float('budget_ms', None, 'Average cost, milliseconds.'),
@@ -89,7 +86,7 @@ def _run(arguments: Sequence[str]) -> None:
   exported = os.path.exists(os.path.join(path, 'contract.json'))
   classifier = Classifier.load(
     path,
-    runtime=_RUNTIME.value or ('onnx' if exported else 'jax'),
+    runtime=RUNTIME.value or ('onnx' if exported else 'jax'),
     decode=DECODE.value,
     batch=1 if len(paths) == 1 else 0,
   )

@@ -13,8 +13,8 @@ train it once.
 The same command again goes on where it was stopped. Several at once on one
 --out divide the rows among them, for instance one per GPU with
 CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
-reported and the others go on. `python -m drnet_jax.report --workdir=<out>`
-makes one report of all.
+reported and the others go on. At the end, and by `python -m drnet_jax.report
+--workdir=<out>` at any time, the rows that are done become one report.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from absl import app, flags
 
 from drnet_jax import command, log, processes, settings
 from drnet_jax.errors import UserError
+from drnet_jax.report import page, run_set, set_page
 
 _SET = flags.DEFINE_string(
   'set', None, 'File of the set, e.g. configs/sets/in100.py.'
@@ -262,13 +263,13 @@ def _slug(name: str) -> str:
 
 
 def _list_rows(path: str, out: str, jobs: Sequence[Job]) -> None:
-  """Writes `set.json`, by which the report finds the rows."""
+  """Writes the file by which the report finds the rows."""
   module = _load(path)
   workdirs = {j.name: os.path.relpath(j.workdir, out) for j in jobs}
   rows = {name: workdirs[name] for name in module.ROWS}
   aliases = getattr(module, 'ALIASES', {})
   settings.write_json(
-    os.path.join(out, 'set.json'),
+    os.path.join(out, run_set.FILE),
     {
       'title': module.TITLE,
       'tables': module.TABLES,
@@ -304,6 +305,17 @@ def _run_command(overrides: Sequence[str]) -> None:
   except processes.Preempted as stop:
     log.say(str(stop))
     sys.exit(processes.PREEMPTED)
+  finally:
+    _report(_OUT.value)
+
+
+def _report(out: str) -> None:
+  """Writes the report of the rows that are done."""
+  rows = run_set.read(out)
+  if any(rows.runs.values()):
+    directory = os.path.join(out, 'report')
+    set_page.write(rows, directory)
+    log.say(f'Report: {os.path.join(directory, page.FILE)}')
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight CPU devices for every test, and quick rather than fast compilation."""
 
+import contextlib
 import os
 
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -19,6 +20,7 @@ from absl import flags  # noqa: E402
 
 from configs import smoke  # noqa: E402
 from drnet_jax import models, workdir  # noqa: E402
+from drnet_jax.checkpoint import Checkpoints  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -34,18 +36,36 @@ def data_dir(tmp_path_factory):
   return str(tmp_path_factory.mktemp('data'))
 
 
+@contextlib.contextmanager
+def compilations():
+  """A list that every compilation by XLA within the context is added to."""
+  compiled = []
+
+  def listen(event, seconds, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield compiled
+  finally:
+    jax.monitoring.clear_event_listeners()
+
+
+_NETWORK = {
+  'network': 'resnet',
+  'stage_sizes': (1,),
+  'width': 4,
+  'stem': 'patch',
+  'patch_px': 4,
+}
+
+
 def tiny_model(**changes):
   """A DRNet of three sizes that compiles in a second."""
-  network = {
-    'network': 'resnet',
-    'stage_sizes': (1,),
-    'width': 4,
-    'stem': 'patch',
-    'patch_px': 4,
-  }
   settings = {
-    'base': network,
-    'predictor': network,
+    'base': _NETWORK,
+    'predictor': _NETWORK,
     'predictor_px': 16,
     'image_px': 32,
     'resolutions': (16, 24, 32),
@@ -97,3 +117,20 @@ def tiny_trained(*, has_router: bool = True, spread: float = 1.0, **changes):
     config=smoke.get_config(),
     origin='a test',
   )
+
+
+@pytest.fixture(scope='session')
+def run(data_dir, tmp_path_factory):
+  """A workdir as training leaves it, with the weights of `tiny_trained`."""
+  path = str(tmp_path_factory.mktemp('run'))
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  config.model.base = config.model.predictor = _NETWORK
+  class_names = tuple('0123456789')
+  workdir.begin(path, config, class_names)
+  trained = tiny_trained(
+    num_classes=10, resolutions=(16, 32, 64), predictor_px=16
+  )
+  with Checkpoints(path, 'finetune', keep=1) as checkpoints:
+    checkpoints.save_weights(7, trained.params, trained.batch_stats)
+  return path

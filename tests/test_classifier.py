@@ -10,7 +10,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_trained
+from conftest import compilations, tiny_trained
 from PIL import Image
 
 from drnet_jax.data import transforms
@@ -205,20 +205,11 @@ def test_the_dial_moves_the_average_cost(classifier, trained):
 
 def test_nothing_is_compiled_after_loading(trained):
   classifier = Classifier.of(trained, batch=4)
-  compiled = []
-
-  def listen(event, seconds, **_):
-    if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(seconds)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations() as compiled:
     for count in (1, 2, 7, 40):
       classifier.predict(pictures(count))
     with classifier.stream(deadline_ms=1) as stream:
       [stream.submit(image) for image in pictures(5)]
-  finally:
-    jax.monitoring.clear_event_listeners()
   assert not compiled
 
 

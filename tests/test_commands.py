@@ -9,40 +9,12 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import tiny_trained
 from test_classifier import encoded, pictures
 
-from configs import smoke
-from drnet_jax import calibrate, export, predict, workdir
-from drnet_jax.checkpoint import Checkpoints
+from drnet_jax import calibrate, export, predict
 from drnet_jax.deploy import benchmark, budget
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.errors import UserError
-
-NETWORK = {
-  'network': 'resnet',
-  'stage_sizes': (1,),
-  'width': 4,
-  'stem': 'patch',
-  'patch_px': 4,
-}
-
-
-@pytest.fixture(scope='module')
-def run(data_dir, tmp_path_factory):
-  """A workdir as training leaves it, with the weights of `tiny_trained`."""
-  path = str(tmp_path_factory.mktemp('run'))
-  config = smoke.get_config()
-  config.data.data_dir = data_dir
-  config.model.base = config.model.predictor = NETWORK
-  class_names = tuple('0123456789')
-  workdir.begin(path, config, class_names)
-  trained = tiny_trained(
-    num_classes=10, resolutions=(16, 32, 64), predictor_px=16
-  )
-  with Checkpoints(path, 'finetune', keep=1) as checkpoints:
-    checkpoints.save_weights(7, trained.params, trained.batch_stats)
-  return path
 
 
 @pytest.fixture(scope='module')

@@ -13,11 +13,13 @@ import ml_collections
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from conftest import compilations, tiny_trained
 from PIL import Image
 
 from configs import cifar10_ranet_tiny
 from drnet_jax import (
   calibrate,
+  compare,
   evaluate,
   models,
   predict,
@@ -30,7 +32,6 @@ from drnet_jax.deploy.answers import Failure
 from drnet_jax.deploy.classifier import Classifier
 from drnet_jax.deploy.early_exit import EarlyExitClassifier
 from drnet_jax.deploy.exit_budget import ExitCalibration
-from drnet_jax.deploy.stages import StageEngine
 from drnet_jax.errors import UserError
 from drnet_jax.report import exits
 from drnet_jax.report.policies import Record
@@ -106,6 +107,15 @@ def record(trained, images):
   )
 
 
+# First, while the classifier is fresh.
+def test_nothing_is_compiled_after_loading(classifier):
+  classifier.set_thresholds([0.5, 0.5, 0.5, 0.5])
+  with compilations() as compiled:
+    for count in (1, 2, 7, 40):
+      classifier.predict(pictures(count))
+  assert not compiled
+
+
 @pytest.mark.parametrize('ratio', [0.2, 0.7, 1.5])
 def test_real_is_simulated(classifier, trained, ratio):
   images = pictures(150)
@@ -175,24 +185,6 @@ def test_bad_files_leave_their_places(classifier):
   with pytest.raises(UserError, match='image 9'):
     classifier.predict(images)
   assert classifier.predict([]) == []
-
-
-def test_nothing_is_compiled_after_loading(trained):
-  classifier = Classifier.of(trained, batch=8)
-  classifier.set_thresholds([0.5, 0.5, 0.5, 0.5])
-  compiled = []
-
-  def listen(event, seconds, **_):
-    if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(seconds)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    for count in (1, 2, 7, 40):
-      classifier.predict(pictures(count))
-  finally:
-    jax.monitoring.clear_event_listeners()
-  assert not compiled
 
 
 def test_the_dial_meets_a_budget(classifier, trained, tmp_path):
@@ -291,6 +283,18 @@ def test_a_run_trains_evaluates_calibrates_and_predicts(run, capsys, tmp_path):
   calibration = exit_budget.read(run)
   assert calibration.confidence.shape == (16, 2)
   assert list(calibration.ms.sizes) == sorted(calibration.ms.sizes)
+  with flagsaver.flagsaver(
+    workdirs=[run],
+    folder=str(tmp_path),
+    settings=2,
+    timed_images=8,
+    timed_rounds=1,
+  ):
+    compare._run()
+  with open(tmp_path / 'compare.csv') as opened:
+    costs = [float(row['timed_gmacs']) for row in csv.DictReader(opened)]
+  assert costs == pytest.approx(calibration.gmacs.sizes)
+  assert (tmp_path / 'compare.svg').exists()
   file = str(tmp_path / 'image.png')
   Image.fromarray(pictures(1)[0]).save(file)
   capsys.readouterr()
@@ -309,6 +313,47 @@ def test_thresholds_are_never_set_on_the_test_images(run, tmp_path):
   settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
   with pytest.raises(UserError, match='tested on. Train with'):
     calibrate.calibrate(path)
+  os.remove(os.path.join(path, budget.FILE))
+  with pytest.raises(UserError, match='not calibrated'):
+    compare.subject(path, points=2, images=8)
+
+
+def test_both_methods_on_one_plot(trained, classifier):
+  images = list(pictures(24, seed=9))
+  labels = np.arange(48) % 5
+  seen = record(trained, pictures(48))
+  sizes = tiny_trained(resolutions=(16, 32))
+  drnet = Classifier.of(sizes, batch=8)
+  log_p = np.log(np.random.default_rng(0).dirichlet((1, 1), 48))
+  gmacs = drnet.contract.gmacs
+  both = dataclasses.replace(
+    seen, gmacs=np.array(gmacs), log_p=log_p, predicted=seen.predicted[:, :2]
+  )
+  both = dataclasses.replace(
+    both, top5=both.top5[:, :2], predictor_gmacs=drnet.contract.predictor_gmacs
+  )
+  subjects = []
+  for name, one, kept, calibration in (
+    ('exits', classifier, seen, ExitCalibration.of(seen, split='a test')),
+    ('sizes', drnet, both, budget.Calibration.of(both, split='a test')),
+  ):
+    points = calibration.points(calibration.gmacs, 3)
+    scores = [calibration.score(point, kept) for point in points]
+    subjects.append(compare.Subject(name, one, points, scores, labels, images))
+    assert [s.gmacs for s in scores] == pytest.approx([p.gmacs for p in points])
+    assert [s.top1 for s in scores] == pytest.approx([p.top1 for p in points])
+  rows = compare.measure(subjects, rounds=1, singly=False)
+  assert [row['model'] for row in rows] == 3 * ['exits'] + 3 * ['sizes']
+  assert min(row['ms_per_image'] for row in rows) > 0
+  first, *_, last = [row['timed_gmacs'] for row in rows[:3]]
+  assert first == pytest.approx(trained.model.macs().gmacs[0])
+  assert first < last <= trained.model.macs().gmacs[-1]
+  with pytest.raises(UserError, match='different images'):
+    compare.measure(
+      [subjects[0], dataclasses.replace(subjects[1], labels=labels[1:])],
+      rounds=1,
+      singly=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -327,12 +372,11 @@ def test_mistakes_in_a_config(run, tmp_path, change, message):
     train.train(config, str(tmp_path))
 
 
-def test_benchmark_compares_with_the_last_exit(trained, tmp_path):
-  engine = StageEngine(trained, batches=(1, 8))
+def test_benchmark_compares_with_the_last_exit(trained, classifier):
   contract = benchmark_exits._contract(
     dataclasses.replace(trained, config=ml_collections.ConfigDict())
   )
-  classifier = EarlyExitClassifier(contract, engine)
+  classifier = EarlyExitClassifier(contract, classifier.engine)
   images = list(pictures(40))
   classifier.calibration = benchmark_exits._calibration(classifier, images)
   stages = benchmark_exits.time_stages(classifier, rounds=1)

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from test_ranet_network import COSTS
 
 from drnet_jax.report import exits
 from drnet_jax.report.policies import Record
@@ -66,26 +67,25 @@ def test_ties_leave_together_and_too_few_all_stay():
   assert costs[exits.leave_at(confidence, limits)].mean() == 2.5
 
 
-# Costs of the configurations' exits in M, and what a ratio's shares cost.
-ANYTIME = (
-  '15.814410 31.283220 44.655390 50.358312 60.654578 63.647996 90.173958 '
-  '94.904592'
-)
-SMALL = '8.360714 21.765140 32.844062 41.523752 53.225778 58.921020'
-
-
 @pytest.mark.parametrize(
-  'costs, expected',
+  'name, classes, expected',
   [
-    (ANYTIME, (16.62, 28.53, 56.44, 68.64, 84.12)),
-    (SMALL, (9.06, 19.21, 36.11, 42.43, 51.29)),
+    ('cifar_anytime', 10, (16.62, 28.53, 56.44, 68.64, 84.12)),
+    ('cifar_budgeted_small', 10, (9.06, 19.21, 36.11, 42.43, 51.29)),
+    ('cifar_budgeted_medium', 10, (11.44, 22.62, 56.72, 73.90, 97.83)),
+    ('cifar_budgeted_large', 10, (11.43, 25.30, 82.65, 111.96, 150.40)),
+    ('imagenet_budgeted_small', 1000, (266.3, 580.5, 1546.5, 1990.2, 2529.4)),
+    ('imagenet', 1000, (458.4, 821.6, 1908.4, 2403.7, 3003.5)),
   ],
 )
-def test_planned_costs_are_the_authors(costs, expected):
-  costs = np.array(costs.split(), float)
+def test_planned_costs_are_the_authors(name, classes, expected):
+  """What the shares of a ratio cost, in M, at the costs of the exits."""
+  costs = np.array(COSTS[name, classes][0].split(), float) / 1e6
+  # The figures of ImageNet are rounded twice: to .01, then to .1.
+  rounding = 0.005 if classes == 10 else 0.055
   for ratio, cost in zip((0.05, 0.5, 1, 1.25, 1.95), expected, strict=True):
     planned = exits.geometric_shares(ratio, len(costs)) @ costs
-    assert planned == pytest.approx(cost, abs=0.005)
+    assert planned == pytest.approx(cost, abs=rounding)
 
 
 def test_shares_of_extreme_ratios_are_finite():

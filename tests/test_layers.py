@@ -11,7 +11,17 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'drnet_jax'
 # From the top; modules on one line may not import each other, but those of one
 # folder may.
 LAYERS = [
-  ['main', 'predict', 'calibrate', 'export', 'convert', 'cost_model', 'sweep'],
+  [
+    'main',
+    'predict',
+    'calibrate',
+    'compare',
+    'export',
+    'convert',
+    'cost_model',
+    'demo',
+    'sweep',
+  ],
   ['train'],
   ['stage'],
   ['weights', 'describe'],

@@ -11,6 +11,7 @@ from test_run import command, metrics
 
 from drnet_jax import sweep
 from drnet_jax.errors import UserError
+from drnet_jax.report.paper_tables import TABLES
 
 SETS = sorted(pathlib.Path(__file__).parents[1].glob('configs/sets/*.py'))
 
@@ -59,8 +60,13 @@ def test_rows_share_a_first_stage(file):
 
 
 @pytest.mark.parametrize('path', SETS, ids=lambda path: path.stem)
-def test_sets_can_be_planned(path):
+def test_sets_fill_the_tables_of_the_paper(path):
   module = sweep._load(str(path))
+  rows = {*module.ROWS, *getattr(module, 'ALIASES', {})}
+  for number in module.TABLES:
+    # Other people's networks in Table 4, and a mean.
+    others = {'SSS', 'Versatile', 'PFP-A', 'C-SGD70', 'random mean'}
+    assert rows >= TABLES[number].rows.keys() - others
   jobs = sweep.plan(str(path), 'out', [])
   assert {j.name for j in jobs} >= set(module.ROWS)
   # No first stage twice: those that are left alone differ.

@@ -3,7 +3,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,25 @@ def likeliest(
     'top': tuple((class_names[i], float(probabilities[i])) for i in order),
     'probabilities': probabilities,
   }
+
+
+def answered(
+  run: Callable[[], list[Prediction | Failure]], on_error: str
+) -> list[Prediction | Failure]:
+  """What a call of `predict` gives back.
+
+  Args:
+    run: makes the answers.
+    on_error: 'raise' a UserError that names the images that cannot be read, or
+      'return' a `Failure` in the place of each.
+  """
+  if on_error not in ('raise', 'return'):
+    raise ValueError(f'{on_error=} is neither raise nor return')
+  answers = run()
+  failures = [x for x in answers if isinstance(x, Failure)]
+  if failures and on_error == 'raise':
+    raise UserError('\n       '.join(x.reason for x in failures))
+  return answers
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:

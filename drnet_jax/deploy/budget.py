@@ -23,6 +23,7 @@ import numpy as np
 
 from drnet_jax import settings
 from drnet_jax.errors import UserError
+from drnet_jax.report import policies
 from drnet_jax.report.policies import Record
 
 FILE = 'calibration.json'
@@ -184,25 +185,10 @@ class Calibration:
     accuracy: float | None = None,
   ) -> Point:
     """The dial for a budget; see `Classifier.set_budget`."""
-    given = [x for x in (gmacs, ms, accuracy) if x is not None]
-    if len(given) != 1:
-      raise UserError('give one budget: gmacs, ms or accuracy')
-    if accuracy is not None:
-      return self._cheapest(accuracy)
-    if ms is not None and self.ms is None:
-      raise UserError(
-        'no milliseconds were measured: python -m drnet_jax.calibrate '
-        '--workdir=... --measure=jax'
-      )
-    costs, budget = (self.gmacs, gmacs) if ms is None else (self.ms, ms)
-    low, high = min(costs.sizes), max(costs.sizes)
-    if not low + costs.predictor <= budget <= high + costs.predictor:
-      raise UserError(
-        f'a budget of {budget:g} {costs.unit} is out of reach: choose between '
-        f'{low + costs.predictor:.4g} (all images at the cheapest size) and '
-        f'{high + costs.predictor:.4g} (all at the dearest), predictor counted'
-      )
-    return self._meet(costs, budget - costs.predictor)
+    costs, asked = counted_in(self, gmacs=gmacs, ms=ms, accuracy=accuracy)
+    if costs is None:
+      return self._cheapest(asked)
+    return self._meet(costs, asked - costs.predictor)
 
   def points(self, costs: Costs, count: int) -> list[Point]:
     """Settings evenly spread from the cheapest size to the dearest."""
@@ -256,15 +242,7 @@ class Calibration:
     grid = np.unique(
       lambdas[np.linspace(0, len(lambdas) - 1, _GRID).astype(int)]
     )
-    found = [self.at(self.gmacs, penalty) for penalty in grid]
-    enough = [point for point in found if point.top1 >= accuracy]
-    if not enough:
-      best = max(point.top1 for point in found)
-      raise UserError(
-        f'an accuracy of {accuracy:.4g} is out of reach: on the calibration '
-        f'images the best is {best:.4g}'
-      )
-    return min(enough, key=lambda point: point.cost)
+    return cheapest([self.at(self.gmacs, x) for x in grid], accuracy)
 
   def _point(
     self, costs: Costs, low: float, high: float, share: float
@@ -284,6 +262,28 @@ class Calibration:
       shares=tuple(shares.tolist()),
     )
 
+  def score(self, point: Point, record: Record) -> policies.Policy:
+    """What a setting gives on other images, in expectation.
+
+    Args:
+      point: the setting; the record holds no pixels to draw its mixture by.
+      record: of the images.
+    """
+    shares, top1, top5 = np.zeros(len(record.gmacs)), 0.0, 0.0
+    dial, rows = point.dial, np.arange(len(record.label))
+    for penalty, weight in (
+      (dial.low, 1 - dial.share),
+      (dial.high, dial.share),
+    ):
+      choice = choose(record.log_p, penalty, dial.costs)
+      shares += weight * np.bincount(choice, minlength=len(shares)) / len(rows)
+      top1 += weight * record.top1[rows, choice].mean()
+      top5 += weight * record.top5[rows, choice].mean()
+    gmacs = float(shares @ record.gmacs + record.predictor_gmacs)
+    return policies.Policy(
+      'budget dial', gmacs, float(top1), float(top5), shares
+    )
+
   def to_json(self) -> dict[str, Any]:
     """As plain lists and numbers."""
     return {
@@ -297,6 +297,63 @@ class Calibration:
   def write(self, folder: str) -> str:
     """Writes `calibration.json` and returns its path."""
     return write(folder, self.to_json())
+
+
+def counted_in(
+  calibration: Any,
+  *,
+  gmacs: float | None,
+  ms: float | None,
+  accuracy: float | None,
+) -> tuple[Costs | None, float]:
+  """What a budget is counted in, and how much it is.
+
+  Args:
+    calibration: of any kind: its `gmacs` and `ms` are the costs.
+    gmacs, ms, accuracy: the budget; all but one are None.
+
+  Returns:
+    The costs, None for an accuracy; and the number given.
+
+  Raises:
+    UserError: not one budget, or out of reach.
+  """
+  given = [x for x in (gmacs, ms, accuracy) if x is not None]
+  if len(given) != 1:
+    raise UserError('give one budget: gmacs, ms or accuracy')
+  (asked,) = given
+  if accuracy is not None:
+    return None, asked
+  costs = calibration.gmacs if ms is None else calibration.ms
+  if costs is None:
+    raise UserError(
+      'no milliseconds were measured: python -m drnet_jax.calibrate '
+      '--workdir=... --measure=jax'
+    )
+  low, high = (f(costs.sizes) + costs.predictor for f in (min, max))
+  if not low <= asked <= high:
+    raise UserError(
+      f'a budget of {asked:g} {costs.unit} is out of reach: choose between '
+      f'{low:.4g} (all images at the cheapest) and {high:.4g} (all at the '
+      'dearest)' + ', predictor counted' * bool(costs.predictor)
+    )
+  return costs, asked
+
+
+def cheapest(points: Sequence[Any], accuracy: float) -> Any:
+  """The cheapest of some settings that are accurate enough.
+
+  Raises:
+    UserError: none is.
+  """
+  enough = [point for point in points if point.top1 >= accuracy]
+  if not enough:
+    best = max(point.top1 for point in points)
+    raise UserError(
+      f'an accuracy of {accuracy:.4g} is out of reach: on the calibration '
+      f'images the best is {best:.4g}'
+    )
+  return min(enough, key=lambda point: point.cost)
 
 
 def write(folder: str, fields: dict[str, Any]) -> str:

@@ -26,7 +26,13 @@ import numpy as np
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import workdir
 from drnet_jax.deploy import budget, engines, exit_budget, package
-from drnet_jax.deploy.answers import Failure, Prediction, failure, likeliest
+from drnet_jax.deploy.answers import (
+  Failure,
+  Prediction,
+  answered,
+  failure,
+  likeliest,
+)
 from drnet_jax.deploy.contract import Contract
 from drnet_jax.deploy.early_exit import EarlyExitClassifier
 from drnet_jax.deploy.engines import Engine, OnnxEngine, XlaEngine
@@ -37,6 +43,9 @@ from drnet_jax.models.ranet import RANet
 
 RUNTIMES = ('jax', 'onnx', 'stablehlo')
 _CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
+# Exits have many small operations, each with a start of its own; so small
+# images run in larger batches, of this many pixels.
+_CPU_EXIT_PIXELS = 2**15
 _POOL_BATCHES = 4  # images the predictor sees at once, in batches
 # Batches whose results nobody has fetched: enough to keep a device busy.
 _IN_FLIGHT = 4
@@ -154,8 +163,13 @@ class Classifier:
         raise UserError(
           f"runtime = {runtime!r}: a network with exits runs in 'jax' only"
         )
+      image_pixels = trained.model.image_px**2
+      cpu_batch = max(_CPU_BATCH, _CPU_EXIT_PIXELS // image_pixels)
       return EarlyExitClassifier.of(
-        trained, decode=decode, batches=_buckets(batch), calibration=calibration
+        trained,
+        decode=decode,
+        batches=_buckets(batch, cpu_batch),
+        calibration=calibration,
       )
     contract = Contract.of(trained, decode=decode)
     if runtime == 'jax':
@@ -220,8 +234,12 @@ class Classifier:
         'not calibrated: python -m drnet_jax.calibrate --workdir=...'
       )
     point = self.calibration.find(gmacs=gmacs, ms=ms, accuracy=accuracy)
-    self.policy = point.dial
+    self.set_point(point)
     return point
+
+  def set_point(self, point: budget.Point) -> None:
+    """Turns the dial to a setting that its calibration has found."""
+    self.policy = point.dial
 
   def set_size(self, size_px: int) -> None:
     """Runs every image at this size from now on, without a predictor."""
@@ -249,8 +267,9 @@ class Classifier:
     single image runs at once, in programs for a batch of one.
 
     Args:
-      images: paths, bytes, PIL images or arrays, see `Picture`; a generator
-        will do, no more than a pool is held in memory.
+      images: paths, bytes, PIL images or arrays, see `Picture`, or what
+        `picture` made of one; a generator will do, no more than a pool is held
+        in memory.
       top_k: classes in an answer's `top`.
       on_error: 'raise' a UserError that names the images that cannot be read,
         or 'return' a `Failure` in the place of each.
@@ -258,14 +277,7 @@ class Classifier:
     Returns:
       One answer each, in order.
     """
-    if on_error not in ('raise', 'return'):
-      raise ValueError(f'{on_error=} is neither raise nor return')
-    bulk = _Bulk(self, top_k)
-    answers = bulk.run(images)
-    failures = [x for x in answers if isinstance(x, Failure)]
-    if failures and on_error == 'raise':
-      raise UserError('\n       '.join(x.reason for x in failures))
-    return answers
+    return answered(lambda: _Bulk(self, top_k).run(images), on_error)
 
   def stream(
     self, *, deadline_ms: float, batch: int = 8, top_k: int = 5
@@ -277,7 +289,9 @@ class Classifier:
   # Parts, for streams and benchmarks.
 
   def picture(self, source: Any) -> Picture:
-    """An image, to be decoded as this model needs it."""
+    """An image, to be decoded as this model needs it; once if handed on."""
+    if isinstance(source, Picture):
+      return source
     return Picture(source, self.contract)
 
   def view(self, picture: Picture) -> np.ndarray | None:
@@ -419,8 +433,8 @@ class _Bulk:
       self._answers[i] = self._classifier.answer(row, j, j, self._top_k)
 
 
-def _buckets(batch: int) -> list[int]:
+def _buckets(batch: int, cpu_batch: int = _CPU_BATCH) -> list[int]:
   """Batch sizes to compile for: one, a full batch, and what is left over."""
   cpu = jax.default_backend() == 'cpu'
-  batch = batch or (_CPU_BATCH if cpu else _ACCELERATOR_BATCH)
+  batch = batch or (cpu_batch if cpu else _ACCELERATOR_BATCH)
   return sorted({1, max(batch // 4, 1), batch})

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from drnet_jax import workdir
-from drnet_jax.deploy.answers import Failure, Prediction, failure, likeliest
+from drnet_jax.deploy.answers import (
+  Failure,
+  Prediction,
+  answered,
+  failure,
+  likeliest,
+)
 from drnet_jax.deploy.contract import Contract
 from drnet_jax.deploy.exit_budget import ExitCalibration, ExitPoint
 from drnet_jax.deploy.picture import Picture
@@ -93,8 +99,12 @@ class EarlyExitClassifier:
         'not calibrated: python -m drnet_jax.calibrate --workdir=...'
       )
     point = self.calibration.find(gmacs=gmacs, ms=ms, accuracy=accuracy)
-    self.set_thresholds(point.thresholds)
+    self.set_point(point)
     return point
+
+  def set_point(self, point: ExitPoint) -> None:
+    """Turns the dial to a setting that its calibration has found."""
+    self.set_thresholds(point.thresholds)
 
   def set_size(self, size_px: int) -> None:
     """Only for the one size that there is."""
@@ -111,7 +121,9 @@ class EarlyExitClassifier:
   # Many images, or one.
 
   def picture(self, source: Any) -> Picture:
-    """An image, to be decoded as this model needs it."""
+    """An image, to be decoded as this model needs it; once if handed on."""
+    if isinstance(source, Picture):
+      return source
     return Picture(source, self.contract)
 
   def predict(
@@ -131,15 +143,8 @@ class EarlyExitClassifier:
     Returns:
       One answer each, in order.
     """
-    if on_error not in ('raise', 'return'):
-      raise ValueError(f'{on_error=} is neither raise nor return')
-    answers = _Bulk(self.engine, self._thresholds, self._answer(top_k)).run(
-      enumerate(images), self._read
-    )
-    failures = [x for x in answers if isinstance(x, Failure)]
-    if failures and on_error == 'raise':
-      raise UserError('\n       '.join(x.reason for x in failures))
-    return answers
+    bulk = _Bulk(self.engine, self._thresholds, self._answer(top_k))
+    return answered(lambda: bulk.run(enumerate(images), self._read), on_error)
 
   def _read(self, item: tuple[int, Any]) -> np.ndarray | Failure:
     try:

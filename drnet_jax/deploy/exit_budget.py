@@ -13,9 +13,8 @@ import numpy as np
 
 from drnet_jax.deploy import budget
 from drnet_jax.deploy.budget import Calibration, Costs
-from drnet_jax.errors import UserError
 from drnet_jax.report import exits
-from drnet_jax.report.policies import Record
+from drnet_jax.report.policies import Policy, Record
 
 _MOST_IMAGES = 50_000
 _DIGITS = 7  # kept of a confidence: as many as a float32 has
@@ -93,25 +92,18 @@ class ExitCalibration:
     accuracy: float | None = None,
   ) -> ExitPoint:
     """The thresholds for a budget; see `Classifier.set_budget`."""
-    given = [x for x in (gmacs, ms, accuracy) if x is not None]
-    if len(given) != 1:
-      raise UserError('give one budget: gmacs, ms or accuracy')
-    if accuracy is not None:
-      return self._cheapest(accuracy)
-    if ms is not None and self.ms is None:
-      raise UserError(
-        'no milliseconds were measured: python -m drnet_jax.calibrate '
-        '--workdir=... --measure=jax'
-      )
-    costs, asked = (self.gmacs, gmacs) if ms is None else (self.ms, ms)
-    low, high = costs.sizes[0], costs.sizes[-1]
-    if not low <= asked <= high:
-      raise UserError(
-        f'a budget of {asked:g} {costs.unit} is out of reach: choose between '
-        f'{low:.4g} (all images at the first exit) and {high:.4g} (all at the '
-        'last)'
-      )
+    costs, asked = budget.counted_in(
+      self, gmacs=gmacs, ms=ms, accuracy=accuracy
+    )
+    if costs is None:
+      grid = np.geomspace(*_EXTREMES, _GRID)
+      return budget.cheapest([self.at(self.gmacs, q) for q in grid], asked)
     return self._within(costs, asked)
+
+  def points(self, costs: Costs, count: int) -> list[ExitPoint]:
+    """Settings within budgets from the first exit's cost to the last's."""
+    budgets = np.linspace(costs.sizes[0], costs.sizes[-1], count)
+    return [self._within(costs, asked) for asked in budgets]
 
   def at(self, costs: Costs, ratio: float) -> ExitPoint:
     """The setting with this ratio."""
@@ -132,18 +124,6 @@ class ExitCalibration:
         high = middle
     return found
 
-  def _cheapest(self, accuracy: float) -> ExitPoint:
-    grid = np.geomspace(*_EXTREMES, _GRID)
-    found = [self.at(self.gmacs, ratio) for ratio in grid]
-    enough = [point for point in found if point.top1 >= accuracy]
-    if not enough:
-      best = max(point.top1 for point in found)
-      raise UserError(
-        f'an accuracy of {accuracy:.4g} is out of reach: on the calibration '
-        f'images the best is {best:.4g}'
-      )
-    return min(enough, key=lambda point: point.cost)
-
   def _point(self, costs: Costs, thresholds: np.ndarray) -> ExitPoint:
     left_at = exits.leave_at(self.confidence, thresholds)
     shares = np.bincount(left_at, minlength=len(costs.sizes)) / len(left_at)
@@ -154,6 +134,16 @@ class ExitCalibration:
       gmacs=float(shares @ self.gmacs.sizes),
       top1=float(self.correct[np.arange(len(left_at)), left_at].mean()),
       shares=tuple(shares.tolist()),
+    )
+
+  def score(self, point: ExitPoint, record: Record) -> Policy:
+    """What a setting gives on other images."""
+    return exits.score(
+      np.asarray(point.thresholds),
+      record.gmacs,
+      record.confidence,
+      record.top1,
+      record.top5,
     )
 
   def to_json(self) -> dict[str, Any]:

@@ -3,7 +3,12 @@
 
 from absl import flags
 
+from drnet_jax.deploy.classifier import RUNTIMES
 from drnet_jax.deploy.contract import DECODINGS
+
+RUNTIME = flags.DEFINE_enum(
+  'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
+)
 
 DECODE = flags.DEFINE_enum(
   'decode',

@@ -169,8 +169,9 @@ class Pool:
     engine = self._engine
     batch = len_of(jax.tree.leaves(state)[0])
     if self._places is None:
+      # Not jnp.zeros, which would be compiled now.
       self._places = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype)),
         engine.pool_shapes(self.exit_index),
       )
     padded = np.zeros(batch, np.int32)

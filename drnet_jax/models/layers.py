@@ -32,15 +32,19 @@ def conv(
   dtype: Any,
   name: str,
   groups: int = 1,
+  convolve: Callable | None = None,
 ) -> nn.Conv:
-  """A square convolution without bias; see the module on `padding`."""
+  """A square convolution without bias; see the module on `padding`.
+
+  Computed by `convolve` in place of `lax.conv_general_dilated`.
+  """
   return nn.Conv(
     features,
     (kernel, kernel),
     strides=(stride, stride),
     padding='SAME' if _is_same(padding) else _symmetric(kernel),
     feature_group_count=groups,
-    conv_general_dilated=_depthwise if groups == features > 1 else None,
+    conv_general_dilated=_depthwise if groups == features > 1 else convolve,
     use_bias=False,
     kernel_init=_KERNEL_INIT,
     dtype=dtype,
@@ -73,6 +77,7 @@ def conv_norm(
   dtype: Any,
   name: str,
   groups: int = 1,
+  convolve: Callable | None = None,
   activation: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
   """Convolution `<name>_conv`, norm `<name>_norm`, activation."""
@@ -84,6 +89,7 @@ def conv_norm(
     dtype=dtype,
     name=f'{name}_conv',
     groups=groups,
+    convolve=convolve,
   )(x)
   x = norm(train, dtype=dtype, name=f'{name}_norm')(x)
   return activation(x) if activation else x
@@ -130,6 +136,33 @@ def round_channels(channels: float) -> int:
   return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
+def narrow_conv(x, kernel, strides, padding, **options):
+  """`lax.conv_general_dilated` of stride 1, for few output channels.
+
+  XLA's convolutions for CPUs are slow then: one matrix product to the channels
+  of all rows of the kernel at once, and the sum of its shifts, takes half the
+  time (below 16 channels; see results/ranet_speed.md).
+  """
+
+  def convolve(x, kernel):
+    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+  def add_rows(x, kernel):
+    side, _, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
+    height, width = x.shape[1] - side + 1, x.shape[2] - side + 1
+    columns = [x[:, :, j : j + width] for j in range(side)]
+    rows = jnp.concatenate(columns, -1) @ kernel.transpose(1, 2, 0, 3).reshape(
+      side * channels, side * features
+    )
+    return sum(
+      rows[:, i : i + height, :, i * features : (i + 1) * features]
+      for i in range(side)
+    )
+
+  return lax.platform_dependent(x, kernel, cpu=add_rows, default=convolve)
+
+
 def _depthwise(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of a filter for each channel.
 
@@ -141,16 +174,11 @@ def _depthwise(x, kernel, strides, padding, **options):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
   def shift_and_add(x, kernel):
-    sides, strides_hw = kernel.shape[:2], tuple(strides)
-    pads = padding
-    if isinstance(padding, str):
-      pads = lax.padtype_to_pads(x.shape[1:3], sides, strides_hw, padding)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    sides = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
     height, width = (
       (size - side) // stride * stride + 1
-      for size, side, stride in zip(
-        x.shape[1:3], sides, strides_hw, strict=True
-      )
+      for size, side, stride in zip(x.shape[1:3], sides, strides, strict=True)
     )
     return sum(
       x[:, i : i + height : strides[0], j : j + width : strides[1]]
@@ -160,6 +188,15 @@ def _depthwise(x, kernel, strides, padding, **options):
     )
 
   return lax.platform_dependent(x, kernel, cpu=shift_and_add, default=convolve)
+
+
+def _pads(x, kernel, strides, padding):
+  """Pixels before and after, in height and in width."""
+  if not isinstance(padding, str):
+    return padding
+  return lax.padtype_to_pads(
+    x.shape[1:3], kernel.shape[:2], tuple(strides), padding
+  )
 
 
 def _is_same(padding: str) -> bool:

@@ -60,6 +60,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
   | {'levels': (1, 2, 3), 'factors': (4, 2, 1), 'layers': 2},
 }
 
+_NARROW = 16  # a layer of fewer channels than this is computed in its own way
+
 
 def configured(
   configuration: str = '', **arguments: Any
@@ -132,7 +134,8 @@ class Taps:
 
   def __getitem__(self, i: int) -> jax.Array:
     is_before = self.before is not None and i < len(self.widths) - 1
-    return (self.before if is_before else self.last)[..., : self.widths[i]]
+    state = self.before if is_before else self.last
+    return jax.lax.slice_in_dim(state, 0, self.widths[i], axis=-1)
 
 
 @struct.dataclass
@@ -468,6 +471,7 @@ class Mean(nn.Module):
 
 def _unit(train, dtype, x, features, kernel, stride=1, *, name):
   """Convolution, norm, ReLU."""
+  is_narrow = kernel == 3 and stride == 1 and features < _NARROW
   return layers.conv_norm(
     x,
     features,
@@ -477,6 +481,7 @@ def _unit(train, dtype, x, features, kernel, stride=1, *, name):
     padding='symmetric',
     dtype=dtype,
     name=name,
+    convolve=layers.narrow_conv if is_narrow else None,
     activation=nn.relu,
   )
 
@@ -502,11 +507,25 @@ def resize_aligned(x: jax.Array, side: tuple[int, int]) -> jax.Array:
     [B, *side, C].
   """
   for axis, (old, new) in enumerate(zip(x.shape[1:3], side, strict=True), 1):
-    if old != new:
+    if old == 2 * new > 2:
+      x = _halved(x, axis)
+    elif old != new:
       weights = jnp.asarray(_aligned_weights(old, new), x.dtype)
       equation = 'ih,bhwc->biwc' if axis == 1 else 'jw,bhwc->bhjc'
       x = jnp.einsum(equation, weights, x, precision='highest')
   return x
+
+
+def _halved(x: jax.Array, axis: int) -> jax.Array:
+  """The same for half of a side, where row i lies between 2i and 2i + 1."""
+  half = x.shape[axis] // 2
+  share = np.arange(half) / (half - 1)
+  others = [i for i in range(x.ndim) if i != axis]
+  share = jnp.asarray(np.expand_dims(share, others), x.dtype)
+  even, odd = (
+    jax.lax.slice_in_dim(x, first, None, 2, axis) for first in (0, 1)
+  )
+  return even * (1 - share) + odd * share
 
 
 def _aligned_weights(old: int, new: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation, each as png and svg."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -45,11 +46,7 @@ def budget_curve(
   line(dial, '.-', color='#228833', label='budget dial, predictor counted')
   oracle = policies.oracle(record)
   line([oracle], '^', color='#999999', label='oracle')
-  axes.set_xlim(left=0)
-  axes.set_xlabel('average cost of an image, GMACs')
-  axes.set_ylabel('top-1, %')
-  axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
+  _label(axes, 'average cost of an image, GMACs')
   _save(figure, path)
 
 
@@ -95,11 +92,33 @@ def exit_curves(
     )
   for name, points in papers:
     axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
-  axes.set_xlim(left=0)
-  axes.set_xlabel('average cost of an image, MMACs')
-  axes.set_ylabel('top-1, %')
-  axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
+  _label(axes, 'average cost of an image, MMACs')
+  _save(figure, path)
+
+
+def models(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Several models, against multiply-adds and against milliseconds.
+
+  Args:
+    rows: as from `compare.measure`.
+    path: of the files, without ending.
+  """
+  figure = Figure(figsize=(9.6, 4.4), layout='constrained')
+  for axes, field, scale, label in zip(
+    figure.subplots(1, 2, sharey=True),
+    ('gmacs', 'ms_per_image'),
+    (1e3, 1),
+    ('average cost of an image, MMACs', 'time of an image on this machine, ms'),
+    strict=True,
+  ):
+    for name in dict.fromkeys(row['model'] for row in rows):
+      points = sorted(
+        (scale * row[field], 100 * row['top1'])
+        for row in rows
+        if row['model'] == name
+      )
+      axes.plot(*zip(*points, strict=True), 'o-', label=name)
+    _label(axes, label)
   _save(figure, path)
 
 
@@ -125,6 +144,15 @@ def latency(
   axes.grid(alpha=0.3)
   axes.legend(fontsize=9)
   _save(figure, path)
+
+
+def _label(axes, cost: str) -> None:
+  """Of a plot of accuracy against cost."""
+  axes.set_xlim(left=0)
+  axes.set_xlabel(cost)
+  axes.set_ylabel('top-1, %')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='lower right', fontsize=9)
 
 
 def _save(figure: Figure, path: str) -> None:

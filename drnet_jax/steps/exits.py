@@ -93,14 +93,6 @@ class ExitsStep:
     (loss, (stats, top1)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       whole
     )
-    updates, opt_state = self._optimizer.update(
-      grads, state.opt_state, state.params
-    )
-    new_state = state.replace(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      batch_stats=stats,
-      opt_state=opt_state,
-    )
+    new_state = state_lib.advanced(state, self._optimizer, grads, stats)
     accuracies = {f'top1_exit{k}': x for k, x in enumerate(top1, start=1)}
     return new_state, {'loss': loss} | accuracies

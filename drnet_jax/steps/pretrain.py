@@ -123,11 +123,7 @@ class PretrainStep:
       if self._distill and size_px == max(model.resolutions):
         targets = losses.blended(targets, logits, share=self._distill)
 
-    updates, opt_state = self._optimizer.update(grads, state.opt_state, params)
-    new_state = state.replace(
-      step=state.step + 1,
-      params=optax.apply_updates(params, updates),
-      batch_stats=state.batch_stats | {'norm': stats},
-      opt_state=opt_state,
+    new_state = state_lib.advanced(
+      state, self._optimizer, grads, state.batch_stats | {'norm': stats}
     )
     return new_state, {'loss': total} | metrics

@@ -426,14 +426,11 @@ class RoutedStep:
       'norm': norm_grads,
       'predictor': d_predictor,
     }
-    updates, opt_state = self._optimizer.update(
-      grads, state.opt_state, state.params
-    )
-    new_state = state.replace(
-      step=step + 1,
-      params=optax.apply_updates(state.params, updates),
-      batch_stats={'norm': norm_stats, 'predictor': routed.stats},
-      opt_state=opt_state,
+    new_state = state_lib.advanced(
+      state,
+      self._optimizer,
+      grads,
+      {'norm': norm_stats, 'predictor': routed.stats},
     )
     share = routed.h.mean(0)
     p = routed.p

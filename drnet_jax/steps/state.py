@@ -54,6 +54,22 @@ def abstract(
   )
 
 
+def advanced(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  grads: Any,
+  batch_stats: Any,
+) -> TrainState:
+  """The state one step on."""
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+
+
 def weights(state: TrainState) -> Weights:
   """What evaluation and deployment need of a state, or of its shardings."""
   return state.params, state.batch_stats
