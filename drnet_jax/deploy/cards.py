@@ -15,7 +15,7 @@ from PIL import Image
 from drnet_jax.deploy.alternatives import Comparison, Option
 
 STYLE = """
-#answers { padding: 0; }
+#answers .html-container { padding: 0; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px;
   padding: 16px; margin-bottom: 16px; background: var(--block-background-fill);
   color: var(--body-text-color); overflow-wrap: anywhere; }
