@@ -87,9 +87,8 @@ def cells() -> list[dict[str, Any]]:
 
       with open(f'{WORKDIR}/report/index.html') as file:
         page = html.escape(file.read())
-      display(
-        HTML(f'<iframe srcdoc="{page}" width="100%" height="900"></iframe>')
-      )
+      size = 'width="100%" height="900"'
+      display(HTML(f'<iframe srcdoc="{page}" {size}></iframe>'))
       """
     ),
     text(
