@@ -301,7 +301,7 @@ def test_training_logits_and_loss_are_the_authors(name):
   [
     ('cifar_tiny', 'float32', 1e-5),
     ('tiny imagenet', 'float32', 1e-5),
-    # In float32 2e-4 off: rounding opens a ReLU, or shuts it.
+    # In float32 2e-4 off, by rounding.
     ('cifar_anytime', 'float64', 1e-7),
   ],
 )
