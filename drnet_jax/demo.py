@@ -48,8 +48,8 @@ def _run() -> None:
     page.serve(blocks, _HOST.value, _PORT.value)
   except OSError as error:
     raise UserError(
-      f'cannot listen at {_HOST.value}:{_PORT.value}: {error}. Try another '
-      '--port or --host'
+      f'cannot listen at {_HOST.value}:{_PORT.value}: the port is taken, or '
+      'the address not of this machine. Try another --port or --host'
     ) from error
 
 
