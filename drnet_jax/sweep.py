@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line: runs the rows of an experiment set, each in its own workdir.
 
-    python -m drnet_jax.sweep --set=configs/sets/in100.py --out=runs/in100 \
-        --config.data.data_dir=/data/imagenet
+    python -m drnet_jax.sweep --set=configs/sets/in100.py \
+        --workdir=runs/in100 --config.data.data_dir=/data/imagenet
+
+`--workdir` is the folder that the rows' workdirs are made in.
 
 A set is a config file whose `get_config` takes the name of a row. It lists the
 rows in ROWS, and says in TITLE what they are and in TABLES which of the paper's
@@ -11,10 +13,10 @@ tables they fill (ALIASES: other names of theirs there).
 train it once.
 
 The same command again goes on where it was stopped. Several at once on one
---out divide the rows among them, for instance one per GPU with
+folder divide the rows among them, for instance one per GPU with
 CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
 reported and the others go on. At the end, and by `python -m drnet_jax.report
---workdir=<out>` at any time, the rows that are done become one report.
+--workdir=<the folder>` at any time, the rows that are done become one report.
 """
 
 import contextlib
@@ -42,7 +44,6 @@ from drnet_jax.report import page, run_set, set_page
 _SET = flags.DEFINE_string(
   'set', None, 'File of the set, e.g. configs/sets/in100.py.'
 )
-_OUT = flags.DEFINE_string('out', None, 'Folder for the workdirs of the rows.')
 _ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; all.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
 
@@ -83,7 +84,7 @@ class Job:
     if tuple(record['arguments']) != self.arguments:
       raise UserError(
         f'{self.workdir} was begun with {shlex.join(record["arguments"])}, now '
-        f'it is {shlex.join(self.arguments)}. Choose another --out.'
+        f'it is {shlex.join(self.arguments)}. Choose another --workdir.'
       )
     return record['done']
 
@@ -290,23 +291,24 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
 
 
 def _run_command(overrides: Sequence[str]) -> None:
-  if not (_SET.value and _OUT.value):
-    raise UserError('--set and --out are needed, see --help')
-  jobs = plan(_SET.value, _OUT.value, overrides)
+  out = command.workdir()
+  if not _SET.value:
+    raise UserError('--set is missing: name a file, e.g. configs/sets/in1k.py')
+  jobs = plan(_SET.value, out, overrides)
   chosen = _selected(jobs, _ONLY.value)
   if _DRY_RUN.value:
     for job in chosen:
       print(shlex.join(['python', '-m', 'drnet_jax.main', *job.arguments]))
     return
-  os.makedirs(_OUT.value, exist_ok=True)
-  _list_rows(_SET.value, _OUT.value, jobs)
+  os.makedirs(out, exist_ok=True)
+  _list_rows(_SET.value, out, jobs)
   try:
     sweep(chosen)
   except processes.Preempted as stop:
     log.say(str(stop))
     sys.exit(processes.PREEMPTED)
   finally:
-    _report(_OUT.value)
+    _report(out)
 
 
 def _report(out: str) -> None:
@@ -322,7 +324,7 @@ def main(arguments: Sequence[str]) -> None:
   command.run_command(lambda: _run_command(arguments[1:]))
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
+def parse_flags(arguments: Sequence[str]) -> list[str]:
   """Our flags; those of the config are left over, for the rows."""
   of_rows = [a for a in arguments if a.startswith('--config.')]
   ours = [a for a in arguments if not a.startswith('--config.')]
@@ -330,4 +332,4 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=parse_flags)

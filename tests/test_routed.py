@@ -174,8 +174,15 @@ def test_dispatch_equals_dense(devices, never):
   np.testing.assert_allclose(metrics['share_r32'], counts[2] / 24, rtol=1e-6)
 
 
-@pytest.mark.parametrize('loss', ['mixture', 'expected'])
-@pytest.mark.parametrize('aware', [True, False])
+@pytest.mark.parametrize(
+  'loss, aware',
+  [
+    ('mixture', False),
+    ('expected', True),
+    pytest.param('mixture', True, marks=pytest.mark.slow),
+    pytest.param('expected', False, marks=pytest.mark.slow),
+  ],
+)
 def test_exploring_equals_dense(loss, aware):
   model, mesh = tiny_model(resolution_aware_bn=aware), mesh_lib.create(4)
   batch, state = random_batch(24, seed=1), make_state(model, mesh)

@@ -141,7 +141,10 @@ def test_nothing_is_compiled_after_the_first_epoch(
     assert first and later == [first] * (EPOCHS - 1), stage
 
 
-@pytest.mark.parametrize('stage, step', [('pretrain', 8), ('finetune', 8)])
+@pytest.mark.parametrize(
+  'stage, step',
+  [pytest.param('pretrain', 8, marks=pytest.mark.slow), ('finetune', 8)],
+)
 def test_resumed_equals_uninterrupted(finished, config, tmp_path, stage, step):
   path = str(tmp_path / 'resumed')
   copy_until(finished, path, stage, step)

@@ -131,7 +131,7 @@ def test_what_another_process_is_at_is_left_to_it(jobs, monkeypatch):
 def test_other_arguments_are_refused(jobs):
   sweep.sweep(jobs[:1])
   other = Fake('first', jobs[0].workdir, ('--config.seed=1',))
-  with pytest.raises(UserError, match='was begun with .* Choose another --out'):
+  with pytest.raises(UserError, match='was begun with .* another --workdir'):
     sweep.sweep([other])
 
 
@@ -139,7 +139,8 @@ def test_other_arguments_are_refused(jobs):
 def test_a_row_is_what_one_run_gives(file, data_dir, tmp_path):
   out = str(tmp_path / 'out')
   data = f'--config.data.data_dir={data_dir}'
-  done = command('sweep', f'--set={file}', f'--out={out}', '--only=low', data)
+  folder = f'--workdir={out}'
+  done = command('sweep', f'--set={file}', folder, '--only=low', data)
   assert done.returncode == 0, done.stderr
   whole = str(tmp_path / 'whole')
   done = command('main', f'--config={file}:low', f'--workdir={whole}', data)

@@ -223,6 +223,7 @@ def test_checkpoints_with_more_than_weights(tmp_path, state):
     torch_weights.read(path)
 
 
+@pytest.mark.slow
 def test_imported_runs_can_be_used_and_exported(tmp_path, data_dir):
   """convert in, load, train from, convert out: the weights stay the same."""
   config = smoke.get_config()

@@ -2,7 +2,7 @@
 """The paper's Table 6: MobileNetV2 on ImageNet-1k.
 
 python -m drnet_jax.sweep --set=configs/sets/in1k_mobilenet_v2.py
---out=runs/in1k_mnv2
+--workdir=runs/in1k_mnv2
 """
 
 import ml_collections

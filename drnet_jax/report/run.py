@@ -128,7 +128,7 @@ def data_name(data: Mapping[str, Any]) -> str:
 def network_name(model: Mapping[str, Any]) -> str:
   """The network that a section `config.model` describes."""
   if 'base' not in model:
-    return f'RANet {model["network"]["configuration"]}'
+    return f'RANet {model["network"].get("configuration", "")}'.strip()
   base = model['base']
   name = base['network']
   if base.get('stage_sizes'):
