@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart test test-slow test-soak lint
 
 quickstart: $(VENV)/ready
 	$(RUN) -m drnet_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -12,9 +12,15 @@ quickstart: $(VENV)/ready
 test: lint
 	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 10 -m 'not slow'
 
-# Ten kills, every network at every size, real weights on real photographs.
+# Kills, several processes, every network, real weights on real photographs.
 test-slow: $(VENV)/ready
 	$(RUN) -m pytest -q -n 2 --dist worksteal --durations 10 -m 'slow and not soak'
+
+# What CI has no time for: ten kills, twenty faults of two processes, the
+# notebook, every command of the docs.
+test-soak: $(VENV)/ready
+	$(RUN) -m pytest -q --durations 10 -m soak
+	DRNET_JAX_KILLS=10 $(RUN) -m pytest -q tests/test_run.py -k killed
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -30,7 +30,10 @@ def mistake(arguments: list[str]) -> str:
   try:
     with contextlib.redirect_stderr(said):
       sys.argv = arguments  # where ml_collections looks for overrides
-      importlib.import_module(arguments[0]).parse_flags(arguments)
+      module = importlib.import_module(arguments[0])
+      if hasattr(module, '__path__'):  # a package, run by its __main__
+        module = importlib.import_module(f'{arguments[0]}.__main__')
+      module.parse_flags(arguments)
       if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
         train.read(command.read_config(flags.FLAGS.config))
   except SystemExit:

@@ -25,6 +25,9 @@ from drnet_jax.checkpoint import Checkpoints
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
+# Pages whose commands take minutes.
+LONG = ('export', 'extending')
+
 # What is run, and with which flags besides, so that it lasts seconds; all else
 # needs data, devices or time that a test does not have, and is parsed.
 RUN = {
@@ -225,7 +228,14 @@ def test_other_commands(place):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize('path', PAGES, ids=ids)
+@pytest.mark.parametrize(
+  'path',
+  [
+    pytest.param(path, marks=[pytest.mark.soak] * (path.stem in LONG))
+    for path in PAGES
+  ],
+  ids=ids,
+)
 def test_commands_and_examples_run(path, place, monkeypatch):
   for words in commands(path):
     line = shlex.join(words)
