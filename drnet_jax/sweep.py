@@ -120,8 +120,16 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
     overrides: '--config.<field>=<value>', for every run.
 
   Raises:
-    UserError: the file is no set.
+    UserError: the file is no set, or the overrides cannot be for every run.
   """
+  for override in overrides:
+    field = override.partition('=')[0]
+    if not override.startswith('--config.') or field == override:
+      raise UserError(
+        f'{override!r} is not of the form --config.<field>=<value>'
+      )
+    if field in ('--config.stages', '--config.init_from'):
+      raise UserError(f'{field} is what a sweep sets itself; change the set')
   configs = _rows(_load(path), path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
   shared: dict[str, Job] = {}
@@ -249,7 +257,7 @@ def _first_stage(config: ml_collections.ConfigDict) -> str | None:
     return None
   fields = settings.plain(config)
   for name in (*config.stages[1:], 'stages'):
-    del fields[name]
+    fields.pop(name, None)
   if config[config.stages[0]].step == 'pretrain':  # of the base network alone
     del fields['model']['predictor'], fields['model']['predictor_px']
   return json.dumps([config.stages[0], fields], sort_keys=True)
@@ -300,6 +308,8 @@ def _run_command(overrides: Sequence[str]) -> None:
     for job in chosen:
       print(shlex.join(['python', '-m', 'drnet_jax.main', *job.arguments]))
     return
+  for job in jobs:
+    job.is_done()  # refuses a folder of other runs before anything is written
   os.makedirs(out, exist_ok=True)
   _list_rows(_SET.value, out, jobs)
   try:

@@ -135,6 +135,14 @@ def test_other_arguments_are_refused(jobs):
     sweep.sweep([other])
 
 
+@pytest.mark.parametrize(
+  'override', ['8', '--config.seed', "--config.stages=('finetune',)"]
+)
+def test_overrides_that_break_the_rows_are_refused(file, override):
+  with pytest.raises(UserError, match='not of the form|sets itself'):
+    sweep.plan(file, 'out', [override])
+
+
 @pytest.mark.slow
 def test_a_row_is_what_one_run_gives(file, data_dir, tmp_path):
   out = str(tmp_path / 'out')
