@@ -25,6 +25,17 @@ from drnet_jax.steps.state import TrainState, Weights
 _OVERHEAD = 2**19  # bytes of a checkpoint that are not of its arrays
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but that it leaves it to us to ask for signals to stop.
+
+  It would ask with the steps that it saves: see `processes.should_stop`.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 class Checkpoints:
   """The checkpoints of one stage, `<workdir>/checkpoints/<stage>/<step>`.
 
@@ -38,7 +49,7 @@ class Checkpoints:
     self.directory = os.path.abspath(
       os.path.join(workdir, 'checkpoints', stage)
     )
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True

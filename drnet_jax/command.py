@@ -57,7 +57,16 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(arguments)
   except flags.Error as error:
-    print(f'error: {error}; see --help', file=sys.stderr)
+    # Of a config file that failed it holds the traceback.
+    what = str(error).strip().splitlines()[-1]
+    print(f'error: {what}; see --help', file=sys.stderr)
+    sys.exit(2)
+  except KeyError as error:
+    # What follows the colon of --config=<file>:<row> is looked up by the file.
+    print(
+      f'error: --config has no row {error}; its file lists them in ROWS',
+      file=sys.stderr,
+    )
     sys.exit(2)
   except AttributeError as error:
     # ml_collections wraps a KeyError, whose str() is a quotation.

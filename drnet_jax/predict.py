@@ -6,7 +6,7 @@
 Prints, for each image, its class, how likely it is, the size chosen for it (or
 the exit at which it left), what that cost and what the network at its full size
 (or to its end) would have cost. Files that
-cannot be read are named at the end, and the exit status is then 2.
+cannot be found or read are named at the end, and the exit status is then 2.
 
 `--workdir` may also name a folder that `drnet_jax.export` wrote.
 `--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after
@@ -46,13 +46,17 @@ _FORMAT = flags.DEFINE_enum(
 )
 
 
-def find_images(arguments: Sequence[str]) -> list[str]:
+def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   """Expands folders and globs; files stay as they are.
 
+  Returns:
+    The images' paths, and what is wrong with arguments that led to none: a
+    folder or a pattern that holds no image, a file that is not there.
+
   Raises:
-    UserError: a folder or a pattern holds no image, or a file is not there.
+    UserError: nothing led to an image.
   """
-  paths = []
+  paths, wrong = [], []
   for argument in arguments:
     if os.path.isdir(argument):
       endings = tuple(Image.registered_extensions())
@@ -68,9 +72,15 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     else:
       found, what = sorted(glob.glob(argument)), 'file or pattern'
     if not found:
-      raise UserError(f'{what} {argument} holds no image')
+      wrong.append(f'{what} {argument} holds no image')
     paths += found
-  return paths
+  if not paths:
+    raise UserError(_joined(wrong or ['name an image, a folder or a pattern']))
+  return paths, wrong
+
+
+def _joined(messages: Sequence[str]) -> str:
+  return '\n       '.join(messages)  # under one another after 'error: '
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,9 +90,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
   path = command.workdir()
-  if not arguments:
-    raise UserError('name at least one image, folder or pattern')
-  paths = find_images(arguments)
+  paths, wrong = find_images(arguments)
   exported = os.path.exists(os.path.join(path, 'contract.json'))
   classifier = Classifier.load(
     path,
@@ -109,9 +117,9 @@ def _run(arguments: Sequence[str]) -> None:
   ]
   if good:
     _PRINTERS[_FORMAT.value](good)
-  bad = [x.reason for x in answers if isinstance(x, Failure)]
-  if bad:
-    raise UserError('\n       '.join(bad))
+  wrong += [x.reason for x in answers if isinstance(x, Failure)]
+  if wrong:
+    raise UserError(_joined(wrong))
 
 
 def _print_table(answers: list[tuple[str, Prediction]]) -> None:

@@ -33,6 +33,7 @@ _RANKS = ('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK')
 
 _LONGEST_WAIT_MS = 2 * 3600 * 1000  # for instance while data is prepared
 _waits = itertools.count()
+_asked = itertools.count(1)
 
 _terminated = False
 
@@ -108,14 +109,19 @@ def sigterm_noted() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def should_stop(step: int) -> bool:
-  """Whether all processes are to save after this step, and stop.
+def should_stop() -> bool:
+  """Whether all processes are to save what they have, and stop.
 
-  True at a step soon after any of them got SIGTERM, the same on all. Ask it
-  at every step. (Orbax asks too, with the steps it saves, so JAX's counter must
-  be the step. A signal in a stage's very last steps may therefore be missed.)
+  True soon after any of them got SIGTERM, the same on all, and from then on. All
+  must ask equally often: before a stage and after each of its steps.
   """
-  return _terminated or multihost_utils.reached_preemption_sync_point(step)
+  global _terminated
+  # JAX has them agree on the number that the furthest of them asks for next, and
+  # says yes to no other. So numbers must follow one another without a gap, also
+  # over stages and where a run goes on: the step is none of them.
+  number = next(_asked)
+  _terminated |= multihost_utils.reached_preemption_sync_point(number)
+  return _terminated
 
 
 def exit_if_peer_was_lost(error: jax.errors.JaxRuntimeError) -> None:

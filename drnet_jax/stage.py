@@ -211,7 +211,7 @@ class StageRunner:
     with self._checkpoints(path) as checkpoints:
       state, average, row = self._first_state(checkpoints, weights)
       start = int(state.step)
-      if start < self._last:
+      if start < self._last and not processes.should_stop():
         writer = log.MetricWriter(path, self.name, start, later)
         try:
           state, average = self._loop(
@@ -221,8 +221,8 @@ class StageRunner:
           writer.close()
     if int(state.step) < self._last:
       raise processes.Preempted(
-        f'stopped by SIGTERM; {self.name} is saved at step {int(state.step)} '
-        f'of {self._last}. The same command goes on from there.'
+        f'stopped by SIGTERM at step {int(state.step)} of {self._last} of '
+        f'{self.name}; all is saved. The same command goes on from there.'
       )
     return average or state_lib.weights(state)
 
@@ -255,7 +255,7 @@ class StageRunner:
 
         saves = due(step, save_every, last)
         evaluates = due(step, eval_every, last)
-        stops = processes.should_stop(step)
+        stops = processes.should_stop()
         if stops or saves:
           self._check_weights(step, state, checkpoints)
         # A row ends at the same steps wherever a run was cut off. So it does

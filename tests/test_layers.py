@@ -31,6 +31,7 @@ LAYERS = [
   ['workdir'],
   ['steps.pretrain', 'steps.routed', 'steps.exits'],
   ['checkpoint'],
+  ['steps.whole'],
   ['steps', 'steps.state', 'steps.ahead'],
   ['models'],
   ['data'],

@@ -4,6 +4,7 @@
 import csv
 import itertools
 import os
+import pathlib
 import signal
 import time
 
@@ -86,6 +87,18 @@ def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
   assert_same_curve(read(path), unbroken)
 
 
+@pytest.mark.timeout(600)
+def test_sigterm_before_the_first_step_of_a_restart(root, data_dir):
+  """It counts, although the steps asked for before are none of this process."""
+  path = os.path.join(root, 'early')
+  config = tiny_config(data_dir)
+  for wait in (wait_for_checkpoint, wait_for_session):
+    children = start(path, config, num_processes=2)
+    assert wait(path, children)
+    os.kill(children[0].pid, signal.SIGTERM)
+    assert join(children) == [processes.PREEMPTED] * 2
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(5400)
 def test_survives_faults(root, data_dir):
@@ -98,14 +111,21 @@ def test_survives_faults(root, data_dir):
     # As many runs as it takes: some come to their end before they are hit.
     path, codes = os.path.join(root, f'faults{i}'), None
     while codes != [0, 0]:
+      fault = [signal.SIGTERM, signal.SIGKILL][faults % 2]
+      wait = wait_for_checkpoint if rng.random() < 0.8 else wait_for_session
       children = start(path, config, num_processes=2)
-      if faults < FAULTS and wait_for_checkpoint(path, children):
+      hit = faults < FAULTS and wait(path, children)
+      if hit:
         time.sleep(rng.uniform(0.0, 0.5))
+        late = last_checkpoint(path) > 110
         victim = children[rng.integers(2)]
-        faults += victim.is_alive()
-        os.kill(victim.pid, [signal.SIGTERM, signal.SIGKILL][faults % 2])
+        hit = victim.is_alive()
+        faults += hit
+        os.kill(victim.pid, fault)
       codes = join(children)
       statuses.update(codes)
+      if hit and fault == signal.SIGTERM and not late:
+        assert codes == [processes.PREEMPTED] * 2
     assert read(path) == read(calm)
     if faults == FAULTS:
       break
@@ -129,9 +149,35 @@ def join(children):
 
 def wait_for_checkpoint(path, children) -> bool:
   """Waits for a new one (whole or not); False if the run ends before."""
-  start_time, folder = time.time(), os.path.join(path, 'checkpoints/finetune')
+  before = last_checkpoint(path)
+  return wait_for(lambda: last_checkpoint(path) > before, children)
+
+
+def last_checkpoint(path) -> int:
+  """Step of the latest that was begun; -1 if there is none."""
+  try:
+    names = os.listdir(os.path.join(path, 'checkpoints/finetune'))
+  except FileNotFoundError:
+    return -1
+  steps = [int(name.partition('.')[0]) for name in names if name[0].isdigit()]
+  return max(steps, default=-1)
+
+
+def wait_for_session(path, children) -> bool:
+  """Waits until training begins, with compiling; False if it does not."""
+
+  def lines():
+    file = pathlib.Path(path, 'sessions.jsonl')
+    return file.read_text().count('\n') if file.exists() else 0
+
+  before = lines()
+  return wait_for(lambda: lines() > before, children)
+
+
+def wait_for(condition, children) -> bool:
+  """Waits until it holds; False if the run ends before."""
   while all(child.is_alive() for child in children):
-    if os.path.isdir(folder) and os.path.getmtime(folder) > start_time:
+    if condition():
       return True
     time.sleep(0.02)
   return False

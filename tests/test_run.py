@@ -210,11 +210,14 @@ def test_predict_names_bad_files_and_answers_the_good(finished, tmp_path):
   Image.new('L', (50, 70)).save(tmp_path / 'grey.png')
   Image.new('RGBA', (70, 50)).save(tmp_path / 'clear.png')
   (tmp_path / 'broken.png').write_bytes(b'not an image')
-  done = command('predict', f'--workdir={finished}', str(tmp_path))
+  gone = str(tmp_path / 'gone.png')
+  done = command('predict', f'--workdir={finished}', gone, str(tmp_path))
   assert done.returncode == 2
   assert 'grey.png' in done.stdout and 'clear.png' in done.stdout
-  assert done.stderr.strip().splitlines()[-1].startswith('error: cannot read')
-  assert 'broken.png' in done.stderr and 'Traceback' not in done.stderr
+  missing, unreadable = done.stderr.strip().splitlines()[-2:]
+  assert missing == f'error: file or pattern {gone} holds no image'
+  assert 'cannot read' in unreadable and 'broken.png' in unreadable
+  assert 'Traceback' not in done.stderr
 
 
 def test_predict_needs_images(finished, tmp_path):
@@ -222,6 +225,8 @@ def test_predict_needs_images(finished, tmp_path):
     predict.find_images([str(tmp_path)])
   with pytest.raises(UserError, match='nothing.png holds no image'):
     predict.find_images([str(tmp_path / 'nothing.png')])
+  with pytest.raises(UserError, match='name an image'):
+    predict.find_images([])
   done = command('predict', f'--workdir={tmp_path}', __file__)
   assert done.returncode == 2 and 'no workdir of drnet_jax' in done.stderr
 
@@ -281,6 +286,18 @@ def test_unknown_field_on_the_command_line(tmp_path):
     'error: --config has no field \'epoch\' Did you mean "epochs" instead of '
     '"epoch"?'
   ]
+
+
+@pytest.mark.parametrize(
+  'row, message',
+  [('', 'missing 1 required positional argument'), (':none', "no row 'none'")],
+)
+def test_a_set_needs_one_of_its_rows(tmp_path, row, message):
+  done = command(
+    'main', f'--config=configs/sets/in1k.py{row}', f'--workdir={tmp_path}'
+  )
+  (line,) = done.stderr.strip().splitlines()
+  assert done.returncode == 2 and message in line
 
 
 def test_workdir_of_another_model(finished, config):

@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 from drnet_jax import losses
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.ranet import RANet
-from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.state import TrainState
+from drnet_jax.steps.whole import WholeStep
 
 
-class ExitsStep:
+class ExitsStep(WholeStep):
   """One step, compiled once.
 
   Args:
@@ -43,40 +42,11 @@ class ExitsStep:
     label_smoothing: float,
   ):
     del batch_size, steps_per_epoch
-    self._model = model
-    self._optimizer = optimizer
+    super().__init__(model, optimizer, mesh)
     self._label_smoothing = label_smoothing
-    self._mesh = mesh
-    shardings = mesh_lib.shardings(state_lib.abstract(model, optimizer), mesh)
-    self._step = ahead.Program(
-      self._train_step,
-      donate_argnums=0,
-      out_shardings=(shardings, mesh_lib.replicated(mesh)),
-    )
 
-  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
-    """Compiles ahead of the first step."""
-    with ahead.Compiling() as compiling:
-      compiling(self._step, state, batch)
-
-  def __call__(
-    self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Takes one step.
-
-    Args:
-      state: donated.
-      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B] or float [B, K],
-        sharded by batch.
-      key: unused, nothing here is random.
-
-    Returns:
-      The new state and scalar metrics, still on the device.
-    """
-    del key
-    return self._step(state, batch)
-
-  def _train_step(self, state, batch):
+  def _train_step(self, state, batch, key):
+    del key  # nothing here is random
     labels = batch['label'][:, None]  # beside the axis of the exits
     whole = mesh_lib.gathered(state.params, self._mesh)
 

@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 from drnet_jax import losses
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.state import TrainState
+from drnet_jax.steps.whole import WholeStep
 
 
-class PretrainStep:
+class PretrainStep(WholeStep):
   """One step of stage 1, compiled once.
 
   Args:
@@ -47,38 +46,9 @@ class PretrainStep:
     distill: float,
   ):
     del batch_size, steps_per_epoch
-    self._model = model
-    self._optimizer = optimizer
+    super().__init__(model, optimizer, mesh)
     self._label_smoothing = label_smoothing
     self._distill = distill
-    self._mesh = mesh
-    shardings = mesh_lib.shardings(state_lib.abstract(model, optimizer), mesh)
-    self._step = ahead.Program(
-      self._train_step,
-      donate_argnums=0,
-      out_shardings=(shardings, mesh_lib.replicated(mesh)),
-    )
-
-  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
-    """Compiles ahead of the first step."""
-    with ahead.Compiling() as compiling:
-      compiling(self._step, state, batch, ahead.KEY)
-
-  def __call__(
-    self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Takes one step.
-
-    Args:
-      state: donated.
-      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B] or float [B, K],
-        sharded by batch.
-      key: the run's key.
-
-    Returns:
-      The new state and scalar metrics, still on the device.
-    """
-    return self._step(state, batch, key)
 
   def _train_step(self, state, batch, key):
     model = self._model
