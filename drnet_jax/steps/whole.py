@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps that are one program: each image of the batch goes the same way."""
+
+import abc
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import models
+from drnet_jax.steps import ahead
+from drnet_jax.steps import state as state_lib
+from drnet_jax.steps.state import TrainState
+
+Metrics = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+
+
+class WholeStep(abc.ABC):
+  """Compiles `_train_step` once and calls it.
+
+  Args:
+    model: to train.
+    optimizer: over the whole parameter tree.
+    mesh: devices to run on.
+  """
+
+  def __init__(
+    self,
+    model: models.Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+  ):
+    self._model = model
+    self._optimizer = optimizer
+    self._mesh = mesh
+    shardings = mesh_lib.shardings(state_lib.abstract(model, optimizer), mesh)
+    self._step = ahead.Program(
+      self._train_step,
+      donate_argnums=0,
+      out_shardings=(shardings, mesh_lib.replicated(mesh)),
+    )
+
+  def compile(self, state: TrainState, batch: Batch) -> None:
+    """Compiles ahead of the first step."""
+    with ahead.Compiling() as compiling:
+      compiling(self._step, state, batch, ahead.KEY)
+
+  def __call__(
+    self, state: TrainState, batch: Batch, key: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    """Takes one step.
+
+    Args:
+      state: donated.
+      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B] or float [B, K],
+        sharded by batch.
+      key: the run's key.
+
+    Returns:
+      The new state and scalar metrics, still on the device.
+    """
+    return self._step(state, batch, key)
+
+  @abc.abstractmethod
+  def _train_step(
+    self, state: TrainState, batch: Batch, key: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    """What is compiled; arguments and results as of `__call__`."""
