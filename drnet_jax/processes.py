@@ -112,13 +112,13 @@ def sigterm_noted() -> Iterator[None]:
 def should_stop() -> bool:
   """Whether all processes are to save what they have, and stop.
 
-  True soon after any of them got SIGTERM, the same on all, and from then on. All
-  must ask equally often: before a stage and after each of its steps.
+  True soon after any of them got SIGTERM, the same on all, and from then on.
+  All must ask equally often: before a stage and after each of its steps.
   """
   global _terminated
-  # JAX has them agree on the number that the furthest of them asks for next, and
-  # says yes to no other. So numbers must follow one another without a gap, also
-  # over stages and where a run goes on: the step is none of them.
+  # JAX has them agree on the number that the furthest of them asks for next,
+  # and says yes to no other. So numbers must follow one another without a gap,
+  # also over stages and where a run goes on: steps would not do.
   number = next(_asked)
   _terminated |= multihost_utils.reached_preemption_sync_point(number)
   return _terminated
