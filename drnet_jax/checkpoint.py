@@ -4,10 +4,11 @@
 The position in the data is the step (see `data.pipeline`), so the state is all
 there is to save; and, where SIGTERM cut a row of metrics short, that of its
 steps. A process killed during a save leaves a temporary directory that Orbax
-neither lists nor loads. Of several processes each writes its part, and all must
-call every method.
+neither lists nor loads, and that the next one to save here removes. Of several
+processes each writes its part, and all must call every method.
 """
 
+import glob
 import os
 import shutil
 import textwrap
@@ -42,17 +43,20 @@ class Checkpoints:
   Args:
     workdir: of the run.
     stage: name of the stage.
-    keep: how many of the latest to keep.
+    keep: how many of the latest to keep; None to only read, also while another
+      process trains.
   """
 
-  def __init__(self, workdir: str, stage: str, *, keep: int):
+  def __init__(self, workdir: str, stage: str, *, keep: int | None):
     self.directory = os.path.abspath(
       os.path.join(workdir, 'checkpoints', stage)
     )
+    if keep is not None:
+      self._remove_unfinished()
     self._manager = _Manager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+        max_to_keep=keep, create=keep is not None
       ),
     )
 
@@ -147,6 +151,20 @@ class Checkpoints:
     item = 'average' if os.path.isdir(average) else 'weights'
     found = self._restore(step, {item: _placed(expected, shardings)})[item]
     return found['params'], found['batch_stats']
+
+  def _remove_unfinished(self) -> None:
+    """Removes what killed processes left of their saves.
+
+    Orbax's own option does it in a thread, which lets the processes meet over
+    their devices while training does the same, in any order.
+    """
+    if processes.is_main():
+      pattern = os.path.join(
+        glob.escape(self.directory), '*.orbax-checkpoint-tmp*'
+      )
+      for path in glob.glob(pattern):
+        shutil.rmtree(path)
+    processes.wait_for_all('unfinished checkpoints')
 
   def _check_room(self, trees: dict[str, Any]) -> None:
     """UserError, on every process, if there is no room for another checkpoint.

@@ -15,7 +15,6 @@ done; 2 something for you to mend; 75 (stopped by SIGTERM, state saved), 76 or
 
 import sys
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -59,7 +58,7 @@ def _run() -> None:
   except processes.Preempted as stop:
     log.say(str(stop))
     sys.exit(processes.PREEMPTED)
-  except jax.errors.JaxRuntimeError as error:
+  except Exception as error:
     processes.exit_if_peer_was_lost(error)
     raise
 

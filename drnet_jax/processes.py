@@ -31,6 +31,15 @@ LOST_PEER = 76
 _SIZES = ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
 _RANKS = ('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK')
 
+# In the words of JAX, which raises more than one type.
+_SIGNS_OF_LOSS = (
+  'Gloo',
+  'NCCL',
+  'closed by peer',
+  'oordination',
+  'heartbeat',
+)
+
 _LONGEST_WAIT_MS = 2 * 3600 * 1000  # for instance while data is prepared
 _waits = itertools.count()
 _asked = itertools.count(1)
@@ -124,21 +133,24 @@ def should_stop() -> bool:
   return _terminated
 
 
-def exit_if_peer_was_lost(error: jax.errors.JaxRuntimeError) -> None:
-  """Ends this process if an error says that another one is gone.
+def exit_if_peer_was_lost(error: BaseException | None) -> None:
+  """Ends this process if an error, or one behind it, says another is gone.
 
   At once, not through Python's exit: that would wait for the other.
   """
-  signs = ('Gloo', 'NCCL', 'closed by peer', 'oordination', 'heartbeat')
-  if jax.process_count() > 1 and any(sign in str(error) for sign in signs):
-    print(
-      f'error: process {jax.process_index()} has lost another one, whose '
-      f'output tells more ({str(error).splitlines()[0]}). Run the same command '
-      'again on all: it goes on from the latest checkpoint.',
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(LOST_PEER)
+  if jax.process_count() == 1:
+    return
+  while error is not None:
+    if any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+      print(
+        f'error: process {jax.process_index()} has lost another one, whose '
+        f'output tells more ({str(error).splitlines()[0]}). Run the same '
+        'command again on all: it goes on from the latest checkpoint.',
+        file=sys.stderr,
+        flush=True,
+      )
+      os._exit(LOST_PEER)
+    error = error.__cause__ or error.__context__
 
 
 def is_main() -> bool:

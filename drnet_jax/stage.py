@@ -6,6 +6,7 @@ A stage is data: a kind of step, how long, and with what.
 
 import dataclasses
 import functools
+import os
 import time
 import zlib
 from collections.abc import Mapping
@@ -188,7 +189,9 @@ class StageRunner:
 
   def begun(self, path: str) -> bool:
     """Whether the workdir holds a checkpoint of this stage."""
-    with self._checkpoints(path) as checkpoints:
+    if not os.path.isdir(os.path.join(path, 'checkpoints', self.name)):
+      return False
+    with Checkpoints(path, self.name, keep=None) as checkpoints:
       return checkpoints.latest_step() is not None
 
   def run(self, path, weights, evaluate, later: list[str]):
@@ -208,7 +211,8 @@ class StageRunner:
       Preempted: SIGTERM stopped it; its state is saved.
       UserError: the loss or the weights are not finite.
     """
-    with self._checkpoints(path) as checkpoints:
+    keep = self._cadence.keep_checkpoints
+    with Checkpoints(path, self.name, keep=keep) as checkpoints:
       state, average, row = self._first_state(checkpoints, weights)
       start = int(state.step)
       if start < self._last and not processes.should_stop():
@@ -394,9 +398,6 @@ class StageRunner:
           f"Try config.{self.name}.objective.gradient = 'all', a slower "
           'eta_warmup_epochs, or another target_gmacs.'
         )
-
-  def _checkpoints(self, path: str) -> Checkpoints:
-    return Checkpoints(path, self.name, keep=self._cadence.keep_checkpoints)
 
   def _in_steps(self, epochs: float) -> int:
     """Whole updates, counted in steps."""

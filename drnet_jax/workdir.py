@@ -175,7 +175,7 @@ def load(path: str, mesh: Mesh) -> Trained:
   for stage in [only_stage] if only_stage else stages:
     if not os.path.isdir(os.path.join(path, 'checkpoints', stage)):
       continue
-    with Checkpoints(path, stage, keep=config.keep_checkpoints) as checkpoints:
+    with Checkpoints(path, stage, keep=None) as checkpoints:
       step = checkpoints.latest_step() if only_step is None else only_step
       if step is None:
         continue

@@ -93,6 +93,6 @@ def _train(environment, devices, config, path) -> None:
     train.train(config, path)
   except processes.Preempted:
     sys.exit(processes.PREEMPTED)
-  except jax.errors.JaxRuntimeError as error:
+  except Exception as error:
     processes.exit_if_peer_was_lost(error)
     raise

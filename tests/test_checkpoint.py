@@ -63,6 +63,16 @@ def test_restored_onto_another_mesh(model, saved, devices, shards):
   assert all(jax.tree.leaves(placed))
 
 
+def test_a_save_under_way_is_left_to_who_saves(saved, tmp_path):
+  path = shutil.copytree(saved[0], tmp_path / 'run')
+  under_way = path / 'checkpoints/finetune/9.orbax-checkpoint-tmp'
+  shutil.copytree(path / 'checkpoints/finetune/7', under_way)
+  trained = workdir.load(str(path), mesh_lib.create(1))
+  assert trained.origin == 'stage finetune, step 7' and under_way.exists()
+  with Checkpoints(str(path), 'finetune', keep=1) as checkpoints:
+    assert checkpoints.steps() == [7] and not under_way.exists()
+
+
 def test_averaged_weights_are_those_of_the_model(saved):
   path, _, average = saved
   trained = workdir.load(path, mesh_lib.create(1))
