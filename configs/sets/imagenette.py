@@ -35,7 +35,7 @@ ROWS = {  # sizes, share of the full cost (alpha), and other fields of the loss
     'eta': 0.2,
     'resolution_aware_bn': False,
   },
-  'distilled, all gradients alpha .61 eta 1': {
+  'all gradients distilled alpha .61 eta 1': {
     'alpha': 0.61,
     'eta': 1.0,
     'gradient': 'all',
