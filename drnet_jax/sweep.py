@@ -246,6 +246,8 @@ def _rows(
   rows = {name: module.get_config(name) for name in module.ROWS}
   slugs = [_slug(name) for name in rows]
   for name, slug in zip(rows, slugs, strict=True):
+    if ',' in name:
+      raise UserError(f'{path}: --only could not name {name!r}, for its comma')
     if slugs.count(slug) > 1 or slug == 'first_stage':
       raise UserError(f'{path}: the name {name!r} of a row is not its own')
   return rows

@@ -143,6 +143,19 @@ def test_overrides_that_break_the_rows_are_refused(file, override):
     sweep.plan(file, 'out', [override])
 
 
+@pytest.mark.parametrize(
+  'name, message',
+  [('low, high', 'comma'), ('first_stage', 'own'), ('lo w', 'own')],
+)
+def test_names_that_would_be_mistaken_are_refused(tmp_path, name, message):
+  path = tmp_path / 'a_set.py'
+  path.write_text(
+    SET.replace("'high': 0.0004", f"'lo_w': 0.0004, '{name}': 0.0003")
+  )
+  with pytest.raises(UserError, match=message):
+    sweep.plan(str(path), 'out', [])
+
+
 @pytest.mark.slow
 def test_a_row_is_what_one_run_gives(file, data_dir, tmp_path):
   out = str(tmp_path / 'out')
