@@ -207,7 +207,8 @@ def _run(job: Job) -> int | None:
     child = subprocess.Popen(job.command)
     with _sigterm_passed_on(child):
       status = child.wait()
-    if status == processes.PREEMPTED:
+    # The second: it was still importing, with no work to save yet.
+    if status in (processes.PREEMPTED, -signal.SIGTERM):
       raise processes.Preempted(
         f'stopped by SIGTERM at {job.name}; the same command goes on from there'
       )

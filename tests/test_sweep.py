@@ -9,7 +9,7 @@ import sys
 import pytest
 from test_run import command, metrics
 
-from drnet_jax import sweep
+from drnet_jax import processes, sweep
 from drnet_jax.errors import UserError
 from drnet_jax.report.paper_tables import TABLES
 
@@ -80,8 +80,8 @@ class Fake(sweep.Job):
   @property
   def command(self):
     script = 'import sys; open(sys.argv[1], "a").write(sys.argv[2] + "\\n")'
-    if 'fail' in self.arguments:
-      return [sys.executable, '-c', 'import sys; sys.exit(2)']
+    if self.arguments:
+      return [sys.executable, '-c', *self.arguments]
     log = os.path.join(os.path.dirname(self.workdir), 'log')
     return [sys.executable, '-c', script, log, self.name]
 
@@ -92,7 +92,7 @@ def jobs(tmp_path):
     return Fake(name, str(tmp_path / name), arguments, needs)
 
   first = job('first')
-  broken = job('broken', 'fail')
+  broken = job('broken', 'import sys; sys.exit(2)')
   return [
     first,
     job('a', needs=first),
@@ -115,6 +115,21 @@ def test_a_failure_stops_only_what_needs_it(jobs):
   with pytest.raises(UserError):
     sweep.sweep(jobs)
   assert log(jobs) == ['first', 'a', 'c']  # nothing is done twice
+
+
+@pytest.mark.parametrize(
+  'script',
+  [
+    'import sys; sys.exit(75)',
+    'import os, signal; os.kill(os.getpid(), signal.SIGTERM)',
+  ],
+  ids=['saved', 'too early to save'],
+)
+def test_a_signal_stops_all_rows(jobs, script):
+  stopped = Fake('d', jobs[0].workdir.replace('first', 'd'), (script,), None)
+  with pytest.raises(processes.Preempted, match='stopped by SIGTERM at d'):
+    sweep.sweep([stopped, *jobs])
+  assert not stopped.is_done() and not os.path.exists(jobs[0].workdir)
 
 
 def test_what_another_process_is_at_is_left_to_it(jobs, monkeypatch):
