@@ -2,6 +2,7 @@
 """The report: numbers worked out by hand, what it says of them, its page."""
 
 import csv
+import dataclasses
 import html
 import json
 import os
@@ -137,7 +138,46 @@ def test_the_headline_says_what_is_saved_and_against_what():
   assert 'from 75.0 to 75.0 %: +0.0 [+0.0, +0.0] points' in saving.text
   assert rivals.short == 'all images at 30 px'
   # At 2.5 GMACs the hull has .5 + .25 / 4.
-  assert 'or mixture of two, 56.2 %' in rivals.text
+  assert 'or mixture of two 56.2 %' in rivals.text
+
+
+def test_the_headline_names_a_single_size_that_is_better_than_the_full_one():
+  # Sizes cost 1, 2 and 4, the router 1.25 and its predictor .5.
+  right = [[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
+  record = make_record(right, [0, 0, 1, 0])
+  saving, rivals, _ = wording.answers(
+    compare.compare(record, resamples=50), record
+  )
+  assert 'But 20 px alone is the best size here: 75.0 % at 2.00' in rivals.text
+  assert 'the router saves 12.5 % and gains +0.0 [' in rivals.text
+  assert saving.text.endswith(' 30 px is hardly used: 0.0 % of the images.')
+
+
+@pytest.mark.parametrize(
+  'confidence, short',
+  [
+    (lambda right: np.ones_like(right), 'Yes'),  # goes by nothing
+    (lambda right: right, 'Yes, but a cascade is better'),  # knows all
+  ],
+)
+def test_a_gain_over_fixed_sizes_alone_is_said_to_be_that(confidence, short):
+  record = images(gain=0.4)
+  record = dataclasses.replace(
+    record, confidence=confidence(record.top1).astype(float)
+  )
+  found = compare.compare(record, resamples=200)
+  assert found.best_fixed.gain.sign == 1
+  assert wording.answers(found, record)[2].short == short
+
+
+def test_commands_are_marked_in_html():
+  shown = page.Page(
+    'T', '', [], [page.Section('S', text=['Run `a <b>` now, `or` not.'])]
+  )
+  assert (
+    '<p>Run <code>a &lt;b&gt;</code> now, <code>or</code> not.</p>'
+    in page.html(shown)
+  )
 
 
 def test_a_router_that_costs_more_saves_nothing():

@@ -89,6 +89,11 @@ class Comparison:
     return [*self.fixed, self.router, *(r for r in rivals if r)]
 
   @property
+  def best_single(self) -> Scored:
+    """The size that is best for all images; the cheapest of equals."""
+    return max(self.fixed, key=lambda s: (s.top1.value, -s.gmacs.value))
+
+  @property
   def collapsed(self) -> int | None:
     """Index of the size that nearly all images are sent to, if there is one."""
     most = int(self.router.shares.argmax())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jinja2
+import markupsafe
 
 from drnet_jax.report import plots
 from drnet_jax.report.wording import Answer
@@ -118,8 +119,17 @@ def html(page: Page) -> str:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
+  environment.filters['code'] = _code
   template = environment.get_template('page.html')
   return template.render(page=page, dark_figures=plots.dark_rules())
+
+
+def _code(text: str) -> markupsafe.Markup:
+  """Text in which backticks mark commands, as html."""
+  parts = [str(markupsafe.escape(part)) for part in text.split('`')]
+  for k in range(1, len(parts) - 1, 2):
+    parts[k] = f'<code>{parts[k]}</code>'
+  return markupsafe.Markup(''.join(parts))
 
 
 def markdown(page: Page) -> str:

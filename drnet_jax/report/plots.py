@@ -90,7 +90,7 @@ def accuracy_cost(
   scale, name = unit(record)
   costs, top1 = policies.hull_points(record)
   axes.plot(
-    scale * costs, 100 * top1, color=_BLUE, lw=1, label='best fixed (hull)'
+    scale * costs, 100 * top1, color=_BLUE, lw=1, label='best fixed or mixture'
   )
   for (label, points), colour in zip(
     curves.items(), (_PURPLE, _GREY), strict=False
@@ -219,14 +219,15 @@ def routing(
   shares.grid(visible=False)
   for axes, name, label, colour in (
     (entropy, 'train/entropy', 'entropy, nats', _PURPLE),
-    (hinge, 'train/hinge', 'hinge', _RED),
+    (hinge, 'train/hinge', 'hinge loss', _RED),
   ):
     values = metrics[name]
     axes.plot(list(values), list(values.values()), color=colour)
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
-  entropy.axhline(np.log(len(options)), color=_GREY, ls=':', lw=1)
-  hinge.set_xlabel('step of the stage')
+  entropy.axhline(np.log(len(options)), color=_GREY, ls=':', lw=1.2)
+  entropy.set_ylim(top=1.1 * np.log(len(options)))
+  hinge.set_xlabel('training step')
   figure.align_ylabels()
   figure.legend(loc='outside lower center', ncols=len(options))
   return _svg(figure, 'routing')

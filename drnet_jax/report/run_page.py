@@ -164,8 +164,9 @@ def _accuracy(run, record, found, fixed) -> Section:
   return Section(
     title='Accuracy and cost',
     text=[
-      'Multiply-adds are not time: what a machine makes of the saving is '
-      'measured by python -m drnet_jax.deploy.benchmark --workdir=' + run.path
+      'Cost is in multiply-adds (GMACs: 1e9 of them, MMACs: 1e6), which are '
+      'not time: what a machine makes of the saving is measured by `python -m '
+      f'drnet_jax.deploy.benchmark --workdir={run.path}`.'
     ],
     figures={
       'accuracy_cost': plots.accuracy_cost(record, fixed, found, curves)
@@ -182,20 +183,22 @@ def _policy_table(record, found, fixed) -> Table:
     note = _RIVALS.format(noun=record.noun, cascade=cascade)
   scale, unit = plots.unit(record)
   full = record.gmacs.max()
-  header = ['', unit, '% of full', 'top-1, %', 'top-5, %']
+  # What matters most to the left: a phone shows no more.
+  header = ['', unit, 'top-1, %']
   if found:
     header.append(f'{found.router.name} gains, points')
+  header += ['% of full', 'top-5, %']
+  at_that_cost = found and (found.best_fixed, found.random, found.cascade)
   rows = []
   for s in scored:
     row = [
-      s.name,
+      f'{s.name}, at that cost' if found and s in at_that_cost else s.name,
       wording.figures(scale * s.gmacs.value),
-      percent(s.gmacs.value / full),
       percent_interval(s.top1),
-      percent(s.top5),
     ]
     if found:
       row.append('' if s is found.router else wording.points(s.gain))
+    row += [percent(s.gmacs.value / full), percent(s.top5)]
     rows.append(row + [percent(share) for share in s.shares])
   options = [f'{option}, %' for option in record.options]
   return Table(
@@ -218,13 +221,20 @@ def _sizes(run: Run, record: Record) -> Section:
     for option, row in galleries.get(name, {}).items():
       shown[f'{title}: {option}'] = row
   text = [
-    f'Chosen size and {name}: rank correlation {rho:+.2f}.'
+    f"Rank correlation (Spearman's rho) of the chosen {record.noun} with "
+    f'`{name}` of the data set: {rho:+.2f}.'
     for name, rho in policies.rank_correlations(record).items()
   ]
-  if not run.pictures:
+  if run.pictures:
     text.append(
-      'There are no pictures: python -m drnet_jax.main --mode=evaluate '
-      f'--workdir={run.path}'
+      f'Under a picture: what the network says at the {record.noun} of its row '
+      '(the largest, where none is right), how likely that is, and after an ✗ '
+      'what it should have said.'
+    )
+  else:
+    text.append(
+      'There are no pictures: `python -m drnet_jax.main --mode=evaluate '
+      f'--workdir={run.path}` takes them.'
     )
   return Section(
     title=f'Which {record.noun} does an image get, and which does it need?',
@@ -294,8 +304,8 @@ def _classes(
     text=[
       f'Top-1 of each class, {name} against all images at the full '
       f'{record.noun}: {harmed} of {len(effects)} classes lose and {helped} '
-      'gain beyond their 95 % interval; of a hundred that do not change, five '
-      'would by chance.'
+      'gain beyond their 95 % interval. By chance alone, of twenty classes one '
+      'would.'
     ],
     figures={'classes': plots.classes(effects, record)},
     tables=[
@@ -321,8 +331,9 @@ def _training(run: Run) -> Section:
   return Section(
     title='Routing over training',
     text=[
-      'Shares of the sizes, entropy of the choice (dotted: all sizes equally '
-      'likely) and hinge of the cost over its target.'
+      'Shares of the sizes; entropy of the choice (dotted: all sizes equally '
+      'likely); hinge loss, by how much the average cost lies over its target, '
+      'as a share of the range from the cheapest to the dearest size.'
     ],
     figures={'routing': plots.routing(run.routing, list(run.record.options))},
   )

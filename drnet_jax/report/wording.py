@@ -4,9 +4,13 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from drnet_jax.report import plots
 from drnet_jax.report.compare import Comparison, Interval, Scored
 from drnet_jax.report.policies import Record
+
+_HARDLY = 0.01  # of the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +99,19 @@ def _saving(found: Comparison, record: Record) -> str:
       f' {percent(share)} % of the images go to '
       f'{record.options[found.collapsed]}: this router hardly chooses.'
     )
+  else:
+    rare = np.flatnonzero(router.shares < _HARDLY)
+    text += ''.join(
+      f' {record.options[j]} is hardly used: {percent(router.shares[j])} % of '
+      'the images.'
+      for j in rare
+    )
   return text
 
 
 def _rivals(found: Comparison, record: Record) -> str:
   rivals = [
-    (f'the best fixed {record.noun}, or mixture of two,', found.best_fixed),
+    (f'the best fixed {record.noun} or mixture of two', found.best_fixed),
     (f'{record.noun}s drawn at random', found.random),
   ]
   if found.cascade:
@@ -114,10 +125,29 @@ def _rivals(found: Comparison, record: Record) -> str:
     f'{name} {percent(rival.top1.value)} %' for name, rival in rivals
   )
   return (
-    f'The saving is against the same network with {_all_at(found.full)}. The '
-    'rivals that count cost what the router costs and run the same weights. '
-    f'Top-1: {found.router.name} '
-    f'{percent(found.router.top1.value)} %; {scores}.'
+    f'The saving is against the same network with {_all_at(found.full)}.'
+    f'{_against_best_single(found, record)} Rivals at the cost of the router '
+    f'and on the same weights: {scores}. The router: '
+    f'{percent(found.router.top1.value)} %.'
+  )
+
+
+def _against_best_single(found: Comparison, record: Record) -> str:
+  """Where the dearest size is not the best one."""
+  best = found.best_single
+  if best is found.full:
+    return ''
+  saved = 1 - found.router.gmacs.value / best.gmacs.value
+  saves = (
+    f'saves {percent(saved)} %'
+    if saved > 0
+    else f'costs {percent(-saved)} % more'
+  )
+  return (
+    f' But {best.name.removeprefix("fixed ")} alone is the best {record.noun} '
+    f'here: {percent(best.top1.value)} % at '
+    f'{cost(best.gmacs.value, record)}. Against that the router {saves} and '
+    f'gains {points(best.gain)} points.'
   )
 
 
@@ -127,7 +157,7 @@ def _gain(found: Comparison, record: Record) -> tuple[str, str]:
   rival = f'the best fixed {record.noun} at the same cost'
   by = f'{points(gain)} points'
   if gain.sign > 0:
-    short = 'Yes'
+    short = _yes(found.cascade)
     text = f'It beats {rival} by {by}; the interval lies above zero.'
   elif gain.sign < 0:
     short = 'No, it loses'
@@ -138,7 +168,17 @@ def _gain(found: Comparison, record: Record) -> tuple[str, str]:
   text += f' Over {record.noun}s at random: {points(found.random.gain)}.'
   if found.cascade:
     text += f' Over the cascade: {_against(found.cascade)}.'
-  return short, text
+  return short, f'{text} All of one training run: another may differ.'
+
+
+def _yes(cascade: Scored | None) -> str:
+  """That a gain over fixed sizes is real, and what else must be said."""
+  sign = 1 if cascade is None else cascade.gain.sign
+  return {
+    1: 'Yes',
+    0: 'Yes, but not over a cascade',
+    -1: 'Yes, but a cascade is better',
+  }[sign]
 
 
 def _against(rival: Scored) -> str:
