@@ -395,8 +395,8 @@ class StageRunner:
         log.say(
           f'warning: {self.name}, epoch {step // self._steps_per_epoch}: '
           f'{name} is {share:.0%}; the predictor has collapsed onto one size. '
-          f"Try config.{self.name}.objective.gradient = 'all', a slower "
-          'eta_warmup_epochs, or another target_gmacs.'
+          f'In config.{self.name}.objective try target_gmacs between the costs '
+          "of two sizes, gradient = 'all', a slower eta_warmup_epochs."
         )
 
   def _in_steps(self, epochs: float) -> int:

@@ -20,7 +20,7 @@ TITLE = 'Imagenette, ResNet-18 of width 16 at 64, 96 and 128 px'
 TABLES = ()
 
 _FULL_GMACS = 0.0442  # at 128 px
-ROWS = {  # sizes, share of the full cost (alpha), and other fields of the loss
+ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
   'no FLOPs loss': {},
   'alpha .61 eta .2': {'alpha': 0.61, 'eta': 0.2},
   'fixed 128': {'resolutions': (128,)},
@@ -35,18 +35,35 @@ ROWS = {  # sizes, share of the full cost (alpha), and other fields of the loss
     'eta': 0.2,
     'resolution_aware_bn': False,
   },
-  'all gradients distilled alpha .61 eta 1': {
-    'alpha': 0.61,
-    'eta': 1.0,
-    'gradient': 'all',
-    'distill': 0.5,
-  },
   'alpha .49 eta .2': {'alpha': 0.49, 'eta': 0.2},
   'alpha .73 eta .2': {'alpha': 0.73, 'eta': 0.2},
   'alpha .73 eta .1': {'alpha': 0.73, 'eta': 0.1},
   'alpha .73 eta .5': {'alpha': 0.73, 'eta': 0.5},
   'alpha .73 eta 1': {'alpha': 0.73, 'eta': 1.0},
   'fixed 96': {'resolutions': (96,)},
+  # Between the costs of two sizes: no single size will do.
+  'alpha .4 eta 1': {'alpha': 0.4, 'eta': 1.0},
+  'all gradients alpha .4 eta 1': {
+    'alpha': 0.4,
+    'eta': 1.0,
+    'gradient': 'all',
+  },
+  'all gradients distilled alpha .4 eta 1': {
+    'alpha': 0.4,
+    'eta': 1.0,
+    'gradient': 'all',
+    'distill': 0.5,
+  },
+  # The network stays as pretrained, so that no size falls behind the others.
+  'predictor alone alpha .4 eta 1': {
+    'alpha': 0.4,
+    'eta': 1.0,
+    'gradient': 'all',
+    'explore': 1.0,
+    'finetune.epochs': 9,
+    'finetune.schedule.lr': 1e-4,
+    'finetune.optimizer.predictor_lr': 500.0,
+  },
 }
 
 
@@ -55,6 +72,8 @@ def get_config(row: str) -> ml_collections.ConfigDict:
   for field, value in ROWS[row].items():
     if field == 'alpha':
       config.finetune.objective.target_gmacs = value * _FULL_GMACS
+    elif '.' in field:
+      config.update_from_flattened_dict({field: value})
     elif field in config.model:
       config.model[field] = value
     elif field in config.pretrain.objective:
