@@ -192,8 +192,33 @@ def networks():
   ]
 
 
+def imagenette():
+  """Rows as the report of the sweep writes them, of which some are bold."""
+
+  def gain(row, over):
+    if not row[f'over_{over}']:
+      return ''
+    value, low, high = (
+      f'{round(100 * float(row[f"over_{over}{end}"]), 1) + 0.0:+.1f}'
+      for end in ('', '_low', '_high')
+    )
+    return f'{value} [{low}, {high}]'
+
+  return [
+    [
+      row['row'],
+      f'{100 * float(row["top1"]):.1f}',
+      f'{100 * float(row["gmacs"]) / float(row["full_gmacs"]):.0f}',
+      *(gain(row, over) for over in ('fixed', 'best_fixed', 'random')),
+    ]
+    for row in raw('imagenette')
+    if row['top1']
+  ]
+
+
 # By the header of the table.
 SOURCES = {
+  ('row of the set', 'top-1, %'): imagenette,
   ('', 'top-1, %', 'cost, % of 64 px'): quickstart,
   ('top-1, % (GMACs)', '96 px'): imagenet_sizes,
   ('training step', 'images/s'): training_step,
