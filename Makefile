@@ -16,8 +16,8 @@ test: lint
 test-slow: $(VENV)/ready
 	$(RUN) -m pytest -q -n 2 --dist worksteal --durations 10 -m 'slow and not soak'
 
-# What CI has no time for: ten kills, twenty faults of two processes, the
-# notebook, every command of the docs.
+# What CI has no time for: ten kills, twenty faults of two processes, a sweep,
+# a thousand exported photographs, the notebook, every command of the docs.
 test-soak: $(VENV)/ready
 	$(RUN) -m pytest -q --durations 10 -m soak
 	DRNET_JAX_KILLS=10 $(RUN) -m pytest -q tests/test_run.py -k killed

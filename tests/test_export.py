@@ -103,6 +103,7 @@ PHOTOGRAPHS = os.path.join(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(
   not os.path.exists(PHOTOGRAPHS), reason=f'{PHOTOGRAPHS} is not there'
 )

@@ -172,6 +172,7 @@ def test_names_that_would_be_mistaken_are_refused(tmp_path, name, message):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_row_is_what_one_run_gives(file, data_dir, tmp_path):
   out = str(tmp_path / 'out')
   data = f'--config.data.data_dir={data_dir}'
