@@ -57,14 +57,18 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(arguments)
   except flags.Error as error:
-    # Of a config file that failed it holds the traceback.
-    what = str(error).strip().splitlines()[-1]
+    what = str(error).strip()
+    if 'get_config() missing' in what:  # of a set, after a traceback
+      what = what.splitlines()[-1]
     print(f'error: {what}; see --help', file=sys.stderr)
     sys.exit(2)
   except KeyError as error:
     # What follows the colon of --config=<file>:<row> is looked up by the file.
+    row = error.args[0]
+    if not any(argument.endswith(f':{row}') for argument in arguments):
+      raise
     print(
-      f'error: --config has no row {error}; its file lists them in ROWS',
+      f'error: --config has no row {row!r}; its file lists them in ROWS',
       file=sys.stderr,
     )
     sys.exit(2)

@@ -5,8 +5,8 @@
 
 Prints, for each image, its class, how likely it is, the size chosen for it (or
 the exit at which it left), what that cost and what the network at its full size
-(or to its end) would have cost. Files that
-cannot be found or read are named at the end, and the exit status is then 2.
+(or to its end) would have cost. Files that cannot be found or read are named at
+the end, and the exit status is then 2.
 
 `--workdir` may also name a folder that `drnet_jax.export` wrote.
 `--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after

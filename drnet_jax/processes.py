@@ -128,8 +128,9 @@ def should_stop() -> bool:
   # JAX has them agree on the number that the furthest of them asks for next,
   # and says yes to no other. So numbers must follow one another without a gap,
   # also over stages and where a run goes on: steps would not do.
-  number = next(_asked)
-  _terminated |= multihost_utils.reached_preemption_sync_point(number)
+  # (And no `|=`: a signal that came meanwhile would be written over.)
+  if multihost_utils.reached_preemption_sync_point(next(_asked)):
+    _terminated = True
   return _terminated
 
 
