@@ -35,7 +35,10 @@ ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
     'eta': 0.2,
     'resolution_aware_bn': False,
   },
+  'alpha .49 eta .1': {'alpha': 0.49, 'eta': 0.1},
   'alpha .49 eta .2': {'alpha': 0.49, 'eta': 0.2},
+  'alpha .49 eta .5': {'alpha': 0.49, 'eta': 0.5},
+  'alpha .49 eta 1': {'alpha': 0.49, 'eta': 1.0},
   'alpha .73 eta .2': {'alpha': 0.73, 'eta': 0.2},
   'fixed 96': {'resolutions': (96,)},
   # Between the costs of two sizes: no single size will do.
