@@ -334,6 +334,7 @@ def _report(out: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+  command.set_up()
   command.run_command(lambda: _run_command(arguments[1:]))
 
 
