@@ -48,6 +48,12 @@ ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
     'eta': 1.0,
     'gradient': 'all',
   },
+  'all gradients alpha .4 eta 1 long': {
+    'alpha': 0.4,
+    'eta': 1.0,
+    'gradient': 'all',
+    'finetune.epochs': 9,
+  },
   'all gradients mixture alpha .4 eta 1': {
     'alpha': 0.4,
     'eta': 1.0,
