@@ -113,6 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
       'gradient': 'all',
       'explore': 0.25,
       'loss': 'expected',
+      'statistics': 'batch',
       'tau': (1.0, 1.0),
       'tau_epochs': 0,
       'eta': 1.0,

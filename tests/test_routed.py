@@ -30,6 +30,7 @@ def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
     'gradient': 'chosen',
     'explore': 1.0,
     'loss': 'mixture',
+    'statistics': 'batch',
     'tau': (TAU, TAU),
     'tau_epochs': 0,
     'eta': ETA,
@@ -78,7 +79,7 @@ def sharded(batch, mesh):
   return jax.device_put(batch, mesh_lib.by_batch(mesh))
 
 
-def dense_step(model, state, batch, *, gradient, loss):
+def dense_step(model, state, batch, *, gradient, loss, statistics='batch'):
   """New (params, batch_stats), and the choice, of one step without dispatch."""
   images, labels = batch['image'], batch['label']
   gmacs = jnp.asarray(model.macs().gmacs)
@@ -114,7 +115,11 @@ def dense_step(model, state, batch, *, gradient, loss):
     for j in np.unique(choice):
       name, mask = model.norm_set(model.resolutions[j]), choice == j
       logits, norm_stats[name] = classify(
-        params, norm_stats, j, train=True, mask=jnp.asarray(mask)
+        params,
+        norm_stats,
+        j,
+        train=statistics == 'batch',
+        mask=jnp.asarray(mask),
       )
       entry = h[:, j] if gradient == 'chosen' else jnp.ones(len(choice))
       each = cross_entropy(entry[:, None] * logits)
@@ -199,6 +204,19 @@ def test_exploring_equals_dense(loss, aware):
   assert_trees_close(new.batch_stats, stats)
 
 
+def test_statistics_may_stay_as_they_are():
+  model, mesh = tiny_model(), mesh_lib.create(4)
+  batch, state = random_batch(24, seed=3), make_state(model, mesh)
+  how = {'gradient': 'chosen', 'loss': 'mixture', 'statistics': 'running'}
+  params, _, _ = dense_step(
+    model, make_state(model, mesh_lib.create(1)), batch, **how
+  )
+  before = jax.tree.map(np.asarray, state.batch_stats['norm'])
+  new, _ = make_step(model, mesh, 24, **how)(state, sharded(batch, mesh), KEY)
+  assert_trees_close(new.params, params)
+  assert_trees_close(new.batch_stats['norm'], before, tolerance=0)
+
+
 def test_exploring_a_share_is_dense_on_those_images():
   """Half of a device's images teach the router as those images alone would."""
   model, mesh = tiny_model(), mesh_lib.create(1)
@@ -264,6 +282,7 @@ def _tilted(params, seed, mesh):
   [
     ({'gradient': 'both'}, "gradient = 'both'"),
     ({'loss': 'hinge'}, "loss = 'hinge'"),
+    ({'statistics': 'none'}, "statistics = 'none'"),
     ({'gradient': 'all', 'explore': 0.0}, 'explore = 0.0'),
     ({'gradient': 'all', 'explore': 0.001}, 'is none'),
     ({'bucket_growth': 1.0}, 'bucket_growth'),

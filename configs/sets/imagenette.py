@@ -20,6 +20,15 @@ TITLE = 'Imagenette, ResNet-18 of width 16 at 64, 96 and 128 px'
 TABLES = ()
 
 _FULL_GMACS = 0.0442  # at 128 px
+_PREDICTOR_ALONE = {
+  'alpha': 0.4,
+  'eta': 1.0,
+  'gradient': 'all',
+  'explore': 1.0,
+  'finetune.epochs': 9,
+  'finetune.schedule.lr': 1e-4,
+  'finetune.optimizer.predictor_lr': 500.0,
+}
 ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
   'no FLOPs loss': {},
   'alpha .61 eta .2': {'alpha': 0.61, 'eta': 0.2},
@@ -48,12 +57,6 @@ ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
     'eta': 1.0,
     'gradient': 'all',
   },
-  'all gradients alpha .4 eta 1 long': {
-    'alpha': 0.4,
-    'eta': 1.0,
-    'gradient': 'all',
-    'finetune.epochs': 9,
-  },
   'all gradients mixture alpha .4 eta 1': {
     'alpha': 0.4,
     'eta': 1.0,
@@ -66,16 +69,17 @@ ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
     'gradient': 'all',
     'distill': 0.5,
   },
-  # The network stays as pretrained, so that no size falls behind the others.
-  'predictor alone alpha .4 eta 1': {
+  # Norms that do not follow the images that choose their size.
+  'all gradients kept statistics alpha .4 eta 1': {
     'alpha': 0.4,
     'eta': 1.0,
     'gradient': 'all',
-    'explore': 1.0,
-    'finetune.epochs': 9,
-    'finetune.schedule.lr': 1e-4,
-    'finetune.optimizer.predictor_lr': 500.0,
+    'statistics': 'running',
   },
+  # The network stays as pretrained, but for its statistics in the first.
+  'predictor alone alpha .4 eta 1': _PREDICTOR_ALONE,
+  'predictor alone kept statistics alpha .4 eta 1': _PREDICTOR_ALONE
+  | {'statistics': 'running'},
 }
 
 

@@ -92,6 +92,9 @@ class RoutedStep:
     explore: that share, in (0, 1]; unused by 'chosen'.
     loss: with 'all', the loss on those images. 'mixture': cross-entropy of
       sum_j h_j F_j(x), Eq. 4 read densely. 'expected': sum_j p_j CE_j.
+    statistics: what the base network's norms use. 'batch': means and variances
+      of the images that chose the size, the running ones follow (the paper's).
+      'running': those the stage began with, which stay (no dropout either).
     tau: temperature of the soft choice at the start and at the end of
       `tau_epochs`; geometric in between.
     tau_epochs: see `tau`.
@@ -124,6 +127,7 @@ class RoutedStep:
     gradient: str,
     explore: float,
     loss: str,
+    statistics: str,
     tau: tuple[float, float],
     tau_epochs: float,
     eta: float,
@@ -145,6 +149,7 @@ class RoutedStep:
       )
     _check_one_of('gradient', gradient, ('chosen', 'all'))
     _check_one_of('loss', loss, ('mixture', 'expected'))
+    _check_one_of('statistics', statistics, ('batch', 'running'))
     if not 0 < explore <= 1:
       raise UserError(f'objective.explore = {explore} is not in (0, 1]')
     if min(tau) <= 0:
@@ -162,6 +167,7 @@ class RoutedStep:
     self._mesh = mesh
     self._label_smoothing = label_smoothing
     self._loss = loss
+    self._statistics = statistics
     self._usage_weight = usage_weight
     self._gmacs = jnp.asarray(model.macs().gmacs)
     self._costs = jnp.asarray(costs) if costs else self._gmacs
@@ -366,7 +372,7 @@ class RoutedStep:
         stats,
         images,
         size_px,
-        train=True,
+        train=self._statistics == 'batch',
         mask=mask,
         key=dropout_key,
       )
