@@ -125,7 +125,7 @@ def get_config() -> ml_collections.ConfigDict:
       'gradient': 'chosen',  # the paper's; see the README on 'all'
       'explore': 0.25,  # of 'all' only
       'loss': 'expected',  # of 'all' only
-      'statistics': 'batch',  # the paper's; 'running' keeps those of stage 1
+      'statistics': 'batch',  # the paper's; or 'fresh', 'running'
       'tau': (1.0, 1.0),
       'tau_epochs': 0,
       'eta': 0.0,  # no FLOPs loss

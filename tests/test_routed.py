@@ -204,6 +204,34 @@ def test_exploring_equals_dense(loss, aware):
   assert_trees_close(new.batch_stats, stats)
 
 
+def test_sizes_without_takers_get_fresh_statistics():
+  never, how = 1, {'gradient': 'all', 'loss': 'expected'}
+  model, mesh = tiny_model(), mesh_lib.create(4)
+  batch = random_batch(64, seed=4)
+  state = make_state(model, mesh_lib.create(1), never=never)
+  params, stats, _ = dense_step(model, state, batch, **how)
+  name = model.norm_set(model.resolutions[never])
+  _, stats['norm'][name] = model.classify(
+    state.params['base'],
+    state.params['norm'][name],
+    state.batch_stats['norm'][name],
+    batch['image'][::8],
+    model.resolutions[never],
+    train=True,
+  )
+  step = make_step(model, mesh, 64, statistics='fresh', **how)
+  state = make_state(model, mesh, never=never)
+  new, _ = step(state, sharded(batch, mesh), KEY)
+  assert_trees_close(new.params, params)
+  assert_trees_close(new.batch_stats, stats)
+
+
+def test_one_set_for_all_sizes_is_never_stale():
+  model = tiny_model(resolution_aware_bn=False)
+  with pytest.raises(UserError, match='resolution_aware_bn'):
+    make_step(model, mesh_lib.create(1), 8, statistics='fresh')
+
+
 def test_statistics_may_stay_as_they_are():
   model, mesh = tiny_model(), mesh_lib.create(4)
   batch, state = random_batch(24, seed=3), make_state(model, mesh)
@@ -238,7 +266,9 @@ def test_exploring_a_share_is_dense_on_those_images():
 def test_no_compilation_after_compile():
   model, mesh = tiny_model(), mesh_lib.create(4)
   state = make_state(model, mesh)
-  step = make_step(model, mesh, 48, gradient='all', bucket_growth=1.3)
+  step = make_step(
+    model, mesh, 48, gradient='all', statistics='fresh', bucket_growth=1.3
+  )
   batch = sharded(random_batch(48), mesh)
   step.compile(state, batch)
   state, metrics = step(state, batch, KEY)  # route, explore, update

@@ -69,12 +69,19 @@ ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
     'gradient': 'all',
     'distill': 0.5,
   },
-  # Norms that do not follow the images that choose their size.
-  'all gradients kept statistics alpha .4 eta 1': {
+  # Statistics of a size that nothing chooses keep up with the weights.
+  'no FLOPs loss fresh': {'statistics': 'fresh'},
+  'all gradients fresh alpha .61 eta 1': {
+    'alpha': 0.61,
+    'eta': 1.0,
+    'gradient': 'all',
+    'statistics': 'fresh',
+  },
+  'all gradients fresh alpha .4 eta 1': {
     'alpha': 0.4,
     'eta': 1.0,
     'gradient': 'all',
-    'statistics': 'running',
+    'statistics': 'fresh',
   },
   # The network stays as pretrained, but for its statistics in the first.
   'predictor alone alpha .4 eta 1': _PREDICTOR_ALONE,

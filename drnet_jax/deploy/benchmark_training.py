@@ -10,8 +10,8 @@ the run ended with, and times in turn, on the same batches:
 * routed: a step of stage 2, predictor counted, for either router gradient.
 
 The bound of a routed step is what its multiply-adds imply: forward and backward
-count three times the forward's, sizes that are only explored once. `realised /
-implied` is the share of that bound which shows on the stopwatch.
+count three times the forward's, sizes that are only explored or refreshed once.
+`realised / implied` is the share of that bound which shows on the stopwatch.
 """
 
 import csv
@@ -32,6 +32,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.command import parse_flags, run_command, set_up
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
+from drnet_jax.steps import routed
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 from drnet_jax.steps.state import TrainState
@@ -153,7 +154,9 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
     for c in contenders:
       seconds, metrics = _timed(c, batches[turn % _BATCHES], key)
       c.seconds.append(seconds)
-      c.macs.append(_macs_per_image(c, metrics, macs, objective['explore']))
+      c.macs.append(
+        _macs_per_image(c, metrics, model.resolutions, macs, objective)
+      )
 
   base = contenders[0]
   rows = []
@@ -183,13 +186,19 @@ def _timed(contender: Contender, batch, key):
   return time.perf_counter() - start, metrics
 
 
-def _macs_per_image(contender, metrics, macs, explore) -> float:
+def _macs_per_image(contender, metrics, resolutions, macs, objective) -> float:
   """What one image of this step needs, forward and backward."""
   if 'gmacs' not in metrics:
     return 3 * macs.sizes[-1]
   total = 3 * (float(metrics['gmacs']) * 1e9 + macs.predictor)
   if contender.name.endswith('all'):
-    total += explore * sum(macs.sizes)
+    total += objective['explore'] * sum(macs.sizes)
+  if objective['statistics'] == 'fresh':
+    total += routed.REFRESHED * sum(
+      size_macs
+      for size_px, size_macs in zip(resolutions, macs.sizes, strict=True)
+      if not metrics[f'share_r{size_px}']
+    )
   return total
 
 

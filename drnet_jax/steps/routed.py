@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 2: predictor and base network together, only the chosen size is run.
 
-A step is four kinds of device program, so that XLA sees static shapes and no
+A step is a few kinds of device program, so that XLA sees static shapes and no
 size runs on an image that did not choose it:
 
     route     predictor on the global batch -> one-hot choice h, its pullback,
@@ -9,6 +9,7 @@ size runs on an image that did not choose it:
     learn     once per size with takers: gather them into slots, classify with
               the size's norms -> gradients, new statistics, dL/dh
     explore   (gradient='all') every size on a share of the batch, forward only
+    refresh   (statistics='fresh') sizes without takers, on a share of the batch
     update    router loss -> pullback -> predictor gradients; optimiser
 
 The host waits for one thing only, the counts that say which bucket of slots
@@ -36,6 +37,7 @@ from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState
 
 Tree = Any
+REFRESHED = 1 / 8  # of a batch, by a size without takers; forward only
 
 
 @struct.dataclass
@@ -93,7 +95,9 @@ class RoutedStep:
     loss: with 'all', the loss on those images. 'mixture': cross-entropy of
       sum_j h_j F_j(x), Eq. 4 read densely. 'expected': sum_j p_j CE_j.
     statistics: what the base network's norms use. 'batch': means and variances
-      of the images that chose the size, the running ones follow (the paper's).
+      of the images that chose the size, the running ones follow (the paper's):
+      those of a size without takers stay while the shared weights move on.
+      'fresh': the same, but such a size takes them from REFRESHED of the batch.
       'running': those the stage began with, which stay (no dropout either).
     tau: temperature of the soft choice at the start and at the end of
       `tau_epochs`; geometric in between.
@@ -149,11 +153,16 @@ class RoutedStep:
       )
     _check_one_of('gradient', gradient, ('chosen', 'all'))
     _check_one_of('loss', loss, ('mixture', 'expected'))
-    _check_one_of('statistics', statistics, ('batch', 'running'))
+    _check_one_of('statistics', statistics, ('batch', 'fresh', 'running'))
     if not 0 < explore <= 1:
       raise UserError(f'objective.explore = {explore} is not in (0, 1]')
     if min(tau) <= 0:
       raise UserError(f'objective.tau = {tuple(tau)} is not above 0')
+    if statistics == 'fresh' and not model.resolution_aware_bn:
+      raise UserError(
+        "objective.statistics = 'fresh' needs config.model.resolution_aware_bn:"
+        ' one set of norms for all sizes is always in use'
+      )
     if bucket_growth <= 1:
       raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
     if costs and (len(costs) != len(model.resolutions) or min(costs) <= 0):
@@ -185,9 +194,8 @@ class RoutedStep:
       raise UserError(
         f'objective.explore = {explore} of {local} images per device is none'
       )
-    # Evenly spread, so that the same images of a batch are explored on any
-    # number of devices that divides their number.
-    self._explored = np.arange(num_explored) * local // max(num_explored, 1)
+    self._explored = _evenly_spread(num_explored, local)
+    self._refreshed = _evenly_spread(max(round(REFRESHED * local), 1), local)
     self.ladder = routing.bucket_ladder(local, growth=bucket_growth)
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
@@ -211,6 +219,9 @@ class RoutedStep:
     self._explore = ahead.Program(
       self._explore_size, num_static=1, out_shardings=by_batch
     )
+    self._refresh = ahead.Program(
+      self._refresh_size, num_static=1, out_shardings=replicated
+    )
     self._update = ahead.Program(
       self._update_state,
       donate_argnums=0,
@@ -232,6 +243,8 @@ class RoutedStep:
         arguments = self._learn_arguments(j, state, batch)
         for rung in self.ladder:
           compiling(self._learn, j, rung, *arguments)
+        if self._statistics == 'fresh':
+          compiling(self._refresh, j, *self._set(j, state), images)
       # Last: it takes what `route` and `explore` are compiled to return.
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
@@ -273,9 +286,11 @@ class RoutedStep:
 
     stats = dict(state.batch_stats['norm'])
     for j, size_px in enumerate(model.resolutions):
-      if not most[j]:
-        continue
       name = model.norm_set(size_px)
+      if not most[j]:
+        if self._statistics == 'fresh':
+          stats[name] = self._refresh(j, *self._set(j, state), images)
+        continue
       rung = routing.bucket(int(most[j]), self.ladder)
       learned, norm_grads[name], stats[name] = self._learn(
         j,
@@ -372,7 +387,7 @@ class RoutedStep:
         stats,
         images,
         size_px,
-        train=self._statistics == 'batch',
+        train=self._statistics != 'running',
         mask=mask,
         key=dropout_key,
       )
@@ -392,6 +407,16 @@ class RoutedStep:
       top1=learned.top1 + top1,
     )
     return learned, jax.tree.map(jnp.add, norm_grads, d_norm), new_stats
+
+  def _refresh_size(self, size_index, shared, norm, stats, images):
+    """New statistics of a size's norms, of images that did not choose it."""
+    size_px = self._model.resolutions[size_index]
+    images = self._on_each_device(lambda x: x[self._refreshed])(images)
+    shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
+    _, stats = self._model.classify(
+      shared, norm, stats, images, size_px, train=True
+    )
+    return stats
 
   def _explore_size(self, size_index, params, batch_stats, images):
     """Logits [E, K] of the explored images at one size, running statistics."""
@@ -478,6 +503,12 @@ class RoutedStep:
       out_specs=mesh_lib.BATCH,
     )
 
+  def _set(self, size_index, state):
+    """What a size runs with: shared parameters, its norms, their statistics."""
+    name = self._model.norm_set(self._model.resolutions[size_index])
+    norms, stats = state.params['norm'], state.batch_stats['norm']
+    return state.params['base'], norms[name], stats[name]
+
   def _put(self, tree, *, by_batch: bool = False):
     sharding = self._by_batch if by_batch else self._replicated
     return jax.lax.with_sharding_constraint(tree, sharding)
@@ -486,30 +517,35 @@ class RoutedStep:
     """Shapes and shardings of what `learn` takes of one size."""
     images, labels = batch['image'], batch['label']
     batch_size, sizes = len(labels), self._model.resolutions
-    name = self._model.norm_set(sizes[size_index])
+    shared, norm, stats = self._set(size_index, state)
 
     def by_batch(*shape, dtype=jnp.float32):
       return jax.ShapeDtypeStruct(shape, dtype, sharding=self._by_batch)
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated)
     learned = Learned(
-      shared=state.params['base'],
+      shared=shared,
       dh=by_batch(batch_size, len(sizes)),
       loss=scalar,
       top1=scalar,
     )
     return (
       learned,
-      state.params['norm'][name],
-      state.params['base'],
-      state.params['norm'][name],
-      state.batch_stats['norm'][name],
+      norm,
+      shared,
+      norm,
+      stats,
       images,
       labels,
       by_batch(batch_size, dtype=jnp.int32),
       ahead.KEY,
       state.step,
     )
+
+
+def _evenly_spread(count: int, batch: int) -> np.ndarray:
+  """Indices into a device's batch: the same images on any number of devices."""
+  return np.arange(count) * batch // max(count, 1)
 
 
 def _zeros(tree, shardings):
