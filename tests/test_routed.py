@@ -66,11 +66,11 @@ def test_the_hinge_may_count_milliseconds():
     make_step(model, mesh, 16, costs=(1.0, 2.0))
 
 
-def make_state(model, mesh, *, never=None):
+def make_state(model, mesh, *, never=None, shun=1e6):
   params, stats = jax.jit(model.init)(jax.random.key(5))
   if never is not None:
     head = params['predictor']['head']
-    head['bias'] = head['bias'].at[never].set(-1e6)
+    head['bias'] = head['bias'].at[never].set(-shun)
   state = state_lib.begin(SGD, params, stats)
   return jax.device_put(state, mesh_lib.replicated(mesh))
 
@@ -204,12 +204,16 @@ def test_exploring_equals_dense(loss, aware):
   assert_trees_close(new.batch_stats, stats)
 
 
-def test_sizes_without_takers_get_fresh_statistics():
+@pytest.mark.parametrize('shun', [1e6, 1.0])
+def test_sizes_of_few_takers_get_fresh_statistics(shun):
   never, how = 1, {'gradient': 'all', 'loss': 'expected'}
   model, mesh = tiny_model(), mesh_lib.create(4)
   batch = random_batch(64, seed=4)
-  state = make_state(model, mesh_lib.create(1), never=never)
-  params, stats, _ = dense_step(model, state, batch, **how)
+  state = make_state(model, mesh_lib.create(1), never=never, shun=shun)
+  params, stats, choice = dense_step(model, state, batch, **how)
+  counts = np.bincount(choice, minlength=3)
+  assert (counts[never] > 0) == (shun < 10)
+  assert counts[never] < 64 / 8 <= min(counts[0], counts[2])
   name = model.norm_set(model.resolutions[never])
   _, stats['norm'][name] = model.classify(
     state.params['base'],
@@ -220,7 +224,7 @@ def test_sizes_without_takers_get_fresh_statistics():
     train=True,
   )
   step = make_step(model, mesh, 64, statistics='fresh', **how)
-  state = make_state(model, mesh, never=never)
+  state = make_state(model, mesh, never=never, shun=shun)
   new, _ = step(state, sharded(batch, mesh), KEY)
   assert_trees_close(new.params, params)
   assert_trees_close(new.batch_stats, stats)

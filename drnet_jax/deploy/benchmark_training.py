@@ -197,7 +197,7 @@ def _macs_per_image(contender, metrics, resolutions, macs, objective) -> float:
     total += routed.REFRESHED * sum(
       size_macs
       for size_px, size_macs in zip(resolutions, macs.sizes, strict=True)
-      if not metrics[f'share_r{size_px}']
+      if metrics[f'share_r{size_px}'] < routed.REFRESHED
     )
   return total
 

@@ -9,7 +9,7 @@ size runs on an image that did not choose it:
     learn     once per size with takers: gather them into slots, classify with
               the size's norms -> gradients, new statistics, dL/dh
     explore   (gradient='all') every size on a share of the batch, forward only
-    refresh   (statistics='fresh') sizes without takers, on a share of the batch
+    refresh   (statistics='fresh') sizes of few takers, on a share of the batch
     update    router loss -> pullback -> predictor gradients; optimiser
 
 The host waits for one thing only, the counts that say which bucket of slots
@@ -37,7 +37,7 @@ from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState
 
 Tree = Any
-REFRESHED = 1 / 8  # of a batch, by a size without takers; forward only
+REFRESHED = 1 / 8  # of a batch; its images are run forward only
 
 
 @struct.dataclass
@@ -97,7 +97,8 @@ class RoutedStep:
     statistics: what the base network's norms use. 'batch': means and variances
       of the images that chose the size, the running ones follow (the paper's):
       those of a size without takers stay while the shared weights move on.
-      'fresh': the same, but such a size takes them from REFRESHED of the batch.
+      'fresh': the same, but those of a size with fewer takers than REFRESHED of
+      the batch follow so many images of it instead.
       'running': those the stage began with, which stay (no dropout either).
     tau: temperature of the soft choice at the start and at the end of
       `tau_epochs`; geometric in between.
@@ -282,30 +283,30 @@ class RoutedStep:
       for j in range(len(model.resolutions) if self._explored.size else 0)
     ]
     # Dispatched before this wait, the exploring hides it.
-    most = np.asarray(routed.counts).max(0)
+    counts = np.asarray(routed.counts)
+    most, few = counts.max(0), counts.sum(0) < REFRESHED * len(labels)
 
     stats = dict(state.batch_stats['norm'])
     for j, size_px in enumerate(model.resolutions):
       name = model.norm_set(size_px)
-      if not most[j]:
-        if self._statistics == 'fresh':
-          stats[name] = self._refresh(j, *self._set(j, state), images)
-        continue
-      rung = routing.bucket(int(most[j]), self.ladder)
-      learned, norm_grads[name], stats[name] = self._learn(
-        j,
-        rung,
-        learned,
-        norm_grads[name],
-        state.params['base'],
-        state.params['norm'][name],
-        stats[name],
-        images,
-        labels,
-        routed.choice,
-        key,
-        state.step,
-      )
+      if most[j]:
+        rung = routing.bucket(int(most[j]), self.ladder)
+        learned, norm_grads[name], stats[name] = self._learn(
+          j,
+          rung,
+          learned,
+          norm_grads[name],
+          state.params['base'],
+          state.params['norm'][name],
+          stats[name],
+          images,
+          labels,
+          routed.choice,
+          key,
+          state.step,
+        )
+      if few[j] and self._statistics == 'fresh':
+        stats[name] = self._refresh(j, *self._set(j, state), images)
     return self._update(
       state, routed, learned, norm_grads, stats, explored, labels
     )
@@ -409,7 +410,7 @@ class RoutedStep:
     return learned, jax.tree.map(jnp.add, norm_grads, d_norm), new_stats
 
   def _refresh_size(self, size_index, shared, norm, stats, images):
-    """New statistics of a size's norms, of images that did not choose it."""
+    """New statistics of a size's norms, of images whatever they chose."""
     size_px = self._model.resolutions[size_index]
     images = self._on_each_device(lambda x: x[self._refreshed])(images)
     shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
