@@ -326,6 +326,20 @@ def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, flags, paper):
   assert not said
 
 
+@pytest.mark.parametrize('statistics', ['batch', 'fresh'])
+def test_a_size_that_nothing_chose_is_said_to_be_stale(tmp_path, statistics):
+  right = [[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
+  path = write_run(tmp_path / 'run', make_record(right, [0, 0, 1, 0]))
+  config = json.loads((path / 'config.json').read_text())
+  config['finetune']['objective']['statistics'] = statistics
+  settings.write_json(str(path / 'config.json'), config)
+  run_page.write(run.read(str(path)), str(tmp_path))
+  told = (
+    'Hardly an image was sent to 30 px' in (tmp_path / 'report.md').read_text()
+  )
+  assert told == (statistics == 'batch')
+
+
 def test_a_run_without_a_router_says_so(tmp_path):
   record = make_record(log_p=None)
   one = run.read(str(write_run(tmp_path / 'fixed', record)))

@@ -21,6 +21,7 @@ _AT_ONCE = 20  # resamples averaged together
 _LEVEL = (0.025, 0.975)
 _MARGIN = 1.96  # standard errors of the same interval
 _COLLAPSED = 0.95  # of the images at one size
+_RARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,11 @@ class Comparison:
     """Index of the size that nearly all images are sent to, if there is one."""
     most = int(self.router.shares.argmax())
     return most if self.router.shares[most] > _COLLAPSED else None
+
+  @property
+  def rare(self) -> np.ndarray:
+    """Indices of the sizes that hardly any image is sent to."""
+    return np.flatnonzero(self.router.shares < _RARE)
 
 
 def compare(

@@ -40,6 +40,12 @@ _CASCADE = (
   'from these images, which favours it. '
 )
 
+_STALE = (
+  ' Hardly an image was sent to {sizes}, so the statistics of its norms are '
+  'old and alone it scores less than its weights could; training with '
+  "objective.statistics='fresh' keeps them up."
+)
+
 
 def write(run: Run, directory: str) -> Page:
   """Writes the report of a run.
@@ -171,16 +177,17 @@ def _accuracy(run, record, found, fixed) -> Section:
     figures={
       'accuracy_cost': plots.accuracy_cost(record, fixed, found, curves)
     },
-    tables=[_policy_table(record, found, fixed)],
+    tables=[_policy_table(run, record, found, fixed)],
   )
 
 
-def _policy_table(record, found, fixed) -> Table:
+def _policy_table(run, record, found, fixed) -> Table:
   scored, note = fixed, ''
   if found:
     scored = found.all
     cascade = _CASCADE if found.cascade else ''
     note = _RIVALS.format(noun=record.noun, cascade=cascade)
+    note += _stale(run, record, found)
   scale, unit = plots.unit(record)
   full = record.gmacs.max()
   # What matters most to the left: a phone shows no more.
@@ -208,6 +215,17 @@ def _policy_table(record, found, fixed) -> Table:
     strong=[scored.index(found.router)] if found else [],
     note=note,
   )
+
+
+def _stale(run: Run, record: Record, found: Comparison) -> str:
+  """A word of caution about fixed sizes that are not what they could be."""
+  stages = [run.config[name].objective for name in run.config.stages]
+  kept_up = any(o.get('statistics', 'batch') != 'batch' for o in stages)
+  private = run.config.model.get('resolution_aware_bn', False)
+  if not found.rare.size or kept_up or not private:
+    return ''
+  sizes = ' and '.join(record.options[j] for j in found.rare)
+  return _STALE.format(sizes=sizes)
 
 
 def _sizes(run: Run, record: Record) -> Section:

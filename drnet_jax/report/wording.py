@@ -4,13 +4,9 @@
 import dataclasses
 import math
 
-import numpy as np
-
 from drnet_jax.report import plots
 from drnet_jax.report.compare import Comparison, Interval, Scored
 from drnet_jax.report.policies import Record
-
-_HARDLY = 0.01  # of the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +96,10 @@ def _saving(found: Comparison, record: Record) -> str:
       f'{record.options[found.collapsed]}: this router hardly chooses.'
     )
   else:
-    rare = np.flatnonzero(router.shares < _HARDLY)
     text += ''.join(
       f' {record.options[j]} is hardly used: {percent(router.shares[j])} % of '
       'the images.'
-      for j in rare
+      for j in found.rare
     )
   return text
 
