@@ -80,9 +80,8 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   if not trained.has_router:
     raise UserError(f'{path}: its predictor is not trained yet')
   config, model = trained.config, trained.model
-  stage = next(
-    config[name] for name in config.stages if config[name].step == 'routed'
-  )
+  stage_name = next(n for n in config.stages if config[n].step == 'routed')
+  stage = config[stage_name]
   batch_size = batch_size or stage.batch_size
   mesh_lib.check_batch(batch_size, mesh, '--batch_size')
   data = settings.call(Data, config.data, 'config.data')
@@ -100,14 +99,16 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   # Rate 0: the weights, and with them the shares, stay those of the run.
   optimizer = optax.sgd(0.0, momentum=0.9)
 
-  def contender(name, model, step_class, **objective):
-    step = step_class(
+  def contender(name, model, step_class, objective):
+    step = settings.call(
+      step_class,
+      objective,
+      f'config.{stage_name}.objective',
       model,
       optimizer,
       mesh,
       batch_size=batch_size,
       steps_per_epoch=1,
-      **objective,
     )
     norms = {model.norm_set(r) for r in model.resolutions}
     only = {k: v for k, v in trained.params['norm'].items() if k in norms}
@@ -132,13 +133,13 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   }
   objective = dict(stage.objective)
   contenders = [
-    contender(f'fixed {model.image_px}', largest, PretrainStep, **smoothing)
+    contender(f'fixed {model.image_px}', largest, PretrainStep, smoothing)
   ] + [
     contender(
       f'routed, {gradient}',
       model,
       RoutedStep,
-      **objective | {'gradient': gradient},
+      objective | {'gradient': gradient},
     )
     for gradient in ('chosen', 'all')
   ]

@@ -42,8 +42,8 @@ _CASCADE = (
 
 _STALE = (
   ' Hardly an image was sent to {sizes}, so the statistics of its norms are '
-  'old and alone it scores less than its weights could; training with '
-  "objective.statistics='fresh' keeps them up."
+  'old: alone, and where random picks it, it scores less than its weights '
+  "could. Training with objective.statistics='fresh' keeps them up."
 )
 
 
