@@ -53,6 +53,7 @@ _STYLE = {
 }
 _WIDTH = 5.0  # inches: 360 points, so a phone shows the text at its own size
 
+_LONG_NAME = 30  # characters; two of them are wider than a figure
 _MOST_BARS = 30  # classes; more are drawn as points
 
 
@@ -269,19 +270,46 @@ def points(
     label: of the cost.
     papers: whether they are the paper's, which are drawn in another colour.
   """
-  figure, (axes,) = _figure(3.3 + 0.1 * len(named))
+  columns = 1 if max(map(len, named)) > _LONG_NAME else 2
+  figure, (axes,) = _figure(3.3 + 0.2 * len(named) / columns)
   colour = _GREY if papers else _BLUE
   for row, (k, cost, top1, around) in named.items():
     if around:
       low, high = 100 * around.low, 100 * around.high
       axes.plot([cost, cost], [low, high], color=colour, lw=1, alpha=0.5)
-    # The number itself is the mark: names would lie over one another.
-    axes.plot(cost, top1, marker=f'${k}$', ls='', color=_INK, ms=8, label=row)
-  axes.margins(0.1)
+    axes.plot(cost, top1, 'o', color=colour, ms=4)
+    # Numbers, for names would lie over one another; the legend has both.
+    axes.plot([], [], marker=f'${k}$', ls='', color=_INK, ms=8, label=row)
+  for numbers, cost, top1 in _groups(list(named.values())):
+    axes.annotate(
+      ', '.join(map(str, numbers)),
+      (cost, top1),
+      xytext=(5, 0),
+      textcoords='offset points',
+      va='center',
+    )
+  axes.margins(0.15, 0.1)
   axes.set_xlabel(label)
   axes.set_ylabel('top-1, %')
-  figure.legend(loc='outside lower center', ncols=2)
+  figure.legend(loc='outside lower center', ncols=columns)
   return _svg(figure, name)
+
+
+def _groups(
+  rows: Sequence[tuple[int, float, float, Interval | None]],
+) -> list[tuple[list[int], float, float]]:
+  """Numbers of rows that lie nearly at one place, with the first one's."""
+  places = np.array([row[1:3] for row in rows])
+  near = 0.03 * np.ptp(places, axis=0)
+  groups = []
+  for (number, *_), place in zip(rows, places, strict=True):
+    for numbers, *first in groups:
+      if (abs(place - first) <= near).all():
+        numbers.append(number)
+        break
+    else:
+      groups.append(([number], *place))
+  return groups
 
 
 def _point(axes, scored: Scored, scale, mark, colour, label, size=7) -> None:
