@@ -25,6 +25,7 @@ from drnet_jax.report import (
   compare,
   page,
   pictures,
+  plots,
   policies,
   run,
   run_page,
@@ -326,7 +327,13 @@ def test_a_browser_has_nothing_to_complain_of(reported, tmp_path, flags, paper):
   assert not said
 
 
-@pytest.mark.parametrize('statistics', ['batch', 'fresh'])
+def test_rows_at_one_place_share_a_label():
+  rows = [(1, 10.0, 70.0, None), (2, 20.0, 60.0, None), (4, 10.1, 69.9, None)]
+  assert plots._groups(rows) == [([1, 4], 10.0, 70.0), ([2], 20.0, 60.0)]
+  assert plots._groups(rows[:1]) == [([1], 10.0, 70.0)]
+
+
+@pytest.mark.parametrize('statistics', ['batch', 'fresh', 'running'])
 def test_a_size_that_nothing_chose_is_said_to_be_stale(tmp_path, statistics):
   right = [[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
   path = write_run(tmp_path / 'run', make_record(right, [0, 0, 1, 0]))
@@ -337,7 +344,7 @@ def test_a_size_that_nothing_chose_is_said_to_be_stale(tmp_path, statistics):
   told = (
     'Hardly an image was sent to 30 px' in (tmp_path / 'report.md').read_text()
   )
-  assert told == (statistics == 'batch')
+  assert told == (statistics != 'fresh')
 
 
 def test_a_run_without_a_router_says_so(tmp_path):

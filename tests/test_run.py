@@ -29,7 +29,7 @@ from drnet_jax.report import policies
 
 STAGES = ('pretrain', 'finetune')
 # Each takes a start, 20 s.
-KILLS = int(os.environ.get('DRNET_JAX_KILLS', 2))
+KILLS = int(os.environ.get('DRNET_JAX_KILLS', 4))
 EPOCHS = 3
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -69,7 +69,7 @@ ROWS = {  # share of the full cost (alpha), fields of model, losses, or anything
     'gradient': 'all',
     'distill': 0.5,
   },
-  # Statistics of a size that little chooses keep up with the weights.
+  # Statistics of a size that few images choose keep up with the weights.
   'no FLOPs loss fresh': {'statistics': 'fresh'},
   'all gradients fresh alpha .61 eta 1': {
     'alpha': 0.61,

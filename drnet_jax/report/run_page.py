@@ -41,9 +41,10 @@ _CASCADE = (
 )
 
 _STALE = (
-  ' Hardly an image was sent to {sizes}, so the statistics of its norms are '
-  'old: alone, and where random picks it, it scores less than its weights '
-  "could. Training with objective.statistics='fresh' keeps them up."
+  ' Hardly an image was sent to {sizes}, where the statistics of the norms are '
+  'therefore old: alone, and where random picks it, such a size scores less '
+  "than its weights could. Training with objective.statistics='fresh' keeps "
+  'them up.'
 )
 
 
@@ -220,7 +221,7 @@ def _policy_table(run, record, found, fixed) -> Table:
 def _stale(run: Run, record: Record, found: Comparison) -> str:
   """A word of caution about fixed sizes that are not what they could be."""
   stages = [run.config[name].objective for name in run.config.stages]
-  kept_up = any(o.get('statistics', 'batch') != 'batch' for o in stages)
+  kept_up = any(o.get('statistics') == 'fresh' for o in stages)
   private = run.config.model.get('resolution_aware_bn', False)
   if not found.rare.size or kept_up or not private:
     return ''
