@@ -115,7 +115,7 @@ def cells() -> list[dict[str, Any]]:
       import matplotlib.pyplot as plt
       import PIL.Image
 
-      from drnet_jax.deploy.classifier import Classifier
+      from drnet_jax.serve.classifier import Classifier
 
       classifier = Classifier.load(WORKDIR)
 
@@ -149,7 +149,7 @@ def cells() -> list[dict[str, Any]]:
     ),
     code(
       """
-      !python -m drnet_jax.calibrate --workdir={WORKDIR}
+      !python -m drnet_jax calibrate --workdir={WORKDIR}
       display(Image(f'{WORKDIR}/report/budget.png', width=640))
       """
     ),
@@ -177,9 +177,7 @@ def cells() -> list[dict[str, Any]]:
       """
     ),
     code('!python -m drnet_jax.main --mode=describe --config=configs/in1k.py'),
-    code(
-      '!python -m drnet_jax.cost_model --config=configs/in1k.py', 'imagenet'
-    ),
+    code('!python -m drnet_jax cost --config=configs/in1k.py', 'imagenet'),
     text(
       """
       The data, once, into the ArrayRecord shards that training reads (about 150

@@ -18,7 +18,7 @@ python -m drnet_jax.main --config=configs/cifar10_ranet.py --workdir=runs/small
 
 and likewise cifar_budgeted_medium, cifar_budgeted_large; then
 
-python -m drnet_jax.calibrate --workdir=runs/small
+python -m drnet_jax calibrate --workdir=runs/small
 --compare=runs/medium,runs/large
 """
 

@@ -3,7 +3,7 @@
 
 python -m drnet_jax.main --config=configs/cifar10_ranet_tiny.py
 --workdir=runs/ranet_tiny
-python -m drnet_jax.calibrate --workdir=runs/ranet_tiny
+python -m drnet_jax calibrate --workdir=runs/ranet_tiny
 
 Eight short epochs, 33,000 images in all: a fifth of a percent of the authors'
 training. With a packed file (data/packed.py) in place of TFDS's:

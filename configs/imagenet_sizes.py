@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which size does each image need? A trained ImageNet network at seven sizes.
 
-python -m drnet_jax.convert --config=configs/imagenet_sizes.py
+python -m drnet_jax convert --config=configs/imagenet_sizes.py
 --from_torch=resnet50.pth --workdir=runs/sizes
 python -m drnet_jax.main --mode=evaluate --workdir=runs/sizes
 

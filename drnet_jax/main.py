@@ -18,8 +18,10 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import command, describe, evaluate, log, mesh, processes, train
-from drnet_jax.command import parse_flags, read_config, run_command, set_up
+from drnet_jax import mesh, processes, terminal
+from drnet_jax.commands import cli
+from drnet_jax.commands.cli import parse_flags, read_config, run_command, set_up
+from drnet_jax.run import describe, evaluate, train
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the config, and --config.<field>=<value>.'
@@ -48,15 +50,15 @@ def _run() -> None:
   if _MODE.value == 'describe':
     print(describe.describe(read_config(_CONFIG.value)))
     return
-  path = command.workdir()
+  path = cli.workdir()
   processes.join(peer_timeout_s=_PEER_TIMEOUT_S.value)
   try:
-    log.say(mesh.describe())
+    terminal.say(mesh.describe())
     if _MODE.value == 'train':
       train.train(read_config(_CONFIG.value), path)
     evaluate.evaluate(path)
   except processes.Preempted as stop:
-    log.say(str(stop))
+    terminal.say(str(stop))
     sys.exit(processes.PREEMPTED)
   except Exception as error:
     processes.exit_if_peer_was_lost(error)

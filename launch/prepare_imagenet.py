@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from drnet_jax import command
+from drnet_jax.commands import cli
 from drnet_jax.data import imagenet_files, selection, shard_writer, sources
 from drnet_jax.data.shard_writer import SUMS, Shard, ShardWriter
 from drnet_jax.errors import UserError
@@ -208,4 +208,4 @@ def _report(directory: str, counts: dict[str, int]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run_command(main))
+  sys.exit(cli.run_command(main))

@@ -19,8 +19,9 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 from configs import smoke  # noqa: E402
-from drnet_jax import models, workdir  # noqa: E402
-from drnet_jax.checkpoint import Checkpoints  # noqa: E402
+from drnet_jax import models  # noqa: E402
+from drnet_jax.run import workdir  # noqa: E402
+from drnet_jax.run.checkpoint import Checkpoints  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope='session')

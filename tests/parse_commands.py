@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses command lines of this package as the commands themselves would.
 
-    echo '[["drnet_jax.predict", "--workdir=runs/x", "a.png"]]' | \\
+    echo '[["drnet_jax", "predict", "--workdir=runs/x", "a.png"]]' | \\
         python tests/parse_commands.py
 
 Prints a line for each: nothing if its flags exist and its config loads, else
@@ -18,10 +18,11 @@ import sys
 
 from absl import flags
 
-from drnet_jax import command, train
-from drnet_jax.deploy import classifier  # noqa: F401  (imported once, for all)
+from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
 from drnet_jax.report import figures  # noqa: F401
+from drnet_jax.run import train
+from drnet_jax.serve import classifier  # noqa: F401  (imported once, for all)
 
 
 def mistake(arguments: list[str]) -> str:
@@ -29,13 +30,15 @@ def mistake(arguments: list[str]) -> str:
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said):
-      sys.argv = arguments  # where ml_collections looks for overrides
-      module = importlib.import_module(arguments[0])
-      if hasattr(module, '__path__'):  # a package, run by its __main__
-        module = importlib.import_module(f'{arguments[0]}.__main__')
-      module.parse_flags(arguments)
+      name, *rest = arguments
+      if name == 'drnet_jax':
+        verb, *rest = rest
+        name = f'drnet_jax.commands.{verb}'
+      sys.argv = [name, *rest]  # where ml_collections looks for overrides
+      module = importlib.import_module(name)
+      getattr(module, 'parse_flags', cli.parse_flags)(sys.argv)
       if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
-        train.read(command.read_config(flags.FLAGS.config))
+        train.read(cli.read_config(flags.FLAGS.config))
   except SystemExit:
     return said.getvalue()
   except (UserError, ImportError, AttributeError) as error:

@@ -10,7 +10,8 @@ import jax
 from absl import flags
 
 from configs import smoke
-from drnet_jax import processes, train
+from drnet_jax import processes
+from drnet_jax.run import train
 
 # Long enough for a busy machine, short enough for a test.
 PEER_TIMEOUT_S = 10

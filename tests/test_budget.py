@@ -6,11 +6,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from drnet_jax import calibrate
-from drnet_jax.deploy import budget
+from drnet_jax.commands import calibrate
 from drnet_jax.errors import UserError
 from drnet_jax.report import policies
 from drnet_jax.report.policies import Record
+from drnet_jax.serve import budget
 
 GMACS = np.array([1.0, 2.0, 4.0])
 PREDICTOR = 0.25

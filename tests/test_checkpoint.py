@@ -11,9 +11,9 @@ from test_routed import assert_trees_close
 
 from configs import smoke
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import workdir
-from drnet_jax.checkpoint import Checkpoints
 from drnet_jax.errors import UserError
+from drnet_jax.run import workdir
+from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.steps import state as state_lib
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)

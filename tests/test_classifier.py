@@ -14,12 +14,12 @@ from conftest import compilations, tiny_trained
 from PIL import Image
 
 from drnet_jax.data import transforms
-from drnet_jax.deploy import budget, streaming
-from drnet_jax.deploy.answers import Failure
-from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.contract import Contract
-from drnet_jax.deploy.picture import Picture, as_pixels
 from drnet_jax.errors import UserError
+from drnet_jax.export.contract import Contract
+from drnet_jax.serve import budget, streaming
+from drnet_jax.serve.answers import Failure
+from drnet_jax.serve.classifier import Classifier
+from drnet_jax.serve.picture import Picture, as_pixels
 
 RUNTIMES = ('jax', 'onnx')
 

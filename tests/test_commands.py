@@ -11,10 +11,11 @@ import pytest
 from absl.testing import flagsaver
 from test_classifier import encoded, pictures
 
-from drnet_jax import calibrate, export, predict
-from drnet_jax.deploy import benchmark, budget
-from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.bench import inference as benchmark
+from drnet_jax.commands import calibrate, export, predict
 from drnet_jax.errors import UserError
+from drnet_jax.serve import budget
+from drnet_jax.serve.classifier import Classifier
 
 
 @pytest.fixture(scope='module')

@@ -13,9 +13,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import cifar10_ranet_tiny, quickstart
-from drnet_jax import describe, settings, train, workdir
+from drnet_jax import settings
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
+from drnet_jax.run import describe, train, workdir
 
 # ml_collections loads config files in a way that Python is to drop.
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -79,7 +80,7 @@ def test_header_has_a_command_for_its_file(path):
 def test_commands_of_the_headers(command):
   config = parse(command)
   if config is None:
-    assert '--mode=evaluate' in command or 'drnet_jax.calibrate' in command
+    assert '--mode=evaluate' in command or 'calibrate' in command
     return
   run = train.read(config)
   model = create_model(config)

@@ -11,8 +11,10 @@ import pytest
 from conftest import tiny_model
 
 from configs import quickstart
-from drnet_jax import cost_model, models, train
+from drnet_jax import models
+from drnet_jax.bench import cost_model
 from drnet_jax.models.drnet import Macs
+from drnet_jax.run import train
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results'
 

@@ -14,14 +14,14 @@ from test_classifier import pictures
 from test_early_exit import pictures as small_pictures
 from test_early_exit import trained as trained_exits  # noqa: F401
 
-from drnet_jax.deploy import cards, page
-from drnet_jax.deploy.alternatives import Comparer
-from drnet_jax.deploy.budget import Calibration, Costs
-from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.exit_budget import ExitCalibration
-from drnet_jax.deploy.page import BUDGET, OWN
+from drnet_jax.demo import cards, page
+from drnet_jax.demo.comparer import Comparer
+from drnet_jax.demo.page import BUDGET, OWN
 from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
+from drnet_jax.serve.budget import Calibration, Costs
+from drnet_jax.serve.classifier import Classifier
+from drnet_jax.serve.exit_budget import ExitCalibration
 
 
 def calibration_of(trained, images):

@@ -19,8 +19,9 @@ from test_demo import calibration_of
 from colab import make_notebook
 from configs import quickstart
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, workdir
-from drnet_jax.checkpoint import Checkpoints
+from drnet_jax import models
+from drnet_jax.run import workdir
+from drnet_jax.run.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -31,10 +32,10 @@ LONG = ('export', 'extending')
 # What is run, and with which flags besides, so that it lasts seconds; all else
 # needs data, devices or time that a test does not have, and is parsed.
 RUN = {
-  'drnet_jax.predict --workdir=runs/quickstart': '',
-  'drnet_jax.predict --workdir=exported': '',
-  'drnet_jax.calibrate --workdir=runs/quickstart': '',
-  'drnet_jax.export --workdir=runs/quickstart': '--check_images=20',
+  'drnet_jax predict --workdir=runs/quickstart': '',
+  'drnet_jax predict --workdir=exported': '',
+  'drnet_jax calibrate --workdir=runs/quickstart': '',
+  'drnet_jax export --workdir=runs/quickstart': '--check_images=20',
   'drnet_jax.main --mode=describe': '',
   'drnet_jax.main --config=configs/mine.py': (
     '--config.data.epoch_images=64 --config.log_every_steps=1 '
@@ -68,7 +69,9 @@ def commands(path):
 def mentioned(path):
   """Commands of this package within the text, as in tables."""
   text = path.read_text().replace('--config=...', '--config=configs/smoke.py')
-  spans = re.findall(r'`((?:python -m )?drnet_jax\.[a-z_.]+ --[^`]*)`', text)
+  spans = re.findall(
+    r'`((?:python -m )?drnet_jax(?:\.main| [a-z_]+) --[^`]*)`', text
+  )
   return [shlex.split(span.removeprefix('python -m ')) for span in spans]
 
 
@@ -181,7 +184,7 @@ def test_flags_and_configs_of_all_commands(place):
       if c := of_package(words):
         found.append(c)
   wrong = [
-    ['drnet_jax.predict', '--no_such_flag=1'],
+    ['drnet_jax', 'predict', '--no_such_flag=1'],
     ['drnet_jax.main', '--config=configs/none.py'],
     ['drnet_jax.main', '--config=configs/smoke.py', '--config.seed=x'],
   ]

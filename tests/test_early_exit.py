@@ -17,24 +17,18 @@ from conftest import compilations, tiny_trained
 from PIL import Image
 
 from configs import cifar10_ranet_tiny
-from drnet_jax import (
-  calibrate,
-  compare,
-  evaluate,
-  models,
-  predict,
-  settings,
-  train,
-  workdir,
-)
-from drnet_jax.deploy import benchmark_exits, budget, exit_budget
-from drnet_jax.deploy.answers import Failure
-from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.early_exit import EarlyExitClassifier
-from drnet_jax.deploy.exit_budget import ExitCalibration
+from drnet_jax import models, settings
+from drnet_jax.bench import exits as benchmark_exits
+from drnet_jax.commands import calibrate, compare, predict
 from drnet_jax.errors import UserError
 from drnet_jax.report import exits
 from drnet_jax.report.policies import Record
+from drnet_jax.run import evaluate, train, workdir
+from drnet_jax.serve import budget, exit_budget
+from drnet_jax.serve.answers import Failure
+from drnet_jax.serve.classifier import Classifier
+from drnet_jax.serve.early_exit import EarlyExitClassifier
+from drnet_jax.serve.exit_budget import ExitCalibration
 
 NETWORK = {
   'stem': 'cifar',

@@ -15,13 +15,14 @@ from conftest import tiny_trained
 from PIL import Image
 from test_classifier import encoded, pictures, smooth_jpeg
 
-from drnet_jax import export
-from drnet_jax.deploy import budget, package
-from drnet_jax.deploy.classifier import Classifier
-from drnet_jax.deploy.contract import Contract
-from drnet_jax.deploy.onnx_runtime import Model
-from drnet_jax.deploy.picture import Picture
+from drnet_jax.commands import export
 from drnet_jax.errors import UserError
+from drnet_jax.export import package
+from drnet_jax.export.contract import Contract
+from drnet_jax.export.standalone import Model
+from drnet_jax.serve import budget
+from drnet_jax.serve.classifier import Classifier
+from drnet_jax.serve.picture import Picture
 
 RUNTIME = pathlib.Path(package.__file__).with_name('onnx_runtime.py')
 

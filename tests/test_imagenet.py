@@ -6,8 +6,8 @@ import pytest
 import torch_golden
 
 from configs import imagenet_sizes
-from drnet_jax import evaluate, weights
 from drnet_jax.report import policies
+from drnet_jax.run import evaluate, weights
 
 pytestmark = [
   pytest.mark.slow,

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 from conftest import tiny_model, tiny_trained
 
-from drnet_jax.deploy import onnx_graph
 from drnet_jax.errors import UserError
+from drnet_jax.export import onnx_graph
 from drnet_jax.models import resnet
 
 PX = 24

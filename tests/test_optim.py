@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from drnet_jax import optim
 from drnet_jax.errors import UserError
+from drnet_jax.steps import optim
 
 PARAMS = {
   'base': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},

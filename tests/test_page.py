@@ -16,8 +16,8 @@ from test_classifier import pictures
 from test_demo import calibration_of
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import workdir
-from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.run import workdir
+from drnet_jax.serve.classifier import Classifier
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def address(calibrated):
     port = free.getsockname()[1]
   served = subprocess.Popen(
     [
-      *(sys.executable, '-m', 'drnet_jax.demo'),
+      *(sys.executable, '-m', 'drnet_jax', 'demo'),
       *(f'--workdir={calibrated}', f'--port={port}'),
     ]
   )

@@ -18,9 +18,9 @@ from test_policies import make_record
 
 from configs import smoke
 from drnet_jax import settings
+from drnet_jax.commands import report as __main__
 from drnet_jax.errors import UserError
 from drnet_jax.report import (
-  __main__,
   choices,
   compare,
   page,

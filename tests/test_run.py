@@ -20,12 +20,13 @@ from absl import flags
 from PIL import Image
 
 from configs import smoke
-from drnet_jax import evaluate, predict, train, workdir
 from drnet_jax import mesh as mesh_lib
-from drnet_jax.checkpoint import Checkpoints
-from drnet_jax.deploy.classifier import Classifier
+from drnet_jax.commands import predict
 from drnet_jax.errors import UserError
 from drnet_jax.report import policies
+from drnet_jax.run import evaluate, train, workdir
+from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.serve.classifier import Classifier
 
 STAGES = ('pretrain', 'finetune')
 # Each takes a start, 20 s.

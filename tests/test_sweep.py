@@ -9,7 +9,8 @@ import sys
 import pytest
 from test_run import command, metrics
 
-from drnet_jax import processes, sweep
+from drnet_jax import processes
+from drnet_jax.commands import sweep
 from drnet_jax.errors import UserError
 from drnet_jax.report.paper_tables import TABLES
 

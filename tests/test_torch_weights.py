@@ -10,9 +10,10 @@ from conftest import random_batch
 
 from configs import smoke
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, weights, workdir
+from drnet_jax import models
 from drnet_jax.errors import UserError
 from drnet_jax.models import torch_weights
+from drnet_jax.run import weights, workdir
 
 SETTINGS = {
   'predictor': None,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of the paper's Tables 1, 2 and 5 on Imagenette, for a CPU.
 
-python -m drnet_jax.sweep --set=configs/sets/imagenette.py --workdir=runs/nette
+python -m drnet_jax sweep --set=configs/sets/imagenette.py --workdir=runs/nette
 --config.data.data_dir=imagenette2.npz
 
 alpha is given as a share of the largest size's cost; the paper's 2.0, 2.5 and

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's Tables 1 and 2: DR-ResNet-50 on ImageNet-100, eta and alpha.
 
-python -m drnet_jax.sweep --set=configs/sets/in100.py --workdir=runs/in100
+python -m drnet_jax sweep --set=configs/sets/in100.py --workdir=runs/in100
 --config.data.data_dir=/data/imagenet
 
 Three first stages of 70 epochs and nine second ones of 100, of 50,000 images.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's Tables 3, 4 and 5: ResNets on ImageNet-1k.
 
-python -m drnet_jax.sweep --set=configs/sets/in1k.py --workdir=runs/in1k
+python -m drnet_jax sweep --set=configs/sets/in1k.py --workdir=runs/in1k
 
 eta is 0.2 where there is an alpha; the paper does not say which it took here.
 The three random rows differ in the seed of both stages.

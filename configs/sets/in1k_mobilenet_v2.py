@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's Table 6: MobileNetV2 on ImageNet-1k.
 
-python -m drnet_jax.sweep --set=configs/sets/in1k_mobilenet_v2.py
+python -m drnet_jax sweep --set=configs/sets/in1k_mobilenet_v2.py
 --workdir=runs/in1k_mnv2
 """
 

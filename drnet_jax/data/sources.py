@@ -12,7 +12,7 @@ from typing import Any, Protocol, SupportsIndex
 
 import tensorflow_datasets as tfds
 
-from drnet_jax import log
+from drnet_jax import terminal
 from drnet_jax.data import folder, packed
 from drnet_jax.data.shards import Shards
 from drnet_jax.errors import UserError
@@ -65,7 +65,7 @@ class Source:
     what = f'{self.examples.name(i)}: {reason}'
     if len(self.unreadable) > most:
       raise too_many_unreadable(what, most)
-    log.say(
+    terminal.say(
       f'warning: {what}. It is left out; {len(self.unreadable)} of at most '
       f'{most} unreadable images.'
     )

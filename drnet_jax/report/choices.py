@@ -81,7 +81,7 @@ def budget_curve(run: Run) -> list[Policy]:
 
 
 def latencies(run: Run) -> list[tuple[str, list[float], list[float]]]:
-  """What `deploy.benchmark` measured, one image at a time; [] if it did not.
+  """What `bench.inference` measured, one image at a time; [] if it did not.
 
   Returns:
     Name, milliseconds and top-1 in %: of the fixed sizes in each runtime, and

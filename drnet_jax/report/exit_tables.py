@@ -5,7 +5,7 @@ import csv
 import os
 from collections.abc import Sequence
 
-from drnet_jax import log
+from drnet_jax import terminal
 from drnet_jax.report import exits, figures, paper_curves, policies
 from drnet_jax.report.exits import Setting
 from drnet_jax.report.policies import Record
@@ -88,7 +88,7 @@ def _table(names, best, record: Record) -> str:
     }
     for i, s in best
   ]
-  return f'{log.table(anytime)}\n\n{log.table(budgeted)}'
+  return f'{terminal.table(anytime)}\n\n{terminal.table(budgeted)}'
 
 
 def _write_csv(names, curves, best, path: str) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from drnet_jax import workdir
 from drnet_jax.errors import UserError
 from drnet_jax.report import pictures, policies
 from drnet_jax.report.policies import Record
+from drnet_jax.run import workdir
 
 # Data sets whose name says how they are stored, not what they hold.
 _STORAGE = ('folder', 'packed')

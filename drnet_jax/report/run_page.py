@@ -133,7 +133,7 @@ def _when(run: Run) -> str:
 def _without_router(run: Run, fixed: Sequence[Scored]) -> list[Answer]:
   record = run.record
   advice = (
-    f' Thresholds are set by python -m drnet_jax.calibrate --workdir={run.path}'
+    f' Thresholds are set by python -m drnet_jax calibrate --workdir={run.path}'
     if record.noun == 'exit'
     else ''
   )
@@ -173,7 +173,7 @@ def _accuracy(run, record, found, fixed) -> Section:
     text=[
       'Cost is in multiply-adds (GMACs: 1e9 of them, MMACs: 1e6), which are '
       'not time: what a machine makes of the saving is measured by `python -m '
-      f'drnet_jax.deploy.benchmark --workdir={run.path}`.'
+      f'drnet_jax benchmark --workdir={run.path}`.'
     ],
     figures={
       'accuracy_cost': plots.accuracy_cost(record, fixed, found, curves)
@@ -366,7 +366,7 @@ def _latency(run: Run) -> Section | None:
   return Section(
     title='Accuracy and latency',
     text=[
-      'Measured by drnet_jax.deploy.benchmark, one image at a time; routed: '
+      'Measured by drnet_jax benchmark, one image at a time; routed: '
       "the predictor's time and the sizes' in their shares."
     ],
     figures={'accuracy_latency': plots.latency(curves)},

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-from drnet_jax import log
+from drnet_jax import terminal
 
 # In place of a random key.
 KEY = jax.eval_shape(jax.random.key, 0)
@@ -68,11 +68,11 @@ class Compiling:
     with self._pool:
       if any(error):
         return
-      for program, args, future in log.progress(
+      for program, args, future in terminal.progress(
         self._jobs, 'compile', leave=False
       ):
         program.keep(args, future.result())
     seconds = time.perf_counter() - self._start
     if seconds > 5:
       count = len(self._jobs)
-      log.say(f'compiled {count} programs in {seconds:.0f} s')
+      terminal.say(f'compiled {count} programs in {seconds:.0f} s')

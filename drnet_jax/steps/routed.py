@@ -28,11 +28,11 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from drnet_jax import losses, optim, routing
+from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.steps import ahead
+from drnet_jax.steps import ahead, optim
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState
 
@@ -111,7 +111,7 @@ class RoutedStep:
     usage_weight: of AR-Net's uniform-usage loss.
     bucket_growth: see `routing.bucket_ladder`.
     costs: C_j of the hinge at each size, for instance the milliseconds that
-      `drnet_jax.calibrate --measure` prints; () for GMACs.
+      `drnet_jax calibrate --measure` prints; () for GMACs.
 
   Raises:
     UserError: a value that cannot work.

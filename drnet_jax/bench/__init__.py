@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopwatches: inference, training, input, and what rivals take."""

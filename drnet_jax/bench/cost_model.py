@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training a config should take on machines we do not have: an estimate.
+
+    python -m drnet_jax cost --config=configs/in1k.py
+
+Time is multiply-adds over an assumed share of the device's peak (`--mfu`).
+Memory is weights, optimiser and the activations that the backward pass needs.
+The balance of a routed step comes from a simulation: images draw sizes at
+random, and `routing` fills the buckets as in training. docs/SCALE.md tells how
+the model compares with what was measured.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from drnet_jax import routing, settings, terminal
+from drnet_jax.data.pipeline import Data
+from drnet_jax.models.drnet import DRNet, Macs
+from drnet_jax.run import train, workdir
+from drnet_jax.run.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices, from the vendor's data sheets.
+
+  Attributes:
+    name: for people.
+    devices: chips or GPUs.
+    devices_per_host: of them.
+    peak_flops: of one, bfloat16, dense, per second.
+    memory_gb: of one.
+  """
+
+  name: str
+  devices: int
+  devices_per_host: int
+  peak_flops: float
+  memory_gb: float
+
+
+MACHINES = (
+  Machine('v5e-8', 8, 8, 197e12, 16),
+  Machine('v5p-32', 16, 4, 459e12, 95),  # 32 counts cores, two to a chip
+  Machine('8 x H100', 8, 8, 989e12, 80),
+)
+
+_FLOPS_PER_MAC = 2
+# Backward: one product for the input's gradient and one for the kernel's.
+_TRAINING = 3
+# XLA's programs for CPUs take 1.85 (the quick start's network) and 1.98 times
+# (ResNet-18) the inputs and outputs of the convolutions, see tests.
+_OVERHEAD = 2
+
+
+def macs_per_image(stage: Stage, macs: Macs) -> float:
+  """Multiply-adds of one image in one step, forward and backward.
+
+  Of a routed stage, at the average cost it aims for.
+  """
+  every_size = sum(macs.sizes)
+  if stage.step == 'pretrain':
+    return _TRAINING * every_size
+  objective = stage.objective
+  chosen = macs.sizes[-1]
+  if objective['eta'] and not objective['costs']:
+    chosen = min(1e9 * objective['target_gmacs'], chosen)
+  explored = objective['explore'] if objective['gradient'] == 'all' else 0.0
+  return _TRAINING * (chosen + macs.predictor) + explored * every_size
+
+
+def training_hours(
+  stage: Stage, macs: Macs, machine: Machine, *, images: int, mfu: float
+) -> float:
+  """Hours of all epochs of a stage; validation is not counted."""
+  flops = _FLOPS_PER_MAC * macs_per_image(stage, macs) * images * stage.epochs
+  return flops / (machine.devices * machine.peak_flops * mfu) / 3600
+
+
+def weight_bytes(model: DRNet, *, optimizer_copies: int, shards: int) -> float:
+  """Memory of one device for what does not depend on the batch.
+
+  Args:
+    model: whose parameters count.
+    optimizer_copies: arrays like the parameters that the optimiser keeps.
+    shards: devices that share one copy of the parameters.
+  """
+  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  copies = 2 + optimizer_copies  # the parameters and their gradient
+  total = _bytes(params) * copies / shards + _bytes(stats)
+  if shards > 1:
+    total += _bytes(params)  # gathered for the time of a step
+  return total
+
+
+def activation_bytes(model: DRNet) -> int:
+  """What one image takes while it is trained on, at the largest size.
+
+  The backward pass needs each convolution's input and its output (for the norm
+  after it); gradients and what XLA keeps besides are as much again.
+  """
+  size_px = max(model.resolutions)
+  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  name = model.norm_set(size_px)
+  image = jax.ShapeDtypeStruct((1, model.image_px, model.image_px, 3), np.uint8)
+  jaxpr = jax.make_jaxpr(
+    lambda base, norm, stats, image: model.classify(
+      base,
+      norm,
+      stats,
+      image,
+      size_px,
+      train=True,
+      key=jax.random.key(0),  # of a dropout
+    )
+  )(params['base'], params['norm'][name], stats['norm'][name], image)
+  return _OVERHEAD * _convolved_bytes(jaxpr.jaxpr)
+
+
+def _convolved_bytes(jaxpr) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'conv_general_dilated':
+      ends = (equation.invars[0], equation.outvars[0])
+      total += sum(v.aval.size * v.aval.dtype.itemsize for v in ends)
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', None)
+      if inner is not None:
+        total += _convolved_bytes(inner)
+  return total
+
+
+def _bytes(tree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Balance:
+  """How full the slots of a routed step are.
+
+  Attributes:
+    imbalance: work of the fullest device at each size over the mean device's.
+    padding: work with slots rounded up to buckets over that of the fullest.
+  """
+
+  imbalance: float
+  padding: float
+
+  @property
+  def useful(self) -> float:
+    """Share of the computed slots' work that is an image's."""
+    return 1 / (self.imbalance * self.padding)
+
+
+def simulate_balance(
+  shares: Sequence[float],
+  gmacs: Sequence[float],
+  *,
+  devices: int,
+  local_batch: int,
+  growth: float,
+  steps: int = 20,
+) -> Balance:
+  """Draws sizes for every image and fills the buckets as `steps.routed` does.
+
+  Args:
+    shares: of the images that choose each size.
+    gmacs: cost of each size.
+    devices: each runs the slots that the fullest one needs.
+    local_batch: images of one device.
+    growth: of the buckets, see `routing.bucket_ladder`.
+    steps: to average over.
+  """
+  rng = np.random.default_rng(0)
+  ladder = routing.bucket_ladder(local_batch, growth=growth)
+  mean = fullest = padded = 0.0
+  for _ in range(steps):
+    counts = rng.multinomial(local_batch, shares, size=devices)
+    most = counts.max(0)
+    rungs = [routing.bucket(int(n), ladder) if n else 0 for n in most]
+    mean += counts.mean(0) @ np.asarray(gmacs)
+    fullest += most @ np.asarray(gmacs)
+    padded += np.dot(rungs, gmacs)
+  return Balance(imbalance=fullest / mean, padding=padded / fullest)
+
+
+def estimate_table(
+  stages: Mapping[str, Stage],
+  model: DRNet,
+  *,
+  images: int,
+  mfu: float,
+  shards: int,
+  images_per_core: float,
+) -> list[dict[str, str]]:
+  """Rows: what each stage takes on each machine.
+
+  Args:
+    stages: by name.
+    model: to train.
+    images: in an epoch.
+    mfu: share of the peak.
+    shards: `config.parameter_shards`.
+    images_per_core: that a core of the host prepares in a second.
+  """
+  macs, per_image, rows = model.macs(), activation_bytes(model), []
+  for machine in MACHINES:
+    for name, stage in stages.items():
+      local = math.ceil(stage.batch_size / stage.accumulate / machine.devices)
+      copies = 2 if stage.optimizer['name'] == 'adamw' else 1
+      memory = local * per_image + weight_bytes(
+        model, optimizer_copies=copies, shards=shards or machine.devices
+      )
+      hours = training_hours(stage, macs, machine, images=images, mfu=mfu)
+      rate = images * stage.epochs / hours / 3600
+      hosts = machine.devices // machine.devices_per_host
+      rows.append(
+        {
+          'machine': machine.name,
+          'stage': name,
+          'images/device': str(local),
+          'GB/device': f'{memory / 1e9:.1f} of {machine.memory_gb:g}',
+          'hours': f'{hours:.1f}',
+          'images/s a host': f'{rate / hosts:,.0f}',
+          'cores a host': f'{rate / hosts / images_per_core:.0f}',
+        }
+      )
+  return rows
+
+
+def balance_table(
+  shares: Sequence[float], gmacs: Sequence[float], growth: float
+) -> list[dict[str, str]]:
+  """Rows: the balance at numbers of hosts (of four devices) and batches."""
+  rows = []
+  for hosts in (1, 64, 1024):
+    for local_batch in (32, 64, 128, 256):
+      balance = simulate_balance(
+        shares,
+        gmacs,
+        devices=4 * hosts,
+        local_batch=local_batch,
+        growth=growth,
+      )
+      rows.append(
+        {
+          'hosts': str(hosts),
+          'images/device': str(local_batch),
+          'imbalance': f'{balance.imbalance:.2f}',
+          'padding': f'{balance.padding:.2f}',
+          'useful': f'{balance.useful:.0%}',
+        }
+      )
+  return rows
+
+
+def shares_of_cost(gmacs: Sequence[float], target_gmacs: float) -> np.ndarray:
+  """Shares of the sizes with a given mean cost, otherwise as even as can be."""
+  costs = np.asarray(gmacs)
+
+  def tilted(slope: float) -> np.ndarray:
+    weights = np.exp(slope * (costs - costs.mean()) / np.ptp(costs))
+    return weights / weights.sum()
+
+  slopes = np.linspace(-50, 50, 2001)
+  means = np.array([tilted(s) @ costs for s in slopes])
+  return tilted(slopes[np.abs(means - target_gmacs).argmin()])
+
+
+def report(
+  config: ml_collections.ConfigDict,
+  *,
+  mfu: float,
+  images_per_core: float,
+  train_images: int,
+) -> str:
+  """The tables of a config, as text.
+
+  Args:
+    config: to be trained.
+    mfu: share of the device's peak that a step is assumed to reach.
+    images_per_core: that a processor core decodes and crops in a second.
+    train_images: unless the config says.
+  """
+  run = train.read(config)
+  data: dict[str, Any] = dict(run.data)
+  names = settings.call(Data, data, 'config.data').class_names()
+  model = workdir.create_model(run.model, names)
+  rows = estimate_table(
+    run.stages,
+    model,
+    images=data['epoch_images'] or train_images,
+    mfu=mfu,
+    shards=run.parameter_shards,
+    images_per_core=images_per_core,
+  )
+  text = [
+    f'Estimated, at {mfu:.0%} of the peak:',
+    '',
+    terminal.table(rows),
+  ]
+  gmacs = model.macs().gmacs
+  for stage in run.stages.values():
+    if stage.step == 'routed':
+      target = min(stage.objective['target_gmacs'], gmacs[-1])
+      shares = shares_of_cost(gmacs, target)
+      parts = ', '.join(
+        f'{r} px {share:.0%}'
+        for r, share in zip(model.resolutions, shares, strict=True)
+      )
+      table = balance_table(shares, gmacs, stage.objective['bucket_growth'])
+      text += [
+        '',
+        f'Simulated, sizes drawn as {parts}:',
+        '',
+        terminal.table(table),
+      ]
+  return '\n'.join(text)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the training input is, and how much of it is decoding.
+
+python -m drnet_jax benchmark_input --packed=images.npz
+
+Tables, of images of a packed file (`data/packed.py`):
+
+decoders   random resized crops, in memory, with Pillow, OpenCV or a turbo codec
+           decoding, and Pillow or OpenCV enlarging
+pipeline   training batches from a folder and from ArrayRecord, against a bare
+           loop that reads, decodes and crops the same files in one thread
+memory     (--memory_images) peak of the resident memory after a tenth of the
+           images and after all of them
+
+Everything is measured in turns within one run; reported are the median rate and
+the median of the turns' ratios. 'core' is a second of this process's time on a
+processor, 'clock' a second that passes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+from PIL import Image
+
+from drnet_jax import terminal
+from drnet_jax.data import packed, random_crop, sources
+from drnet_jax.data.pipeline import Data
+from drnet_jax.data.shard_writer import Shard, ShardWriter, serializer
+
+_PACKED = flags.DEFINE_string('packed', None, 'Packed file.')
+_SPLIT = flags.DEFINE_string('split', 'train', 'Of the packed file.')
+_IMAGES = flags.DEFINE_integer('images', 1000, 'So many of it.')
+_ENLARGE = flags.DEFINE_string(
+  'enlarge', '', 'Encode them anew at this size, for instance 500x375.'
+)
+_SIZE_PX = flags.DEFINE_integer('size_px', 224, 'Side of the crops.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images of a batch.')
+_TURNS = flags.DEFINE_integer('turns', 5, 'Repetitions.')
+_THREADS = flags.DEFINE_list('threads', ['1', '2'], 'Numbers of threads.')
+_WORKERS = flags.DEFINE_list('workers', [], 'Numbers of worker processes.')
+_MEMORY_IMAGES = flags.DEFINE_integer('memory_images', 0, '0 to skip it.')
+
+_DECODED = 500  # images for the table of decoders
+_WARM_UP = 8  # batches, until what was made ahead is used up
+
+Now = Callable[[], float]
+Row = dict[str, str]
+
+
+def run() -> None:
+  """Prints the tables."""
+  files = _files()
+  terminal.say(
+    f'{len(files)} images of {np.mean([len(f) for f in files]) / 1e3:.0f} kB, '
+    f'crops of {_SIZE_PX.value} px, {os.cpu_count()} cores\n'
+  )
+  terminal.say(terminal.table(_decoders(files[:_DECODED])))
+  with tempfile.TemporaryDirectory() as root:
+    for kind, write in (('folder', _as_folder), ('ArrayRecord', _as_shards)):
+      data = write(files, os.path.join(root, kind))
+      terminal.say('\n' + terminal.table(_pipelines(kind, data)))
+    if _MEMORY_IMAGES.value:
+      for workers in (0, 2):
+        terminal.say('\n' + _memory(data, workers))
+
+
+def _files() -> list[bytes]:
+  examples, _ = packed.load(_PACKED.value, _SPLIT.value, (), 0)
+  rows = np.random.default_rng(0).permutation(len(examples))[: _IMAGES.value]
+  files = [examples[i]['image'] for i in rows]
+  if not _ENLARGE.value:
+    return files
+  width, height = map(int, _ENLARGE.value.split('x'))
+  return [_enlarged(file, width, height) for file in files]
+
+
+def _enlarged(file: bytes, width: int, height: int) -> bytes:
+  with Image.open(io.BytesIO(file)) as image:
+    large = image.convert('RGB').resize((width, height), Image.BICUBIC)
+  buffer = io.BytesIO()
+  large.save(buffer, 'JPEG', quality=92)
+  return buffer.getvalue()
+
+
+def _as_folder(files: list[bytes], root: str) -> Data:
+  folder = os.path.join(root, 'train', 'all')
+  os.makedirs(folder)
+  for i, file in enumerate(files):
+    with open(os.path.join(folder, f'{i:06d}.jpg'), 'wb') as out:
+      out.write(file)
+  return _data('folder', root)
+
+
+def _as_shards(files: list[bytes], root: str) -> Data:
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(num_classes=1),
+    }
+  )
+  serialize = serializer(features)
+
+  def records() -> Iterator[bytes]:
+    return (serialize({'image': file, 'label': 0}) for file in files)
+
+  writer = ShardWriter(os.path.join(root, 'photographs', '1.0.0'), {})
+  writer.write({'train': [Shard(len(files), records)]}, features, threads=1)
+  return _data('photographs', root)
+
+
+def _data(name: str, data_dir: str) -> Data:
+  return Data(
+    name=name,
+    data_dir=data_dir,
+    train_split='train',
+    validation_split='train',
+    test_split='train',
+    epoch_images=0,
+    augmentation='random_resized_crop',
+    flip=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    rand_augment=(),
+    resize_px=0,
+    keep_aspect=True,
+    classes='',
+    images_per_class=0,
+    held_out=0,
+    max_bad_images=0,
+    threads=1,
+    workers=0,
+  )
+
+
+def _in_turns(contenders: dict[str, Callable[[], float]]):
+  """Measures each in turn.
+
+  Args:
+    contenders: functions that return images a second.
+
+  Yields:
+    Name, median rate, and median of the ratios to the first's.
+  """
+  rates = {name: [] for name in contenders}
+  for _ in range(_TURNS.value):
+    for name, run in contenders.items():
+      rates[name].append(run())
+  first = next(iter(rates.values()))
+  for name, values in rates.items():
+    ratios = [a / b for a, b in zip(values, first, strict=True)]
+    yield name, statistics.median(values), statistics.median(ratios)
+
+
+def _decoders(files: list[bytes]) -> list[Row]:
+  decoders = {'Pillow': random_crop.with_pillow}
+  enlargers = {'Pillow': None}
+  if random_crop.optional('simplejpeg'):
+    decoders['turbo'] = random_crop.with_turbo
+  if random_crop.optional('cv2'):
+    decoders['OpenCV'] = _decode_with_opencv
+    enlargers['OpenCV'] = random_crop.with_opencv
+  codecs = {
+    (decoder, enlarger): random_crop.Codec(decode, enlarge)
+    for decoder, decode in decoders.items()
+    for enlarger, enlarge in enlargers.items()
+  }
+  rates = _in_turns(
+    {k: functools.partial(_crop_all, files, v) for k, v in codecs.items()}
+  )
+  return [
+    {
+      'decoded by': decoder,
+      'enlarged by': enlarger,
+      'images/s of a core': f'{rate:.0f}',
+      'x Pillow': f'{ratio:.2f}',
+    }
+    for (decoder, enlarger), rate, ratio in rates
+  ]
+
+
+def _decode_with_opencv(image: Image.Image, shrink: int) -> np.ndarray:
+  """To compare with; not to train with, for it makes cut-off files grey."""
+  cv2 = random_crop.optional('cv2')
+  modes = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+  }
+  image.fp.seek(0)
+  # Smaller ones come with blue first; it takes as long.
+  return cv2.imdecode(np.frombuffer(image.fp.read(), np.uint8), modes[shrink])
+
+
+def _crop_all(files: list[bytes], codec: random_crop.Codec) -> float:
+  rng = np.random.default_rng(0)
+  start = time.process_time()
+  for file in files:
+    random_crop.random_resized_crop(file, _SIZE_PX.value, rng, codec)
+  return len(files) / (time.process_time() - start)
+
+
+def _pipelines(kind: str, data: Data) -> list[Row]:
+  threads = [(int(n), 0) for n in _THREADS.value]
+  workers = [(1, int(n)) for n in _WORKERS.value]
+  source, rows = data.open('train'), []
+  measured = [('core', time.process_time, threads)]
+  if workers:  # whose processors' time is not counted as ours
+    measured.append(('clock', time.perf_counter, threads + workers))
+  for per, now, settings in measured:
+    contenders = {
+      'bare loop': functools.partial(_bare_loop, source.examples, now)
+    }
+    for threads_, workers_ in settings:
+      name = f'{workers_} workers' if workers_ else f'{threads_} threads'
+      changed = dataclasses.replace(data, threads=threads_, workers=workers_)
+      contenders[name] = functools.partial(_whole, changed, source, now)
+    rows += [
+      {
+        'input': f'{kind}, {name}',
+        'images/s': f'{rate:.0f}',
+        'of a': per,
+        'x bare loop': f'{ratio:.2f}',
+      }
+      for name, rate, ratio in _in_turns(contenders)
+    ]
+  return rows
+
+
+def _bare_loop(examples: sources.Examples, now: Now) -> float:
+  rng = np.random.default_rng(0)
+  start = now()
+  for i in rng.permutation(len(examples)):
+    image = examples[i]['image']
+    random_crop.random_resized_crop(image, _SIZE_PX.value, rng)
+  return len(examples) / (now() - start)
+
+
+def _whole(data: Data, source: sources.Source, now: Now) -> float:
+  """Images a second of the running pipeline."""
+  with contextlib.closing(_stream(data, source)) as stream:
+    for _ in itertools.islice(stream, _WARM_UP):
+      pass
+    count = max(_IMAGES.value // _BATCH_SIZE.value, 1)
+    start = now()
+    for _ in itertools.islice(stream, count):
+      pass
+    return count * _BATCH_SIZE.value / (now() - start)
+
+
+def _stream(data: Data, source: sources.Source):
+  return data.train_batches(
+    source,
+    size_px=_SIZE_PX.value,
+    batch_size=_BATCH_SIZE.value,
+    seed=0,
+    start_step=0,
+  )
+
+
+def _memory(data: Data, workers: int) -> str:
+  """Peaks of the process that makes the batches."""
+  source, peaks = data.open('train'), []
+  changed = dataclasses.replace(data, threads=2, workers=workers)
+  for share in (0.1, 1):
+    with contextlib.closing(_stream(changed, source)) as stream:
+      count = share * _MEMORY_IMAGES.value / _BATCH_SIZE.value
+      for _ in itertools.islice(stream, round(count)):
+        pass
+    who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
+    peaks.append(resource.getrusage(who).ru_maxrss / 1024)
+  batch_mb = _BATCH_SIZE.value * 3 * _SIZE_PX.value**2 / 1e6
+  maker = f'each of {workers} workers' if workers else 'this process'
+  return (
+    f'Peak memory of {maker}, 2 threads, batches of {batch_mb:.0f} MB: '
+    f'{peaks[0]:.0f} MiB after a tenth of {_MEMORY_IMAGES.value} images, '
+    f'{peaks[1]:.0f} MiB after all'
+  )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain ResNets of PyTorch, with random weights, to compare speed with."""
+
+import importlib.util
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from drnet_jax.serve import engines
+
+_BLOCKS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3)}
+
+
+def is_offered(network: str) -> bool:
+  """Whether there are rivals for a network, and PyTorch to make them."""
+  return network in _BLOCKS and importlib.util.find_spec('torch') is not None
+
+
+def in_torch(network: str, num_classes: int) -> Callable:
+  """The network in PyTorch.
+
+  Channels last in memory, traced and frozen (norms folded): as fast as PyTorch
+  runs it on a CPU without a compiler.
+
+  Returns:
+    A function from uint8 [B, S, S, 3] to probabilities [B, num_classes].
+  """
+  import torch
+
+  with torch.inference_mode():
+    module = torch.jit.freeze(
+      torch.jit.trace(_module(network, num_classes), _example())
+    )
+
+  def run(images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+      return module(torch.from_numpy(images)).numpy()
+
+  return run
+
+
+def in_onnxruntime(network: str, num_classes: int) -> Callable:
+  """The same as PyTorch exports it, in onnxruntime; see `in_torch`."""
+  import torch
+
+  with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, 'rival.onnx')
+    with warnings.catch_warnings():
+      # The newer exporter needs a package more.
+      warnings.simplefilter('ignore', DeprecationWarning)
+      torch.onnx.export(
+        _module(network, num_classes),
+        (_example(),),
+        path,
+        input_names=['images'],
+        dynamic_axes={'images': {0: 'batch', 1: 'side', 2: 'side'}},
+        dynamo=False,
+      )
+    session = engines.onnx_session(path)
+  return lambda images: session.run(None, {'images': images})[0]
+
+
+def _example():
+  import torch
+
+  return torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+
+
+def _module(network: str, num_classes: int):
+  """From uint8 [B, S, S, 3] to probabilities, in evaluation mode."""
+  import torch
+  from torch import nn
+
+  class Pixels(nn.Module):
+    """To floating point; channels last already, the permutation says so."""
+
+    def forward(self, images):
+      return images.permute(0, 3, 1, 2).float() / 255
+
+  def conv(inputs, outputs, kernel, stride):
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+
+  class Block(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut."""
+
+    def __init__(self, inputs, width, stride):
+      super().__init__()
+      self.body = nn.Sequential(
+        conv(inputs, width, 1, 1),
+        nn.ReLU(),
+        conv(width, width, 3, stride),
+        nn.ReLU(),
+        conv(width, 4 * width, 1, 1),
+      )
+      same = stride == 1 and inputs == 4 * width
+      self.shortcut = (
+        nn.Identity() if same else conv(inputs, 4 * width, 1, stride)
+      )
+
+    def forward(self, x):
+      return torch.relu(self.body(x) + self.shortcut(x))
+
+  layers = [Pixels(), conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+  inputs = 64
+  for i, blocks in enumerate(_BLOCKS[network]):
+    for j in range(blocks):
+      stride = 2 if i and not j else 1
+      layers.append(Block(inputs, 64 * 2**i, stride))
+      inputs = 256 * 2**i
+  layers += [
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+    nn.Linear(inputs, num_classes),
+    nn.Softmax(-1),
+  ]
+  return nn.Sequential(*layers).eval().to(memory_format=torch.channels_last)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all command lines share: help, process settings, errors as messages."""
+
+import errno
+import logging as python_logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import ml_collections
+from absl import flags, logging
+
+from drnet_jax.errors import UserError
+
+# One flag for all commands: absl refuses a name that two modules define.
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of a run: checkpoints, metrics, report.'
+)
+
+
+def workdir() -> str:
+  """What --workdir names.
+
+  Raises:
+    UserError: it is missing.
+  """
+  if not WORKDIR.value:
+    raise UserError('--workdir is missing: name the directory of a run')
+  return WORKDIR.value
+
+
+def start(module: ModuleType) -> None:
+  """Runs the command line of a module of this package.
+
+  Args:
+    module: its docstring is the help, `run(arguments)` the command; it may have
+      a `parse_flags` of its own.
+  """
+  if any(a in ('-h', '-help', '--help') for a in sys.argv[1:]):
+    print(_help(module))
+    return
+  arguments = getattr(module, 'parse_flags', parse_flags)(sys.argv)
+  set_up()
+  run_command(lambda: module.run(arguments[1:]))
+
+
+def _help(module: ModuleType) -> str:
+  modules = [module.__name__, __name__, f'{__package__}.flags']
+  known = flags.FLAGS.flags_by_module_dict()
+  parts = [flags.FLAGS.module_help(name) for name in modules if name in known]
+  # Without the name of the module over each part.
+  listed = [line for part in parts for line in part.splitlines()[1:]]
+  return '\n'.join([module.__doc__.rstrip(), '', 'Flags:', *listed])
+
+
+def run_command(command: Callable[[], None]) -> None:
+  """Runs a command; a UserError becomes one message and exit status 2."""
+  try:
+    command()
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except BrokenPipeError:
+    # The reader (`| head`) has had enough; nor can what is buffered be written.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    print(
+      f'error: {error}. What was there before is whole; run the same command '
+      'again once there is room.',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+  """absl's parsing, with a mistake told in one line and exit status 2."""
+  try:
+    return flags.FLAGS(arguments)
+  except flags.Error as error:
+    what = str(error).strip()
+    if 'get_config() missing' in what:  # of a set, after a traceback
+      what = what.splitlines()[-1]
+    print(f'error: {what}; see --help', file=sys.stderr)
+    sys.exit(2)
+  except KeyError as error:
+    # What follows the colon of --config=<file>:<row> is looked up by the file.
+    row = error.args[0]
+    if not any(argument.endswith(f':{row}') for argument in arguments):
+      raise
+    print(
+      f'error: --config has no row {row!r}; its file lists them in ROWS',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  except AttributeError as error:
+    # ml_collections wraps a KeyError, whose str() is a quotation.
+    cause = error.args[0] if error.args else error
+    what = cause.args[0] if isinstance(cause, KeyError) else cause
+    what = ' '.join(str(what).split())
+    print(f'error: --config has no field {what}', file=sys.stderr)
+    sys.exit(2)
+
+
+def read_config(
+  value: ml_collections.ConfigDict | None,
+) -> ml_collections.ConfigDict:
+  """The value of a --config flag, or a UserError if it holds none."""
+  if value is None:
+    raise UserError('--config is missing, e.g. configs/quickstart.py')
+  try:
+    value.keys()  # what stands in for a file that failed to load raises here
+  except OSError as error:
+    what = ' '.join(str(error).split())
+    raise UserError(f'--config cannot be read: {what}') from error
+  return value
+
+
+def set_up() -> None:
+  """Process-wide settings: a compilation cache, and less talk of libraries."""
+  logging.set_verbosity(logging.ERROR)
+  # They report every save, restore and missing accelerator.
+  for name in ('orbax', 'jax._src.xla_bridge'):
+    python_logging.getLogger(name).setLevel(python_logging.ERROR)
+  sys.unraisablehook = _report_unraisable
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    # Read when JAX is imported, which not every command needs.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.expanduser(
+      '~/.cache/drnet_jax/compiled'
+    )
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+
+
+def _report_unraisable(unraisable) -> None:
+  """Python's report, but for what Orbax leaves behind when a restore fails."""
+  if 'Event loop is closed' not in str(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)

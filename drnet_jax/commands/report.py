@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: the report of one evaluated run, or of several, as a page.
+
+    python -m drnet_jax report --workdir=runs/quickstart
+
+`--workdir` is the directory of a run, several of them with commas between, or
+the folder of a set of experiments (`set.json`, as `drnet_jax sweep` leaves it).
+Of one run it writes what `main` wrote after training; of several a table,
+beside the paper's figures where the set is one of the paper's tables. Needs
+neither images nor weights. `--report_to` names another folder than `report/` in
+the run, in the set, or in the folder that several runs have in common.
+"""
+
+import os
+from collections.abc import Sequence
+
+from absl import flags
+
+from drnet_jax import terminal
+from drnet_jax.commands import cli
+from drnet_jax.report import page, run_page, run_set, set_page
+from drnet_jax.report import run as evaluated
+
+_TO = flags.DEFINE_string('report_to', None, 'Folder to write the report to.')
+
+
+def run(arguments: Sequence[str]) -> None:
+  paths = [path for path in cli.workdir().split(',') if path]
+  if len(paths) == 1 and not run_set.is_set(paths[0]):
+    one = evaluated.read(paths[0])
+    to = _TO.value or one.directory
+    report = run_page.write(one, to)
+  else:
+    several = run_set.read(paths[0]) if len(paths) == 1 else run_set.of(paths)
+    to = _TO.value or os.path.join(several.path, 'report')
+    report = set_page.write(several, to)
+  for answer in report.answers:
+    terminal.say(f'{answer.question} {answer.short}. {answer.text}')
+  terminal.say(f'Report: {os.path.join(to, page.FILE)}')

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: runs the rows of an experiment set, each in its own workdir.
+
+    python -m drnet_jax sweep --set=configs/sets/in100.py \
+        --workdir=runs/in100 --config.data.data_dir=/data/imagenet
+
+`--workdir` is the folder that the rows' workdirs are made in.
+
+A set is a config file whose `get_config` takes the name of a row. It lists the
+rows in ROWS, and says in TITLE what they are and in TABLES which of the paper's
+tables they fill (ALIASES: other names of theirs there).
+`--config.<field>=<value>` goes to every row. Rows that share their first stage
+train it once.
+
+The same command again goes on where it was stopped. Several at once on one
+folder divide the rows among them, for instance one per GPU with
+CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
+reported and the others go on. At the end, and by `python -m drnet_jax report
+--workdir=<the folder>` at any time, the rows that are done become one report.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import ml_collections
+from absl import flags
+
+from drnet_jax import processes, settings, terminal
+from drnet_jax.commands import cli
+from drnet_jax.errors import UserError
+from drnet_jax.report import page, run_set, set_page
+
+_SET = flags.DEFINE_string(
+  'set', None, 'File of the set, e.g. configs/sets/in100.py.'
+)
+_ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; all.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
+
+_POLL_S = 5  # between looks at what other sweeps of the folder are at
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run of `drnet_jax.main`.
+
+  Attributes:
+    name: of the row, or of the first stage that rows share.
+    workdir: the run's.
+    arguments: of `drnet_jax.main`.
+    needs: the job whose weights this one begins with.
+  """
+
+  name: str
+  workdir: str
+  arguments: tuple[str, ...]
+  needs: 'Job | None' = None
+
+  @property
+  def command(self) -> list[str]:
+    return [sys.executable, '-m', 'drnet_jax.main', *self.arguments]
+
+  def is_done(self) -> bool:
+    """Whether it has been run to its end.
+
+    Raises:
+      UserError: it has, or it was begun, with other arguments.
+    """
+    try:
+      with open(self._record) as file:
+        record = json.load(file)
+    except FileNotFoundError:
+      return False
+    if tuple(record['arguments']) != self.arguments:
+      raise UserError(
+        f'{self.workdir} was begun with {shlex.join(record["arguments"])}, now '
+        f'it is {shlex.join(self.arguments)}. Choose another --workdir.'
+      )
+    return record['done']
+
+  def record(self, *, done: bool) -> None:
+    settings.write_json(
+      self._record, {'arguments': self.arguments, 'done': done}
+    )
+
+  @contextlib.contextmanager
+  def claimed(self) -> Iterator[bool]:
+    """Holds the job, and says whether it could: no other process is at it."""
+    os.makedirs(self.workdir, exist_ok=True)
+    with open(os.path.join(self.workdir, 'sweep.lock'), 'w') as file:
+      try:
+        # The system frees it when the process ends, however it ends.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        yield False
+      else:
+        yield True
+
+  @property
+  def _record(self) -> str:
+    return os.path.join(self.workdir, 'sweep.json')
+
+
+def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
+  """The runs that fill a set, shared first stages before those that need them.
+
+  Args:
+    path: of the set's file.
+    out: folder of the workdirs.
+    overrides: '--config.<field>=<value>', for every run.
+
+  Raises:
+    UserError: the file is no set, or the overrides cannot be for every run.
+  """
+  for override in overrides:
+    field = override.partition('=')[0]
+    if not override.startswith('--config.') or field == override:
+      raise UserError(
+        f'{override!r} is not of the form --config.<field>=<value>'
+      )
+    if field in ('--config.stages', '--config.init_from'):
+      raise UserError(f'{field} is what a sweep sets itself; change the set')
+  configs = _rows(_load(path), path)
+  keys = {name: _first_stage(config) for name, config in configs.items()}
+  shared: dict[str, Job] = {}
+  jobs = []
+  for name, config in configs.items():
+    flag = f'--config={path}:{name}'
+    key, workdir = keys[name], os.path.join(out, _slug(name))
+    if key is None or list(keys.values()).count(key) == 1:
+      arguments = (flag, f'--workdir={workdir}', *overrides)
+      jobs.append(Job(name, workdir, arguments))
+      continue
+    if key not in shared:
+      first = os.path.join(out, 'first_stage', _slug(name))
+      arguments = (
+        flag,
+        f'--workdir={first}',
+        _stages_flag(config.stages[:1]),
+        *overrides,
+      )
+      shared[key] = Job(f'first stage of {name!r}', first, arguments)
+      jobs.append(shared[key])
+    arguments = (
+      flag,
+      f'--workdir={workdir}',
+      _stages_flag(config.stages[1:]),
+      f'--config.init_from={shared[key].workdir}',
+      *overrides,
+    )
+    jobs.append(Job(name, workdir, arguments, needs=shared[key]))
+  return jobs
+
+
+def sweep(jobs: Sequence[Job]) -> None:
+  """Runs the jobs that are not done, but for those that others are at.
+
+  Raises:
+    UserError: some failed; the others are done.
+    Preempted: SIGTERM stopped the run at hand, its state is saved.
+  """
+  failed: list[Job] = []
+  while left := [j for j in jobs if j not in failed and not j.is_done()]:
+    ready = [j for j in left if j.needs is None or j.needs.is_done()]
+    failed += (lost := [j for j in left if j.needs in failed])
+    for job in ready:
+      status = _run(job)
+      if status is not None:
+        failed += [job] if status else []
+        break
+    else:
+      if not lost:
+        time.sleep(_POLL_S)  # others are at all of them
+  if failed:
+    raise UserError(
+      'not done: '
+      + '; '.join(f'{j.name} ({shlex.join(j.command)})' for j in failed)
+    )
+
+
+def _run(job: Job) -> int | None:
+  """Runs a job to its end.
+
+  Returns:
+    Its exit status; None if another process is at it.
+
+  Raises:
+    Preempted: see `sweep`.
+  """
+  with job.claimed() as mine:
+    if not mine:
+      return None
+    if job.is_done():
+      return 0
+    job.record(done=False)
+    terminal.say(f'\n{job.name}: {job.workdir}')
+    child = subprocess.Popen(job.command)
+    with _sigterm_passed_on(child):
+      status = child.wait()
+    # The second: it was still importing, with no work to save yet.
+    if status in (processes.PREEMPTED, -signal.SIGTERM):
+      raise processes.Preempted(
+        f'stopped by SIGTERM at {job.name}; the same command goes on from there'
+      )
+    if status == 0:
+      job.record(done=True)
+    return status
+
+
+@contextlib.contextmanager
+def _sigterm_passed_on(child: subprocess.Popen):
+  before = signal.signal(
+    signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM)
+  )
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _load(path: str) -> ModuleType:
+  spec = importlib.util.spec_from_file_location('experiment_set', path)
+  try:
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+  except (AttributeError, OSError) as error:
+    raise UserError(f'--set={path} cannot be read: {error}') from error
+  for name in ('TITLE', 'TABLES', 'ROWS', 'get_config'):
+    if not hasattr(module, name):
+      raise UserError(f'--set={path} has no {name}; see configs/sets/')
+  return module
+
+
+def _rows(
+  module: ModuleType, path: str
+) -> dict[str, ml_collections.ConfigDict]:
+  rows = {name: module.get_config(name) for name in module.ROWS}
+  slugs = [_slug(name) for name in rows]
+  for name, slug in zip(rows, slugs, strict=True):
+    if ',' in name:
+      raise UserError(f'{path}: --only could not name {name!r}, for its comma')
+    if slugs.count(slug) > 1 or slug == 'first_stage':
+      raise UserError(f'{path}: the name {name!r} of a row is not its own')
+  return rows
+
+
+def _first_stage(config: ml_collections.ConfigDict) -> str | None:
+  """What the weights of its first stage depend on, if other stages follow."""
+  if len(config.stages) == 1:
+    return None
+  fields = settings.plain(config)
+  for name in (*config.stages[1:], 'stages'):
+    fields.pop(name, None)
+  if config[config.stages[0]].step == 'pretrain':  # of the base network alone
+    del fields['model']['predictor'], fields['model']['predictor_px']
+  return json.dumps([config.stages[0], fields], sort_keys=True)
+
+
+def _stages_flag(stages: Sequence[str]) -> str:
+  return f'--config.stages={tuple(stages)}'
+
+
+def _slug(name: str) -> str:
+  return re.sub(r'[^\w.]+', '_', name)
+
+
+def _list_rows(path: str, out: str, jobs: Sequence[Job]) -> None:
+  """Writes the file by which the report finds the rows."""
+  module = _load(path)
+  workdirs = {j.name: os.path.relpath(j.workdir, out) for j in jobs}
+  rows = {name: workdirs[name] for name in module.ROWS}
+  aliases = getattr(module, 'ALIASES', {})
+  settings.write_json(
+    os.path.join(out, run_set.FILE),
+    {
+      'title': module.TITLE,
+      'tables': module.TABLES,
+      'rows': rows | {name: rows[row] for name, row in aliases.items()},
+    },
+  )
+
+
+def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
+  for name in names:
+    if name not in [j.name for j in jobs]:
+      raise UserError(
+        f'--only={name} is no row of the set; it has {[j.name for j in jobs]}'
+      )
+  wanted = [j for j in jobs if not names or j.name in names]
+  needed = [j.needs for j in wanted]
+  return [j for j in jobs if j in wanted or j in needed]
+
+
+def run(overrides: Sequence[str]) -> None:
+  out = cli.workdir()
+  if not _SET.value:
+    raise UserError('--set is missing: name a file, e.g. configs/sets/in1k.py')
+  jobs = plan(_SET.value, out, overrides)
+  chosen = _selected(jobs, _ONLY.value)
+  if _DRY_RUN.value:
+    for job in chosen:
+      print(shlex.join(['python', '-m', 'drnet_jax.main', *job.arguments]))
+    return
+  for job in jobs:
+    job.is_done()  # refuses a folder of other runs before anything is written
+  os.makedirs(out, exist_ok=True)
+  _list_rows(_SET.value, out, jobs)
+  try:
+    sweep(chosen)
+  except processes.Preempted as stop:
+    terminal.say(str(stop))
+    sys.exit(processes.PREEMPTED)
+  finally:
+    _report(out)
+
+
+def _report(out: str) -> None:
+  """Writes the report of the rows that are done."""
+  rows = run_set.read(out)
+  if any(rows.runs.values()):
+    directory = os.path.join(out, 'report')
+    set_page.write(rows, directory)
+    terminal.say(f'Report: {os.path.join(directory, page.FILE)}')
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+  """Our flags; those of the config are left over, for the rows."""
+  of_rows = [a for a in arguments if a.startswith('--config.')]
+  ours = [a for a in arguments if not a.startswith('--config.')]
+  return cli.parse_flags(ours) + of_rows

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of `drnet_jax demo`, in Gradio."""
+
+import glob
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from drnet_jax.demo import cards
+from drnet_jax.demo.comparer import Comparer
+from drnet_jax.errors import UserError
+
+# Ways to come to an option, beside naming one.
+OWN, BUDGET = 'as trained', 'to a budget'
+_MOST_IMAGES = 24  # at once: each is timed at every size
+_MOST_BYTES = '100mb'  # of a file
+_KEPT_S = 3600  # what was dropped on the page is then deleted
+
+
+def import_gradio():
+  """Gradio, which is not to report home.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+  try:
+    import gradio
+  except ImportError as error:
+    raise UserError(
+      "the page needs Gradio: pip install 'drnet_jax[demo]'"
+    ) from error
+  return gradio
+
+
+class Answers:
+  """What the page says; see `show`.
+
+  Args:
+    comparer: the model.
+
+  Attributes:
+    ways: how an option is come to: OWN, BUDGET, or the name of one.
+  """
+
+  def __init__(self, comparer: Comparer):
+    self.comparer = comparer
+    self.ways = list(comparer.options)
+    if comparer.budgets:
+      self.ways.insert(0, BUDGET)
+    if comparer.chooses and not comparer.has_exits:
+      self.ways.insert(0, OWN)
+
+  @property
+  def first_way(self) -> str:
+    """That the page opens with; without a choice, the network in full."""
+    return self.ways[0] if self.comparer.chooses else self.ways[-1]
+
+  def show(
+    self, paths: Sequence[str], way: str, gmacs: float
+  ) -> Iterator[tuple[str, str]]:
+    """Answers images one by one.
+
+    Args:
+      paths: of the images.
+      way: one of `ways`.
+      gmacs: the budget, for BUDGET.
+
+    Yields:
+      The cards so far as HTML, and what the budget promises as Markdown.
+    """
+    promise = self._promise(gmacs) if way == BUDGET else ''
+    if not paths:
+      yield '<p>Drop an image, or pick one.</p>', promise
+    found = ''
+    for path in paths[:_MOST_IMAGES]:
+      found += self._card(path, way, gmacs)
+      yield found, promise
+    if len(paths) > _MOST_IMAGES:
+      found += cards.refusal(
+        f'These are the first {_MOST_IMAGES} of {len(paths)} images; for many, '
+        'python -m drnet_jax predict --workdir=... folder/'
+      )
+      yield found, promise
+
+  def _card(self, path: str, way: str, gmacs: float) -> str:
+    name = os.path.basename(path)
+    options: dict[str, Any] = {}
+    if way == BUDGET:
+      options['gmacs'] = gmacs
+    elif way != OWN:
+      options['option'] = way
+    try:
+      return cards.card(name, self.comparer.compare(path, **options))
+    except UserError as error:
+      return cards.refusal(str(error).replace(path, name))
+
+  def _promise(self, gmacs: float) -> str:
+    point = self.comparer.promise(gmacs)
+    shares = ', '.join(
+      f'{option} {100 * share:.0f} %'
+      for option, share in zip(self.comparer.options, point.shares, strict=True)
+    )
+    return (
+      f'On {self.comparer.calibration.split} this budget costs '
+      f'{cards.amount(point.gmacs)} an image and gets {100 * point.top1:.1f} % '
+      f'right: {shares}.'
+    )
+
+
+def build(comparer: Comparer, path: str):
+  """The page, as `gradio.Blocks`.
+
+  Args:
+    comparer: the model.
+    path: workdir, for its name and the examples in its report.
+  """
+  gradio = import_gradio()
+  answers = Answers(comparer)
+  examples = sorted(glob.glob(os.path.join(path, 'report', 'examples', '*')))
+  what = 'exit' if comparer.has_exits else 'size'
+  with gradio.Blocks(
+    title='drnet_jax', analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)
+  ) as blocks:
+    gradio.Markdown(
+      f'## drnet_jax: {os.path.basename(os.path.abspath(path))}\n'
+      + (
+        'Each image leaves the network at the first exit that is sure enough.'
+        if comparer.has_exits
+        else 'A predictor chooses a size for each image; the network runs at '
+        'that size.'
+      )
+    )
+    paths = gradio.State([])
+    with gradio.Row():
+      with gradio.Column(scale=2, min_width=300):
+        files = gradio.File(
+          label='Images', file_count='multiple', height=140, elem_id='files'
+        )
+        samples = gradio.Dataset(
+          # Pixels, not paths: Gradio serves no files from elsewhere.
+          components=[gradio.Image(visible=False, format='png')],
+          samples=[[Image.open(path)] for path in examples],
+          label='Or one of the test split',
+          type='index',
+          visible=bool(examples),
+          elem_id='examples',
+        )
+        way = gradio.Radio(
+          answers.ways,
+          value=answers.first_way,
+          label=f'How the {what} is chosen',
+          elem_id='way',
+        )
+        budget, unit = _slider(gradio, comparer)
+        promise = gradio.Markdown(elem_id='promise')
+      with gradio.Column(scale=3, min_width=300):
+        html = gradio.HTML(elem_id='answers')
+        gradio.Markdown(
+          'Milliseconds: measured here just now, one image at a time, from the '
+          'crop to the answer, the choice included; the median of five.'
+        )
+
+    def show(paths: list[str], way: str, budget: float):
+      yield from answers.show(paths, way, _within(budget * unit, comparer))
+
+    shown = {
+      'fn': show,
+      'inputs': [paths, way, budget],
+      'outputs': [html, promise],
+      # One image at a time on the whole machine: they are timed.
+      'concurrency_id': 'model',
+      'concurrency_limit': 1,
+      'show_progress': 'minimal',
+    }
+    blocks.load(**shown)
+    files.change(lambda x: x or [], files, paths).then(**shown)
+    samples.click(lambda index: [examples[index]], samples, paths).then(**shown)
+    way.input(**shown, trigger_mode='always_last')
+    budget.input(lambda: BUDGET, None, way, queue=False).then(
+      **shown, trigger_mode='always_last'
+    )
+  return blocks
+
+
+def serve(blocks: Any, host: str, port: int) -> None:
+  """Serves the page until it is interrupted.
+
+  Raises:
+    OSError: the port is taken, or the host not ours.
+  """
+  gradio = import_gradio()
+  blocks.launch(
+    server_name=host,
+    server_port=port,
+    share=False,
+    quiet=True,
+    footer_links=[],
+    max_file_size=_MOST_BYTES,
+    # Fonts of the system: others would have to be fetched.
+    theme=gradio.themes.Default(
+      font=['system-ui', 'sans-serif'], font_mono=['monospace']
+    ),
+    css=cards.STYLE,
+  )
+
+
+def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
+  """The budget, and the unit that it is shown in, in GMACs."""
+  if not comparer.budgets:
+    slider = gradio.Slider(
+      label='Average budget',
+      info='First: python -m drnet_jax calibrate --workdir=...',
+      interactive=False,
+      elem_id='budget',
+    )
+    return slider, 1.0
+  low, high = comparer.budgets
+  unit, name = (1e-3, 'MMACs') if high < 0.1 else (1.0, 'GMACs')
+  digits = max(0, 2 - math.floor(math.log10((high - low) / unit)))
+  slider = gradio.Slider(
+    minimum=round(low / unit, digits),
+    maximum=round(high / unit, digits),
+    step=10**-digits,
+    value=round(comparer.usual_gmacs / unit, digits),
+    label=f'Average budget, {name} an image',
+    elem_id='budget',
+  )
+  return slider, unit
+
+
+def _within(gmacs: float, comparer: Comparer) -> float:
+  """A budget of the slider, whose ends are rounded."""
+  low, high = comparer.budgets or (gmacs, gmacs)
+  return min(max(gmacs, low), high)

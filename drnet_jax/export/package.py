@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model as a folder that other programs can run.
+
+contract.json      how images become inputs, costs, class names, budget table
+predictor.onnx     uint8 [batch, S, S, 3] -> log p of the sizes
+r112.onnx, ...     uint8 [batch, S, S, 3] -> probabilities, a file per size
+weights.bin        of all ONNX files; equal arrays are stored once
+*.stablehlo        the same programs for JAX, on CPU, GPU and TPU
+weights.npz        of the StableHLO programs, where sizes share them
+calibration.json   for `Classifier.set_budget`
+run.py             runs the ONNX files without JAX
+README.md          the model card
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from drnet_jax import settings
+from drnet_jax.errors import UserError
+from drnet_jax.export import model_card
+from drnet_jax.export.contract import Contract
+from drnet_jax.run import workdir
+from drnet_jax.serve import budget, engines
+
+CONTRACT = 'contract.json'
+FORMATS = ('onnx', 'stablehlo')
+WEIGHTS = ('folded', 'shared')
+_PLATFORMS = ('cpu', 'cuda', 'tpu')
+_ALIGNMENT = 64  # bytes, for runtimes that map the file
+_INLINE_BYTES = 1024  # smaller arrays stay in the graph
+_BUDGETS = 33
+
+
+def write(
+  folder: str,
+  trained: workdir.Trained,
+  contract: Contract,
+  calibration: budget.Calibration | None,
+  *,
+  formats: Sequence[str] = FORMATS,
+  weights: str = 'folded',
+) -> None:
+  """Writes the folder.
+
+  Args:
+    folder: made if it is not there.
+    trained: the model.
+    contract: its contract.
+    calibration: for the budget table; None leaves it empty.
+    formats: of FORMATS.
+    weights: 'folded': every program holds its own, in ONNX with the norms put
+      into the convolutions. 'shared': all sizes use the same convolutions,
+      with their norms behind them.
+
+  Raises:
+    UserError: something cannot be exported, or a package is missing.
+  """
+  for value, allowed in ((weights, WEIGHTS), *((f, FORMATS) for f in formats)):
+    if value not in allowed:
+      raise UserError(f'{value!r} is not one of {allowed}')
+  if not formats:
+    raise UserError(f'no format to export to; there are {FORMATS}')
+  _check_replaceable(folder)
+  target = os.path.abspath(folder)
+  try:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    # Written beside it, then put in its place: a folder is never half of one
+    # export and half of another.
+    partial = tempfile.mkdtemp(dir=os.path.dirname(target))
+  except OSError as error:
+    raise UserError(f'cannot write {folder}: {error}') from error
+  try:
+    _write_files(partial, trained, contract, calibration, formats, weights)
+    os.chmod(partial, 0o755)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+  except OSError as error:
+    raise UserError(f'cannot write {folder}: {error}') from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(folder: str) -> None:
+  """Raises UserError unless there is nothing there, or an older export."""
+  if not os.path.exists(folder):
+    return
+  if not os.path.isdir(folder):
+    raise UserError(f'{folder} is a file; name a folder to write')
+  there = os.listdir(folder)
+  if there and (CONTRACT not in there or 'checkpoints' in there):
+    raise UserError(
+      f'{folder} holds something else than an export; name a new folder'
+    )
+
+
+def _write_files(
+  folder, trained, contract, calibration, formats, weights
+) -> None:
+  programs = engines.programs(trained, contract)
+  if 'onnx' in formats:
+    write_onnx(folder, programs, fold_norms=weights == 'folded')
+    # Found, not imported: it needs onnxruntime, which writing does not.
+    here = os.path.dirname(os.path.abspath(__file__))
+    shutil.copyfile(
+      os.path.join(here, 'standalone.py'), os.path.join(folder, 'run.py')
+    )
+  shared = {}
+  if 'stablehlo' in formats:
+    shared = _write_stablehlo(folder, programs, share=weights == 'shared')
+  budgets = []
+  if calibration is not None:
+    calibration.write(folder)
+    budgets = [
+      {'gmacs': p.gmacs, 'top1': p.top1, 'lambda': p.dial.low}
+      for p in _distinct(calibration)
+    ]
+  fields = contract.to_json() | {
+    'format': 1,
+    'formats': list(formats),
+    'weights': weights,
+    'stablehlo_weights': shared,
+    'input': 'images: uint8 [batch, side, side, 3], RGB',
+    'budgets': budgets,
+  }
+  settings.write_json(os.path.join(folder, CONTRACT), fields)
+  with open(os.path.join(folder, 'README.md'), 'w') as file:
+    file.write(model_card.text(trained, contract, budgets, formats, weights))
+
+
+def _distinct(calibration: budget.Calibration) -> list[budget.Point]:
+  """Settings without a mixture, each with another cost, ascending."""
+  found = {}
+  for point in calibration.points(calibration.gmacs, _BUDGETS):
+    one = calibration.at(calibration.gmacs, point.dial.low)
+    found.setdefault(one.gmacs, one)
+  return [found[gmacs] for gmacs in sorted(found)]
+
+
+def write_onnx(
+  folder: str,
+  programs: dict[str, tuple[Callable, Any, int]],
+  *,
+  fold_norms: bool,
+) -> None:
+  """Writes programs, as from `engines.programs`, and their `weights.bin`."""
+  try:
+    import onnx
+    from onnx import external_data_helper
+
+    from drnet_jax.export import onnx_graph
+  except ImportError as error:
+    raise UserError(
+      "exporting ONNX needs onnx: pip install 'drnet_jax[export]'"
+    ) from error
+  places: dict[bytes, tuple[int, int]] = {}  # of arrays, by their content
+  with open(os.path.join(folder, 'weights.bin'), 'wb') as file:
+    for name, (program, weights, side_px) in programs.items():
+      model = onnx_graph.convert(
+        functools.partial(program, weights),
+        jax.ShapeDtypeStruct((side_px, side_px, 3), np.uint8),
+        input_name='images',
+        output_name='log_p' if name == 'predictor' else 'probabilities',
+        fold_norms=fold_norms,
+      )
+      for tensor in model.graph.initializer:
+        data = tensor.raw_data
+        if len(data) < _INLINE_BYTES:
+          continue
+        key = hashlib.sha256(data).digest()
+        if key not in places:
+          file.write(b'\0' * (-file.tell() % _ALIGNMENT))
+          places[key] = file.tell(), len(data)
+          file.write(data)
+        offset, length = places[key]
+        external_data_helper.set_external_data(
+          tensor, 'weights.bin', offset=offset, length=length
+        )
+        tensor.ClearField('raw_data')
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+      onnx.save_model(model, os.path.join(folder, f'{name}.onnx'))
+
+
+def _write_stablehlo(
+  folder: str, programs: dict[str, tuple[Callable, Any, int]], *, share: bool
+) -> dict[str, list[str]]:
+  """Writes programs; with `share` their weights are arguments.
+
+  Returns:
+    For each program, what its arguments are called in `weights.npz`.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  names: dict[str, list[str]] = {}
+  for name, (program, weights, side_px) in programs.items():
+    # Not bound to the devices that the weights happen to lie on.
+    leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, weights))
+
+    def run(leaves, images, program=program, tree=tree):
+      return program(jax.tree.unflatten(tree, leaves), images)
+
+    if share:
+      names[name] = [
+        hashlib.sha256(x.tobytes() + str(x.shape).encode()).hexdigest()
+        for x in leaves
+      ]
+      arrays |= zip(names[name], leaves, strict=True)
+      data = _stablehlo(run, side_px, leaves)
+    else:
+      data = _stablehlo(functools.partial(run, leaves), side_px)
+    with open(os.path.join(folder, f'{name}.stablehlo'), 'wb') as file:
+      file.write(data)
+  if share:
+    np.savez(os.path.join(folder, engines.STABLEHLO_WEIGHTS), **arrays)
+  return names
+
+
+def _stablehlo(program: Callable, side_px: int, *arguments: Any) -> bytes:
+  """A function of (*arguments, images) for any batch and platform."""
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
+  exported = jax.export.export(jax.jit(program), platforms=_PLATFORMS)(
+    *arguments, images
+  )
+  try:
+    return exported.serialize()
+  except ImportError as error:
+    raise UserError(
+      "exporting StableHLO needs flatbuffers: pip install 'drnet_jax[export]'"
+    ) from error

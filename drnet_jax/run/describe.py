@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model of a config weighs and costs, without images or weights."""
+
+import jax
+import ml_collections
+import numpy as np
+
+from drnet_jax import settings, terminal
+from drnet_jax.data.pipeline import Data
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.models.ranet import RANet
+from drnet_jax.run import workdir
+
+
+def describe(config: ml_collections.ConfigDict) -> str:
+  """Tables of parameters and multiply-adds, as text.
+
+  Args:
+    config: of which `model` and the class names of `data` are used.
+
+  Raises:
+    UserError: a model that cannot be built.
+  """
+  names = settings.call(Data, config.data, 'config.data').class_names()
+  model = workdir.create_model(config.model, names)
+  if isinstance(model, RANet):
+    return f'{len(names)} classes\n\n{_exits(model)}'
+  counts = count_parameters(model)
+  macs = model.macs()
+  full = max(macs.sizes)
+  parameters = [
+    {'parameters': name, '': f'{count:,}'} for name, count in counts.items()
+  ]
+  costs = [
+    {
+      'cost of an image': f'{size_px} px',
+      'MMACs': f'{cost / 1e6:,.1f}',
+      '% of the largest': f'{100 * cost / full:.1f}',
+    }
+    for size_px, cost in zip(model.resolutions, macs.sizes, strict=True)
+  ]
+  text = [f'{len(names)} classes', '', terminal.table(parameters), '']
+  if model.predictor is None:
+    return '\n'.join([*text, terminal.table(costs)])
+  costs.append(
+    {
+      'cost of an image': f'predictor ({model.predictor_px} px)',
+      'MMACs': f'{macs.predictor / 1e6:,.1f}',
+      '% of the largest': f'{100 * macs.predictor / full:.1f}',
+    }
+  )
+  low, high = (
+    (cost + macs.predictor) / 1e9 for cost in (min(macs.sizes), full)
+  )
+  return '\n'.join(
+    [
+      *text,
+      terminal.table(costs),
+      '',
+      f'Routed, predictor counted: {low:.4g} to {high:.4g} GMACs an image.',
+    ]
+  )
+
+
+def _exits(model: RANet) -> str:
+  costs = model.costs()
+  full = costs[-1][0]
+  rows = [
+    {
+      'up to': option,
+      'parameters': f'{parameters:,}',
+      'MMACs': f'{macs / 1e6:,.1f}',
+      '% of all': f'{100 * macs / full:.1f}',
+    }
+    for option, (macs, parameters) in zip(model.options, costs, strict=True)
+  ]
+  return terminal.table(rows)
+
+
+def count_parameters(model: DRNet) -> dict[str, int]:
+  """Parameters by part; a *set* of norms belongs to one size."""
+  params, _ = jax.eval_shape(model.init, jax.random.key(0))
+
+  def count(tree) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+  sets = params['norm']
+  first = count(next(iter(sets.values())))
+  parts = {
+    'shared by all sizes': count(params['base']),
+    f'norms, {len(sets)} x {first:,}': count(sets),
+    'predictor': count(params['predictor']),
+  }
+  return parts | {
+    'in all': sum(parts.values()),
+    # What the paper's tables seem to count.
+    'with one set of norms': sum(parts.values()) - (len(sets) - 1) * first,
+  }

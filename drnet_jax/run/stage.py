@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stage of a run, and the one loop that runs stages of every kind.
+
+A stage is data: a kind of step, how long, and with what.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import processes, settings, terminal
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+from drnet_jax.models import Model
+from drnet_jax.report import policies
+from drnet_jax.run import log
+from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.steps import optim
+from drnet_jax.steps import state as state_lib
+from drnet_jax.steps.augment import BatchAugmentation
+from drnet_jax.steps.exits import ExitsStep
+from drnet_jax.steps.pretrain import PretrainStep
+from drnet_jax.steps.routed import RoutedStep
+
+STEPS = {'pretrain': PretrainStep, 'routed': RoutedStep, 'exits': ExitsStep}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """`config.<name of the stage>`.
+
+  Attributes:
+    step: a key of STEPS.
+    epochs: length; may be a fraction.
+    batch_size: images of one update of the weights, over all devices.
+    accumulate: steps that share an update: each takes `batch_size / accumulate`
+      images, and the update is that of their mean gradient. Batch norms (and
+      the router's hinge) see the images of one step only.
+    ema_decay: of the running average of weights and batch statistics that is
+      evaluated, deployed and handed to the next stage; 0 for the weights as
+      they are. Early on the decay is at most (1 + step) / (10 + step).
+    eval_every_epochs: between validations; 0 for the end only.
+    schedule: fields of `optim.schedule`.
+    optimizer: fields of `optim.create`.
+    objective: further fields of the step.
+  """
+
+  step: str
+  epochs: float
+  batch_size: int
+  accumulate: int
+  ema_decay: float
+  eval_every_epochs: float
+  schedule: Mapping[str, Any]
+  optimizer: Mapping[str, Any]
+  objective: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cadence:
+  """How often a run does what, see the fields of `train.Run`."""
+
+  log_every_steps: int
+  checkpoint_every_epochs: float
+  keep_checkpoints: int
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something done every so many steps is done after this one."""
+  return step == last or (every > 0 and step % every == 0)
+
+
+class StageRunner:
+  """One stage of a run, checked and ready.
+
+  Args:
+    name: of the stage; its section of the config has the same.
+    stage: that section.
+    seed: of the run.
+    cadence: of the run.
+    mesh: devices to run on.
+    model: to train.
+    data: for its batches.
+    source: the training split.
+
+  Raises:
+    UserError: a field that cannot work.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    stage: Stage,
+    *,
+    seed: int,
+    cadence: Cadence,
+    mesh: Mesh,
+    model: Model,
+    data: Data,
+    source,
+  ):
+    self.name = name
+    self._stage = stage
+    self._cadence = cadence
+    self._mesh = mesh
+    self._model = model
+    self._data = data
+    self._source = source
+    # By name, not by place: a stage run alone, from another run's weights, is
+    # the same as in one go.
+    stage_id = zlib.crc32(name.encode()) % 2**20
+    self._data_seed = seed + stage_id
+    self._key = jax.random.fold_in(jax.random.key(seed), stage_id)
+
+    where = f'config.{name}'
+    if stage.accumulate < 1 or stage.batch_size % stage.accumulate:
+      raise UserError(
+        f'{where}.batch_size = {stage.batch_size} cannot be divided into '
+        f'{where}.accumulate = {stage.accumulate} steps'
+      )
+    if not 0 <= stage.ema_decay < 1:
+      raise UserError(f'{where}.ema_decay = {stage.ema_decay} is not in [0, 1)')
+    self._step_images = stage.batch_size // stage.accumulate
+    field = f'{where}.batch_size'
+    if stage.accumulate > 1:
+      field += f' / {where}.accumulate'
+    mesh_lib.check_batch(self._step_images, mesh, field)
+    augmentation = BatchAugmentation(
+      flip=data.flip,
+      mixup=data.mixup,
+      cutmix=data.cutmix,
+      num_classes=len(source.class_names),
+    )
+    augmentation.check_batch(self._step_images, field)
+    self._augment = augmentation.compiled(mesh)
+    self._updates_per_epoch = data.steps_per_epoch(source, stage.batch_size)
+    self._steps_per_epoch = self._updates_per_epoch * stage.accumulate
+    self._last = self._in_steps(stage.epochs)
+    if self._last < 1:
+      raise UserError(f'{where}.epochs = {stage.epochs} is less than one step')
+    step_class = STEPS[stage.step]
+    if not isinstance(model, step_class.model_class):
+      raise UserError(
+        f'{where}.step = {stage.step!r} trains a '
+        f'{step_class.model_class.__name__}, config.model makes a '
+        f'{type(model).__name__}'
+      )
+    self._has_router = 'predictor' in step_class.trains
+    self._rate = settings.call(
+      optim.schedule,
+      stage.schedule,
+      f'{where}.schedule',
+      epochs=stage.epochs,
+      steps_per_epoch=self._updates_per_epoch,
+    )
+    self._optimizer = settings.call(
+      optim.create,
+      stage.optimizer,
+      f'{where}.optimizer',
+      lr=self._rate,
+      trains=step_class.trains,
+      accumulate=stage.accumulate,
+    )
+    self._step = settings.call(
+      step_class,
+      stage.objective,
+      f'{where}.objective',
+      model,
+      self._optimizer,
+      mesh,
+      batch_size=self._step_images,
+      steps_per_epoch=self._steps_per_epoch,
+    )
+    self._abstract = state_lib.abstract(model, self._optimizer)
+    self._shardings = mesh_lib.shardings(self._abstract, mesh)
+    self._average = jax.jit(
+      functools.partial(state_lib.average, decay=stage.ema_decay),
+      donate_argnums=0,
+      out_shardings=state_lib.weights(self._shardings),
+    )
+
+  def begun(self, path: str) -> bool:
+    """Whether the workdir holds a checkpoint of this stage."""
+    if not os.path.isdir(os.path.join(path, 'checkpoints', self.name)):
+      return False
+    with Checkpoints(path, self.name, keep=None) as checkpoints:
+      return checkpoints.latest_step() is not None
+
+  def run(self, path, weights, evaluate, later: list[str]):
+    """Runs the stage, or what is left of it.
+
+    Args:
+      path: the workdir.
+      weights: (params, batch_stats) to begin with, unless already begun.
+      evaluate: from (params, batch_stats, has_router=) to a record of the
+        validation split.
+      later: names of the stages to come.
+
+    Returns:
+      (params, batch_stats) at its end, the averaged ones if there are.
+
+    Raises:
+      Preempted: SIGTERM stopped it; its state is saved.
+      UserError: the loss or the weights are not finite.
+    """
+    keep = self._cadence.keep_checkpoints
+    with Checkpoints(path, self.name, keep=keep) as checkpoints:
+      state, average, row = self._first_state(checkpoints, weights)
+      start = int(state.step)
+      if start < self._last and not processes.should_stop():
+        writer = log.MetricWriter(path, self.name, start, later)
+        try:
+          state, average = self._loop(
+            state, average, row, checkpoints, writer, evaluate
+          )
+        finally:
+          writer.close()
+    if int(state.step) < self._last:
+      raise processes.Preempted(
+        f'stopped by SIGTERM at step {int(state.step)} of {self._last} of '
+        f'{self.name}; all is saved. The same command goes on from there.'
+      )
+    return average or state_lib.weights(state)
+
+  def _loop(self, state, average, row, checkpoints, writer, evaluate):
+    """Steps from `state` to the end, or to SIGTERM: (state, average)."""
+    start, last = int(state.step), self._last
+    eval_every = self._in_steps(self._stage.eval_every_epochs)
+    save_every = self._in_steps(self._cadence.checkpoint_every_epochs)
+    batches = self._batches(start)
+    batch = next(batches)
+    self._step.compile(state, batch)
+    processes.wait_for_all('compiled')
+    row.start_clock()
+    with terminal.progress(
+      total=last * self._step_images,
+      initial=start * self._step_images,
+      desc=self.name,
+      unit='img',
+      unit_scale=True,
+    ) as bar:
+      for step in range(start + 1, last + 1):
+        state, metrics = self._step(state, batch, self._key)
+        if average is not None:
+          average = self._average(average, state)
+        row.add(metrics)
+        if step < last:
+          # Made and sent while the device is at work on this step.
+          batch = next(batches)
+        bar.update(self._step_images)
+
+        saves = due(step, save_every, last)
+        evaluates = due(step, eval_every, last)
+        stops = processes.should_stop()
+        if stops or saves:
+          self._check_weights(step, state, checkpoints)
+        # A row ends at the same steps wherever a run was cut off. So it does
+        # where it is evaluated or saved, but not where SIGTERM stops it.
+        if saves or evaluates or due(step, self._cadence.log_every_steps, last):
+          means = self._write_row(step, row, writer, checkpoints)
+          bar.set_postfix_str(f'loss {means["loss"]:.3f}', refresh=False)
+        if step % self._steps_per_epoch == 0:
+          self._warn_of_collapse(step, row.shares)
+          row.shares.clear()
+        if evaluates:
+          weights = average or state_lib.weights(state)
+          record = evaluate(*weights, has_router=self._has_router)
+          self._report(step, record, writer, means)
+          row.start_clock()
+        # Saved last: whoever goes on from here finds all rows up to here.
+        if saves or stops:
+          checkpoints.save(step, state, average, row.steps())
+        if stops:
+          break
+    return state, average
+
+  def _batches(self, start: int):
+    """This process's parts of the batches from a step on, on its devices."""
+    batches = self._data.train_batches(
+      self._source,
+      size_px=self._model.image_px,
+      batch_size=self._step_images,
+      seed=self._data_seed,
+      start_step=start,
+      process=jax.process_index(),
+      num_processes=jax.process_count(),
+    )
+    for step, batch in enumerate(batches, start + 1):
+      part = {
+        'image': batch['image'],
+        'label': batch['label'].astype(np.int32),
+      }
+      part = mesh_lib.shard_batch(part, self._mesh)
+      yield self._augment(part, self._key, step)
+
+  def _write_row(self, step, row, writer, checkpoints) -> dict[str, float]:
+    """Ends a row of metrics; UserError if a loss is not finite."""
+    steps = row.steps()
+    for i, metrics in enumerate(steps, step + 1 - len(steps)):
+      if not np.isfinite(metrics['loss']):
+        self._stop(f'the loss of step {i} is {metrics["loss"]}', checkpoints)
+    means = {k: float(np.mean([m[k] for m in steps])) for k in steps[0]}
+    means['learning_rate'] = float(
+      self._rate((step - 1) // self._stage.accumulate)
+    )
+    rates = {'images_per_second': row.steps_per_second() * self._step_images}
+    row.clear()
+    row.shares.append({k: v for k, v in means.items() if k.startswith('share')})
+    writer.write(step, {f'train/{k}': v for k, v in means.items()}, rates)
+    return means
+
+  def _report(self, step, record, writer, means) -> None:
+    """Writes a validation, and prints it as one line."""
+    epoch = step / self._steps_per_epoch
+    parts = [
+      f'{self.name}  epoch {epoch:.4g}/{self._stage.epochs:g}',
+      f'loss {means["loss"]:.3f}',
+    ]
+    metrics = {}
+    for policy in policies.fixed(record):
+      metrics[f'{policy.name.replace(" ", "_")}_top1'] = policy.top1
+      parts.append(f'{policy.name}: {policy.top1:.1%}')
+    if self._has_router:
+      router = policies.routed(record)
+      rival = policies.best_fixed(record, router.gmacs)
+      metrics |= {
+        'routed_top1': router.top1,
+        'routed_gmacs': router.gmacs,
+        'best_fixed_top1': rival.top1,
+      }
+      shares = ' '.join(
+        f'{option} {share:.0%}'
+        for option, share in zip(record.options, router.shares, strict=True)
+      )
+      cost = router.gmacs / record.gmacs.max()
+      parts.append(
+        f'routed: {router.top1:.1%} at {cost:.0%} of the full cost '
+        f'(best fixed there: {rival.top1:.1%}; {shares})'
+      )
+    writer.write(step, {f'validation/{k}': v for k, v in metrics.items()})
+    terminal.say('  '.join(parts))
+
+  def _first_state(self, checkpoints: Checkpoints, weights):
+    """The latest checkpoint, or the stage's beginning from `weights`.
+
+    Returns:
+      The state, the average of the weights (None without) and the open row.
+    """
+    averages = self._stage.ema_decay > 0
+    step = checkpoints.latest_step()
+    if step is not None:
+      terminal.say(f'{self.name}: going on from step {step} of {self._last}')
+      state, average, steps = checkpoints.restore(
+        step, self._abstract, self._shardings, averages=averages
+      )
+      return state, average, _Row(steps)
+    begin = jax.jit(
+      functools.partial(state_lib.begin, self._optimizer),
+      out_shardings=self._shardings,
+    )
+    state = begin(*weights)
+    average = None
+    if averages:
+      copy = functools.partial(jax.tree.map, jnp.copy)
+      shardings = state_lib.weights(self._shardings)
+      average = jax.jit(copy, out_shardings=shardings)(state_lib.weights(state))
+    return state, average, _Row([])
+
+  def _check_weights(self, step, state, checkpoints) -> None:
+    """UserError if the weights, whatever the loss before, hold a NaN."""
+    if not _all_finite(state_lib.weights(state)):
+      self._stop(f'the weights after step {step} are not finite', checkpoints)
+
+  def _stop(self, what: str, checkpoints: Checkpoints) -> None:
+    step = checkpoints.latest_step()
+    good = 'none was saved yet' if step is None else f'step {step} is kept'
+    raise UserError(
+      f'stage {self.name}: {what}. The last good checkpoint: {good}. Lower '
+      f'config.{self.name}.schedule.lr, or set '
+      f'config.{self.name}.optimizer.clip_norm.'
+    )
+
+  def _warn_of_collapse(self, step, epoch_shares) -> None:
+    for name in epoch_shares[0] if epoch_shares else ():
+      share = np.mean([shares[name] for shares in epoch_shares])
+      if share > 0.95:
+        terminal.say(
+          f'warning: {self.name}, epoch {step // self._steps_per_epoch}: '
+          f'{name} is {share:.0%}; the predictor has collapsed onto one size. '
+          f'In config.{self.name}.objective try target_gmacs between the costs '
+          "of two sizes, gradient = 'all', a slower eta_warmup_epochs."
+        )
+
+  def _in_steps(self, epochs: float) -> int:
+    """Whole updates, counted in steps."""
+    return round(epochs * self._updates_per_epoch) * self._stage.accumulate
+
+
+class _Row:
+  """The steps since the last row of metrics.
+
+  Attributes:
+    shares: of the sizes, of the rows since the last epoch.
+  """
+
+  def __init__(self, steps: list[dict[str, float]]):
+    self.shares: list[dict[str, float]] = []
+    self._steps = steps
+    self._on_device: list[dict[str, jax.Array]] = []
+    self.start_clock()
+
+  def start_clock(self) -> None:
+    self._clock, self._timed = time.perf_counter(), 0
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    self._on_device.append(metrics)
+    self._timed += 1
+
+  def steps(self) -> list[dict[str, float]]:
+    """Metrics of each step; waits for the device."""
+    fetched = jax.device_get(self._on_device)
+    self._steps += [{k: float(v) for k, v in m.items()} for m in fetched]
+    self._on_device = []
+    return self._steps
+
+  def steps_per_second(self) -> float:
+    return self._timed / (time.perf_counter() - self._clock)
+
+  def clear(self) -> None:
+    self._steps = []
+    self.start_clock()
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+  return jnp.all(
+    jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+  )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run: reads what a config asks for, and runs its stages in order.
+
+Running the same command on the same workdir takes up the latest checkpoint;
+randomness and data depend on the step alone, so the numbers are those of a run
+never cut off, also on another number of processes or devices.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import models, processes, settings
+from drnet_jax.data.pipeline import HELD_OUT, Data
+from drnet_jax.errors import UserError
+from drnet_jax.models import Model
+from drnet_jax.run import weights as weights_lib
+from drnet_jax.run import workdir
+from drnet_jax.run.evaluate import Evaluator
+from drnet_jax.run.stage import STEPS, Cadence, Stage, StageRunner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """`config` itself.
+
+  Attributes:
+    seed: of weights, data order, augmentation and routing noise.
+    init_from: workdir or file of PyTorch weights to begin the first stage
+      with, see `weights`; '' for none.
+    reset_head: begin with a fresh classifier all the same.
+    model: see `models.create`.
+    data: see `data.pipeline.Data`.
+    stages: each stage by name, in order.
+    eval_batch_size: images evaluated at a time, over all devices.
+    log_every_steps: a row of metrics is the mean of so many steps.
+    checkpoint_every_epochs: the end of a stage always has one; 0 for only it.
+    keep_checkpoints: how many of a stage to keep.
+    parameter_shards: devices that share one copy of the parameters and of the
+      optimiser's state: 1 for a copy on each, 0 for one on all together.
+  """
+
+  seed: int
+  init_from: str
+  reset_head: bool
+  model: Mapping[str, Any]
+  data: Mapping[str, Any]
+  stages: Mapping[str, Stage]
+  eval_batch_size: int
+  log_every_steps: int
+  checkpoint_every_epochs: float
+  keep_checkpoints: int
+  parameter_shards: int
+
+
+def train(config: ml_collections.ConfigDict, path: str) -> None:
+  """Trains what a config describes, from scratch or from where it stopped.
+
+  Args:
+    config: see `Run`; the sections named in `config.stages` are `Stage`s.
+    path: the workdir.
+
+  Raises:
+    UserError: the config, the workdir or the data cannot work, or the loss is
+      not finite.
+    Preempted: SIGTERM stopped it; its state is saved.
+  """
+  run = read(config)
+  mesh = mesh_lib.create(parameter_shards=run.parameter_shards)
+  mesh_lib.check_batch(run.eval_batch_size, mesh, 'config.eval_batch_size')
+  data = settings.call(Data, run.data, 'config.data')
+  with processes.main_first('data'):
+    source = data.open(data.train_split)
+    validation = data.open(data.validation_split)
+  model = workdir.create_model(run.model, source.class_names)
+  # All stages before the first is run: a mistake in the last shows at once.
+  stages = [
+    StageRunner(
+      name,
+      stage,
+      seed=run.seed,
+      cadence=Cadence(
+        log_every_steps=run.log_every_steps,
+        checkpoint_every_epochs=run.checkpoint_every_epochs,
+        keep_checkpoints=run.keep_checkpoints,
+      ),
+      mesh=mesh,
+      model=model,
+      data=data,
+      source=source,
+    )
+    for name, stage in run.stages.items()
+  ]
+  workdir.begin(path, config, source.class_names)
+  workdir.note(path, 'train')
+  if data.held_out and processes.is_main():
+    workdir.keep_held_out(path, data.open(HELD_OUT).examples.rows)
+  processes.wait_for_all('workdir')
+
+  begun = [i for i, s in enumerate(stages) if s.begun(path)]
+  first = begun[-1] if begun else 0
+  weights = None if begun else _initial_weights(run, mesh, model)
+  evaluate = functools.partial(
+    Evaluator(model, mesh).split,
+    data,
+    validation,
+    'validate',
+    batch_size=run.eval_batch_size,
+  )
+  with processes.sigterm_noted():
+    for i, stage in enumerate(stages[first:], first):
+      later = [s.name for s in stages[i + 1 :]]
+      weights = stage.run(path, weights, evaluate, later)
+
+
+def read(config: ml_collections.ConfigDict) -> Run:
+  """Checks the fields of a config and of its stages."""
+  sections = dict(config)
+  names = sections.pop('stages', ())
+  if not names:
+    raise UserError('config.stages is missing or empty; name at least one')
+  # A stage may be defined and left out: its section is known by its step.
+  defined = {
+    name: settings.call(Stage, section, f'config.{name}')
+    for name, section in sections.items()
+    if isinstance(section, Mapping | ml_collections.ConfigDict)
+    and (name in names or 'step' in section)
+  }
+  for name in names:
+    if name not in defined:
+      raise UserError(f'config.stages names {name!r}; config.{name} is missing')
+    if defined[name].step not in STEPS:
+      raise UserError(
+        f'config.{name}.step = {defined[name].step!r} is not one of '
+        f'{sorted(STEPS)}'
+      )
+  others = {k: v for k, v in sections.items() if k not in defined}
+  stages = {name: defined[name] for name in names}
+  return settings.call(Run, others, 'config', stages=stages)
+
+
+def _initial_weights(run: Run, mesh: Mesh, model: Model):
+  """(params, batch_stats) to begin the first stage with."""
+  weights = jax.device_put(
+    models.initial_weights(model, jax.random.key(run.seed)),
+    mesh_lib.replicated(mesh),
+  )
+  if run.init_from:
+    return weights_lib.load(
+      run.init_from, model, weights, mesh, reset_head=run.reset_head
+    )
+  logging.info('\n%s', parameter_overview.get_parameter_overview(weights[0]))
+  return weights

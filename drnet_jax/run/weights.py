@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights from another run or from PyTorch, and back to PyTorch."""
+
+import os
+from typing import Any
+
+import jax
+import ml_collections
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import models, settings, terminal
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+from drnet_jax.models import Model, torch_weights
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.run import workdir
+from drnet_jax.run.checkpoint import Checkpoints
+
+_Weights = tuple[Any, Any]  # (params, batch_stats)
+
+
+def load(
+  origin: str, model: Model, fresh: _Weights, mesh: Mesh, *, reset_head: bool
+) -> _Weights:
+  """Reads the weights to begin with.
+
+  Args:
+    origin: a workdir, whose latest weights are taken (those of the predictor
+      only if it has been trained); or a file of weights under PyTorch's names
+      (`models.torch_weights`), which go to the base network, its norms to every
+      size.
+    model: to load them into.
+    fresh: of the model, as initialised.
+    mesh: devices to put them on.
+    reset_head: keep the fresh classifier (of the base network), for another
+      number of classes.
+
+  Returns:
+    (params, batch_stats), replicated.
+
+  Raises:
+    UserError: the weights cannot be read, or are not the model's.
+  """
+  if os.path.splitext(origin)[1].lower() in torch_weights.ENDINGS:
+    found = _from_torch(origin, model, fresh, reset_head=reset_head)
+  else:
+    trained = workdir.load(origin, mesh)
+    params, batch_stats = trained.params, trained.batch_stats
+    if reset_head:
+      head = torch_weights.HEAD
+      if head not in fresh[0].get('base', {}):
+        raise UserError(
+          f'config.reset_head: the base network has no layer {head!r}'
+        )
+      params = params | {
+        'base': params['base'] | {head: fresh[0]['base'][head]}
+      }
+    found = params, batch_stats
+    if isinstance(model, DRNet) and not trained.has_router:
+      # An untrained predictor is nothing to keep: ours may be another network.
+      found = tuple(
+        theirs | {'predictor': ours['predictor']}
+        for theirs, ours in zip(found, fresh, strict=True)
+      )
+    _check_same_shapes(origin, found, fresh)
+    terminal.say(f'Weights from {origin}, {trained.origin}')
+  return jax.device_put(found, mesh_lib.replicated(mesh))
+
+
+def import_torch(
+  config: ml_collections.ConfigDict, file: str, path: str
+) -> None:
+  """Makes a workdir of PyTorch weights.
+
+  Args:
+    config: of the model, see `train.Run`; its `init_from` is set to `file`.
+    file: the weights, see `torch_weights.read`.
+    path: the workdir.
+
+  Raises:
+    UserError: the weights are not the model's, or the workdir is in use.
+  """
+  config = config.copy_and_resolve_references()
+  config.init_from = file
+  names = settings.call(Data, config.data, 'config.data').class_names()
+  model = workdir.create_model(config.model, names)
+  weights = _from_torch(
+    file,
+    model,
+    models.initial_weights(model, jax.random.key(config.seed)),
+    reset_head=config.reset_head,
+  )
+  workdir.begin(path, config, names)
+  with Checkpoints(path, workdir.INITIAL, keep=1) as checkpoints:
+    checkpoints.save_weights(0, *weights)
+
+
+def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
+  """Writes a workdir's latest weights for PyTorch.
+
+  Args:
+    path: the workdir.
+    file: to write.
+    size_px: whose norms.
+    naming: see `torch_weights.to_state_dict`.
+  """
+  trained = workdir.load(path, mesh_lib.create(1))
+  if not isinstance(trained.model, DRNet):
+    raise UserError(f'{path}: only a DRNet can be written for PyTorch')
+  state = torch_weights.export(
+    trained.model, trained.params, trained.batch_stats, size_px, naming=naming
+  )
+  torch_weights.write(file, state)
+
+
+def _from_torch(
+  file: str, model: Model, fresh: _Weights, *, reset_head: bool
+) -> _Weights:
+  if not isinstance(model, DRNet):
+    raise UserError(
+      f'{file}: weights of PyTorch can be read for a DRNet only, and '
+      f'config.model makes a {type(model).__name__}'
+    )
+  state = torch_weights.read(file)
+  weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
+  terminal.say(f'Weights from {file}, the norms copied to every size')
+  return weights
+
+
+def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
+  for there, here in zip(found, ours, strict=True):
+    there, here = _shapes(there), _shapes(here)
+    different = [
+      f'{name}: {there.get(name, "nothing")} there, '
+      f'{here.get(name, "nothing")} here'
+      for name in sorted(there.keys() | here.keys())
+      if there.get(name) != here.get(name)
+    ]
+    if different:
+      raise UserError(
+        f'config.init_from = {origin!r} holds another model: '
+        f'{"; ".join(different[:5])}'
+        + (f'; and {len(different) - 5} more' if len(different) > 5 else '')
+        + '. For another number of classes: --config.reset_head=True'
+      )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {name: x.shape for name, x in flat.items()}

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network with exits, run stage by stage on the images that are still there.
+
+A stage goes from one exit to the next and is compiled for a few batch sizes.
+Images that go on wait, features and all, in the pool of the next stage until
+its batch is full: so hardly any padding is computed, and nothing of an image
+after its exit. Pools stay on the device.
+"""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drnet_jax import routing
+from drnet_jax.run import workdir
+from drnet_jax.serve.engines import MOST_BAKED_BYTES
+
+
+class StageEngine:
+  """Compiled stages.
+
+  Args:
+    trained: a model with exits.
+    batches: sizes to compile for, the largest for bulk work.
+  """
+
+  name = 'jax'
+
+  def __init__(self, trained: workdir.Trained, *, batches: Sequence[int]):
+    self._batches = sorted(set(batches))
+    self.best_batch = self._batches[-1]
+    self.num_exits = len(trained.model.options)
+    self.image_px = trained.model.image_px
+    self._weights = [
+      trained.model.stage_weights(k, trained.params, trained.batch_stats)
+      for k in range(1, self.num_exits + 1)
+    ]
+    self._model = trained.model
+    self._states = {batch: self._shapes(batch) for batch in self._batches}
+    jobs = {
+      (name, k, batch): functools.partial(compile_, k, batch)
+      for name, compile_, first in (
+        ('run', self._compile_run, 0),
+        ('push', self._compile_push, 1),
+        ('pop', self._compile_pop, 1),
+      )
+      for k in range(first, self.num_exits)
+      for batch in self._batches
+    }
+    # XLA compiles outside of Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+      futures = {key: threads.submit(job) for key, job in jobs.items()}
+      self.compiled = {key: f.result() for key, f in futures.items()}
+
+  def bucket(self, count: int) -> int:
+    """The batch that is computed where there are so many images."""
+    return routing.bucket(count, self._batches)
+
+  def run(self, k: int, state: Any) -> tuple[jax.Array, Any]:
+    """Stage k, from 0: probabilities [B, K] of its exit, and the state after.
+
+    Args:
+      k: index of the exit to reach.
+      state: of a batch that is one of the buckets; images uint8 for the first.
+    """
+    batch = len(jax.tree.leaves(state)[0])
+    return self.compiled['run', k, batch](state)
+
+  def pad(self, images: np.ndarray) -> np.ndarray:
+    """Images for the first stage, in their bucket."""
+    missing = self.bucket(len(images)) - len(images)
+    return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
+
+  def pool(self, k: int) -> 'Pool':
+    """An empty pool of images on their way to exit k, from 1."""
+    return Pool(self, k)
+
+  def _shapes(self, batch: int) -> list[Any]:
+    """The state that each stage begins with."""
+    side = self._model.image_px
+    states = [jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)]
+    for k in range(self.num_exits - 1):
+      _, state = jax.eval_shape(
+        functools.partial(self._model.stage, k + 1),
+        *self._weights[k],
+        states[-1],
+      )
+      states.append(state)
+    return states
+
+  def pool_shapes(self, k: int) -> Any:
+    """Of a pool: a batch may come when one is full but for a place."""
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((2 * len_of(x), *x.shape[1:]), x.dtype),
+      self._states[self.best_batch][k],
+    )
+
+  def _compile_run(self, k: int, batch: int):
+    def run(weights, state):
+      logits, state = self._model.stage(k + 1, *weights, state)
+      if k == self.num_exits - 1:
+        state = ()
+      return jax.nn.softmax(logits), state
+
+    weights, state = self._weights[k], self._states[batch][k]
+    size = sum(x.nbytes for x in jax.tree.leaves(weights))
+    cpu = jax.default_backend() == 'cpu'
+    if cpu and batch == 1 and size <= MOST_BAKED_BYTES:
+      return jax.jit(functools.partial(run, weights)).lower(state).compile()
+    return functools.partial(
+      jax.jit(run).lower(weights, state).compile(), weights
+    )
+
+  def _compile_push(self, k: int, batch: int):
+    def push(pool, state, rows, start):
+      def put(pool, x):
+        return jax.lax.dynamic_update_slice_in_dim(pool, x[rows], start, 0)
+
+      return jax.tree.map(put, pool, state)
+
+    return (
+      jax.jit(push, donate_argnums=0)
+      .lower(
+        self.pool_shapes(k),
+        self._states[batch][k],
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        jax.ShapeDtypeStruct((), jnp.int32),
+      )
+      .compile()
+    )
+
+  def _compile_pop(self, k: int, batch: int):
+    def pop(pool, start):
+      return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch, 0), pool
+      )
+
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    return jax.jit(pop).lower(self.pool_shapes(k), start).compile()
+
+
+class Pool:
+  """Images that wait for one stage, with all that it needs of them.
+
+  Args:
+    engine: whose stage it is.
+    exit_index: of the exit they go to.
+  """
+
+  def __init__(self, engine: StageEngine, exit_index: int):
+    self._engine = engine
+    self.exit_index = exit_index
+    self._places: Any = None
+    self.waiting: list[Any] = []
+
+  def push(self, state: Any, rows: Sequence[int], items: Sequence[Any]) -> None:
+    """Adds images.
+
+    Args:
+      state: of the batch that they were in.
+      rows: their places in it.
+      items: what to remember of them, in the same order.
+    """
+    engine = self._engine
+    batch = len_of(jax.tree.leaves(state)[0])
+    if self._places is None:
+      # Not jnp.zeros, which would be compiled now.
+      self._places = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype)),
+        engine.pool_shapes(self.exit_index),
+      )
+    padded = np.zeros(batch, np.int32)
+    padded[: len(rows)] = rows
+    push = engine.compiled['push', self.exit_index, batch]
+    start = np.int32(len(self.waiting))
+    self._places = push(self._places, state, padded, start)
+    self.waiting += items
+
+  def pop(self) -> tuple[Any, list[Any]]:
+    """Takes the latest batch out: its state, in its bucket, and its images."""
+    engine = self._engine
+    count = min(len(self.waiting), engine.best_batch)
+    start = len(self.waiting) - count
+    pop = engine.compiled['pop', self.exit_index, engine.bucket(count)]
+    state = pop(self._places, np.int32(start))
+    self.waiting, taken = self.waiting[:start], self.waiting[start:]
+    return state, taken
+
+
+def len_of(x: Any) -> int:
+  """Length of the leading axis."""
+  return x.shape[0]

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines, tables and progress bars; of several processes the main one speaks."""
+
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from drnet_jax import processes
+
+
+def say(line: str) -> None:
+  """Prints a line without tearing a progress bar."""
+  if processes.is_main():
+    tqdm.write(line)
+
+
+def progress(*args, **kwargs) -> tqdm:
+  """A progress bar, on terminals only."""
+  return tqdm(*args, disable=None if processes.is_main() else True, **kwargs)
+
+
+def table(rows: list[Mapping[str, str]]) -> str:
+  """Lays out rows of equal keys as text, numbers to the right."""
+  columns = list(rows[0])
+  cells = [columns] + [[row[name] for name in columns] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+  def line(row: list[str]) -> str:
+    first, *rest = (
+      (cell.rjust if i else cell.ljust)(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return '  '.join([first, *rest]).rstrip()
+
+  rule = '  '.join('-' * width for width in widths)
+  return '\n'.join([line(cells[0]), rule, *map(line, cells[1:])])
