@@ -4,18 +4,21 @@
     python -m drnet_jax benchmark --workdir=runs/quickstart
     python -m drnet_jax benchmark --network=resnet50 --out=runs/speed
 
-With a workdir: its model, its test images, the sizes that its predictor
-chooses. With a network's name: DR-ResNet of random weights (predictor ResNet-10
-at 128 px, 1000 classes), synthetic JPEGs, and sizes drawn with `--shares` while
-the predictor runs all the same.
+With a workdir: its model, its test images, its best policy (or what `--policy`
+and `--budget_*` ask for) and its router as trained. With a network's name (a
+ResNet, or a configuration of RANet): random weights (predictor ResNet-10 at 128
+px, 1000 classes), synthetic images; sizes are drawn with `--shares` while the
+predictor runs all the same, and in a cascade from the smallest to the largest
+size a third of the images go on; a network with exits is timed at shares of its
+cost.
 
 Times, all paths in turn so that a machine that changes its speed does so for
 all, medians of the rounds:
 
-* every network by itself, per size and batch;
-* whole predictions, routed against fixed at the largest size of the same path:
-  one at a time, and in bulk. `implied` is the ratio of their multiply-adds,
-  predictor counted; `realised` that of their times;
+* every option by itself, per batch;
+* whole predictions by each policy against the most expensive option of the same
+  path: one at a time, and in bulk. `implied` is the ratio of their
+  multiply-adds, everything counted; `realised` that of their times;
 * where the time of a single prediction goes: decode, resize, predictor,
   network, and what the host does between;
 * decoding files whole against decoding them no larger than needed
@@ -23,15 +26,85 @@ all, medians of the rounds:
 
 Leaves `speed.csv`, `worth.csv`, `parts.csv`, `decoding.csv` and the figure
 `latency` (the paper's Figure 3 where the workdir was evaluated). Training steps
-are timed by `drnet_jax benchmark_training`.
-
-A network with exits is timed by `benchmark_exits`, with the same command.
+are timed by `benchmark_training`.
 """
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
-from drnet_jax.bench import inference
+from absl import flags
+
+from drnet_jax.commands import cli
+from drnet_jax.commands.flags import asked
+from drnet_jax.errors import UserError
+
+_NETWORK = flags.DEFINE_string(
+  'network', None, 'Network to benchmark with random weights.'
+)
+_SIZES = flags.DEFINE_list(
+  'sizes', ['112', '168', '224'], 'With --network: candidate sizes, px.'
+)
+_SHARES = flags.DEFINE_list(
+  'shares', ['0.3', '0.45', '0.25'], 'With --network: of images at each size.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Folder; default <workdir>/report.')
+_PATHS = flags.DEFINE_list(
+  'paths', ['jax', 'onnx', 'torch'], 'Runtimes to time.'
+)
+_BATCHES = flags.DEFINE_list('batches', ['1', '8'], 'Batch sizes of an option.')
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Timed rounds.', 1)
+_IMAGES = flags.DEFINE_integer('images', 80, 'Images of a bulk round.', 2)
 
 
 def run(arguments: Sequence[str]) -> None:
-  inference.run()
+  path = cli.WORKDIR.value
+  if bool(path) == bool(_NETWORK.value):
+    raise UserError('give --workdir, a trained run, or --network, a name')
+  to = _OUT.value or (path and os.path.join(path, 'report'))
+  if not to:
+    raise UserError('--out is missing: name a folder for the results')
+  try:
+    sizes = [int(x) for x in _SIZES.value]
+    batches = [int(x) for x in _BATCHES.value]
+    shares = [float(x) for x in _SHARES.value]
+  except ValueError as error:
+    raise UserError(f'--sizes, --batches, --shares: {error}') from error
+  import jax
+
+  from drnet_jax import terminal
+  from drnet_jax.bench import inference, subjects
+  from drnet_jax.report.tables import write_csv
+
+  if path:
+    subject = subjects.of_workdir(path, _IMAGES.value, asked())
+  else:
+    subject = subjects.of_network(_NETWORK.value, sizes, shares, _IMAGES.value)
+  contenders = inference.Contenders(
+    subject, _PATHS.value, batches, rival=_NETWORK.value or ''
+  )
+  speed = inference.time_networks(contenders, _ROUNDS.value)
+  worth = inference.time_predictions(contenders, _ROUNDS.value)
+  tables = {'speed': speed, 'worth': worth}
+  if contenders.resizers:
+    tables['parts'] = inference.time_parts(contenders, _ROUNDS.value)
+  if 'onnx' in contenders.classifiers:
+    tables['decoding'] = inference.time_decoding(contenders, _ROUNDS.value)
+  device = jax.devices()[0].device_kind
+  print(
+    f'{device}, {os.cpu_count()} processor cores, {subject.trained.origin}\n'
+  )
+  os.makedirs(to, exist_ok=True)
+  for name, rows in tables.items():
+    print(
+      terminal.table([{k: _short(v) for k, v in row.items()} for row in rows])
+    )
+    print()
+    write_csv(os.path.join(to, f'{name}.csv'), rows)
+  inference.draw(contenders, speed, os.path.join(to, 'latency'))
+  print(inference.verdict(worth, speed))
+  print(f'Written to {to}: {", ".join(tables)} (.csv), latency (.png, .svg)')
+
+
+def _short(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)

@@ -30,6 +30,12 @@ def workdir() -> str:
   return WORKDIR.value
 
 
+def model() -> str | list[str]:
+  """What --workdir names: one run, or a ladder of several, with commas."""
+  paths = [path for path in workdir().split(',') if path]
+  return paths[0] if len(paths) == 1 else paths
+
+
 def start(module: ModuleType) -> None:
   """Runs the command line of a module of this package.
 

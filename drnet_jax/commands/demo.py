@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: a page on which to try a trained model with images.
+"""Serves a page on which to try a trained model with images.
 
     pip install 'drnet_jax[demo]'
     python -m drnet_jax demo --workdir=runs/quickstart [--port=7860]
 
-Drop images, or pick one of the test split: the page shows the size that was
-chosen (or the exit), the picture as the network read it, the likeliest classes,
-multiply-adds and measured milliseconds against the fixed network, and what
-every other size says. After `drnet_jax calibrate` a slider sets the average
-budget. `--runtime=onnx` is the fastest on CPUs.
+Drop images, or pick one of the test split: the page shows where the image ended
+(a size, or an exit), the picture as the network read it, the likeliest classes,
+multiply-adds and measured milliseconds against the full network, and what every
+other option says. A slider sets the average budget and with it the policy.
+`--workdir` may name a ladder; `--runtime=onnx` is the fastest on CPUs.
 
 Nothing leaves this machine, and no other machine sees the page unless `--host`
 lets it.
@@ -18,30 +18,27 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from drnet_jax import mesh as mesh_lib
-from drnet_jax import terminal
 from drnet_jax.commands import cli
 from drnet_jax.commands.flags import RUNTIME
-from drnet_jax.demo import page
-from drnet_jax.demo.comparer import Comparer
 from drnet_jax.errors import UserError
-from drnet_jax.run import workdir
-from drnet_jax.serve import exit_budget
 
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at.')
 _PORT = flags.DEFINE_integer('port', 7860, 'Port to listen at.', 1, 65535)
 
 
 def run(arguments: Sequence[str]) -> None:
-  path = cli.workdir()
+  from drnet_jax import terminal
+  from drnet_jax.demo import page
+  from drnet_jax.demo.comparer import Comparer
+  from drnet_jax.run import workdir
+  from drnet_jax.serve.classifier import Classifier
+
+  path = cli.model()
   page.import_gradio()  # before the long work
-  root = workdir.root(path)
-  comparer = Comparer(
-    workdir.load(path, mesh_lib.create(1)),
-    runtime=RUNTIME.value or 'jax',
-    calibration=exit_budget.read(root),
-  )
-  blocks = page.build(comparer, root)
+  runtime = RUNTIME.value or 'jax'
+  comparer = Comparer(Classifier.load(path, runtime=runtime, batch=1))
+  first = path if isinstance(path, str) else path[0]
+  blocks = page.build(comparer, workdir.root(first))
   terminal.say(f'http://{_HOST.value}:{_PORT.value} (Ctrl-C stops it)')
   try:
     page.serve(blocks, _HOST.value, _PORT.value)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags that several commands share: absl lets one module define a name."""
 
+from typing import Any
+
 from absl import flags
 
-from drnet_jax.export.contract import DECODINGS
-from drnet_jax.serve.classifier import RUNTIMES
+from drnet_jax.choosing.calibration import CHOICES
+from drnet_jax.errors import UserError
+from drnet_jax.export import DECODINGS, RUNTIMES
 
 RUNTIME = flags.DEFINE_enum(
   'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
 )
-
 DECODE = flags.DEFINE_enum(
   'decode',
   None,
@@ -18,3 +20,44 @@ DECODE = flags.DEFINE_enum(
   'are decoded at no more than the largest size needs, with a margin; answers '
   'change a little.',
 )
+_POLICY = flags.DEFINE_enum(
+  'policy',
+  None,
+  CHOICES,
+  'Which images run at what. Default: the best that calibration found. router '
+  'without a budget: the predictor as trained.',
+)
+_BUDGETS = {
+  'gmacs': flags.DEFINE_float('budget_gmacs', None, 'Average cost, GMACs.'),
+  'ms': flags.DEFINE_float('budget_ms', None, 'Average cost, milliseconds.'),
+  'accuracy': flags.DEFINE_float('budget_accuracy', None, 'Top-1 in [0, 1].'),
+}
+_SIZE = flags.DEFINE_integer('size', None, 'One size for all images, in px.', 1)
+_EXIT = flags.DEFINE_integer('exit', None, 'One exit for all (RANet).', 1)
+
+
+def asked() -> dict[str, Any]:
+  """The policy and the budget that were asked for, as `Calibration.find`'s."""
+  found = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}
+  if _POLICY.value:
+    found['policy'] = _POLICY.value
+  if found and (_SIZE.value or _EXIT.value):
+    raise UserError(
+      '--size and --exit cannot be combined with a policy or a budget'
+    )
+  return found
+
+
+def set_policy(classifier: Any) -> None:
+  """Lets a `Classifier` follow what the flags ask for, if they do."""
+  found = asked()
+  if _SIZE.value:
+    classifier.set_size(_SIZE.value)
+  elif _EXIT.value:
+    classifier.set_exit(_EXIT.value)
+  elif found == {'policy': 'router'}:
+    if not classifier.contract.routes:
+      raise UserError('--policy=router needs a trained predictor')
+    classifier.policy = classifier.contract.as_trained
+  elif found:
+    classifier.set_budget(**found)

@@ -1,45 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: classifies image files with a trained model.
+"""Classifies image files with a trained model.
 
     python -m drnet_jax predict --workdir=runs/quick photo.png 'more/*.jpg' dir/
 
-Prints, for each image, its class, how likely it is, the size chosen for it (or
-the exit at which it left), what that cost and what the network at its full size
-(or to its end) would have cost. Files that cannot be found or read are named at
-the end, and the exit status is then 2.
+Prints, for each image, its class, how likely it is, the option at which it left
+(a size, or an exit), what that cost and what the most expensive option costs.
+Files that cannot be found or read are named at the end, and the exit status is
+then 2.
 
-`--workdir` may also name a folder that `drnet_jax export` wrote.
-`--budget_gmacs`, `--budget_ms` or `--budget_accuracy` turn the dial (after
-`drnet_jax calibrate`), `--size` runs every image at one size, `--exit` to one
-exit; `--format=csv` or `json` (a line per image) is for other programs;
+`--workdir` may also name a folder that `export` wrote, or several workdirs with
+commas between: a ladder, the cheapest network first. `--policy`,
+`--budget_gmacs`, `--budget_ms` and `--budget_accuracy` say how much work images
+get; `--size` runs every image at one size, `--exit` to one exit;
+`--format=csv` or `json` (a line per image) is for other programs;
 `--runtime=onnx` is the fastest on CPUs; `--decode=scaled` decodes large JPEGs
 at a part of their size.
 """
 
-import csv
 import glob
-import json
 import os
-import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
-from PIL import Image
 
 from drnet_jax import terminal
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import DECODE, RUNTIME
+from drnet_jax.commands.flags import DECODE, RUNTIME, set_policy
 from drnet_jax.errors import UserError
-from drnet_jax.serve.answers import Failure, Prediction
-from drnet_jax.serve.classifier import Classifier
 
-_BUDGETS = {
-  'gmacs': flags.DEFINE_float('budget_gmacs', None, 'Average cost, GMACs.'),
-  'ms': flags.DEFINE_float('budget_ms', None, 'Average cost, milliseconds.'),
-  'accuracy': flags.DEFINE_float('budget_accuracy', None, 'Top-1 in [0, 1].'),
-}
-_SIZE = flags.DEFINE_integer('size', None, 'One size for all images, in px.', 1)
-_EXIT = flags.DEFINE_integer('exit', None, 'One exit for all (RANet).', 1)
 _TOP_K = flags.DEFINE_integer('top_k', 1, 'Classes to name for an image.', 1)
 _FORMAT = flags.DEFINE_enum(
   'format', 'table', ('table', 'csv', 'json'), 'How to print the answers.'
@@ -56,6 +45,8 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   Raises:
     UserError: nothing led to an image.
   """
+  from PIL import Image
+
   paths, wrong = [], []
   for argument in arguments:
     if os.path.isdir(argument):
@@ -84,26 +75,20 @@ def _joined(messages: Sequence[str]) -> str:
 
 
 def run(arguments: Sequence[str]) -> None:
-  path = cli.workdir()
+  path = cli.model()
   paths, wrong = find_images(arguments)
-  exported = os.path.exists(os.path.join(path, 'contract.json'))
+  from drnet_jax.export import package
+  from drnet_jax.serve.answers import Failure, Prediction
+  from drnet_jax.serve.classifier import Classifier
+
+  exported = isinstance(path, str) and package.is_export(path)
   classifier = Classifier.load(
     path,
     runtime=RUNTIME.value or ('onnx' if exported else 'jax'),
     decode=DECODE.value,
     batch=1 if len(paths) == 1 else 0,
   )
-  budgets = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}
-  if budgets and (_SIZE.value or _EXIT.value):
-    raise UserError(
-      '--size or --exit leaves nothing to choose: give it or a budget'
-    )
-  if budgets:
-    classifier.set_budget(**budgets)
-  elif _SIZE.value:
-    classifier.set_size(_SIZE.value)
-  elif _EXIT.value:
-    classifier.set_exit(_EXIT.value)
+  set_policy(classifier)
   answers = classifier.predict(paths, top_k=_TOP_K.value, on_error='return')
   good = [
     (name, x)
@@ -117,7 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     raise UserError(_joined(wrong))
 
 
-def _print_table(answers: list[tuple[str, Prediction]]) -> None:
+def _print_table(answers: list[tuple[str, Any]]) -> None:
   rows = []
   for name, found in answers:
     row = {'image': name}
@@ -128,7 +113,7 @@ def _print_table(answers: list[tuple[str, Prediction]]) -> None:
     rows.append(
       row
       | {
-        'ran': found.option,
+        'ran': ', '.join(found.ran),
         'GMACs': f'{found.gmacs:.4g}',
         'in full': f'{found.full_gmacs:.4g}',
         'saved': f'{1 - found.gmacs / found.full_gmacs:.0%}',
@@ -137,20 +122,24 @@ def _print_table(answers: list[tuple[str, Prediction]]) -> None:
   print(terminal.table(rows))
 
 
-def _fields(name: str, found: Prediction) -> dict:
+def _fields(name: str, found: Any) -> dict:
   return {
     'image': name,
     'label': found.label,
     'class': found.name,
     'probability': found.probability,
+    'option': found.option,
     'size_px': found.size_px,
-    'exit': found.exit_number,
+    'ran': '; '.join(found.ran),
     'gmacs': found.gmacs,
     'full_gmacs': found.full_gmacs,
   }
 
 
-def _print_csv(answers: list[tuple[str, Prediction]]) -> None:
+def _print_csv(answers: list[tuple[str, Any]]) -> None:
+  import csv
+  import sys
+
   rows = []
   for name, found in answers:
     row = _fields(name, found)
@@ -162,7 +151,9 @@ def _print_csv(answers: list[tuple[str, Prediction]]) -> None:
   writer.writerows(rows)
 
 
-def _print_json(answers: list[tuple[str, Prediction]]) -> None:
+def _print_json(answers: list[tuple[str, Any]]) -> None:
+  import json
+
   for name, found in answers:
     print(json.dumps(_fields(name, found) | {'top': found.top}))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: the report of one evaluated run, or of several, as a page.
+"""Writes the report of one evaluated run, or of several, as a page.
 
     python -m drnet_jax report --workdir=runs/quickstart
 
@@ -7,7 +7,9 @@
 the folder of a set of experiments (`set.json`, as `drnet_jax sweep` leaves it).
 Of one run it writes what `main` wrote after training; of several a table,
 beside the paper's figures where the set is one of the paper's tables. Needs
-neither images nor weights. `--report_to` names another folder than `report/` in
+neither images nor weights. `--policy` and `--budget_*` say which policy the
+report is about (default: the best within .3 points of full accuracy).
+`--report_to` names another folder than `report/` in
 the run, in the set, or in the folder that several runs have in common.
 """
 
@@ -16,22 +18,23 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from drnet_jax import terminal
 from drnet_jax.commands import cli
-from drnet_jax.report import page, run_page, run_set, set_page
-from drnet_jax.report import run as evaluated
+from drnet_jax.commands.flags import asked
 
 _TO = flags.DEFINE_string('report_to', None, 'Folder to write the report to.')
 
 
 def run(arguments: Sequence[str]) -> None:
-  paths = [path for path in cli.workdir().split(',') if path]
-  if len(paths) == 1 and not run_set.is_set(paths[0]):
-    one = evaluated.read(paths[0])
+  from drnet_jax import terminal
+  from drnet_jax.report import evaluated, page, run_page, run_set, set_page
+
+  path = cli.model()
+  if isinstance(path, str) and not run_set.is_set(path):
+    one = evaluated.read(path, **asked())
     to = _TO.value or one.directory
     report = run_page.write(one, to)
   else:
-    several = run_set.read(paths[0]) if len(paths) == 1 else run_set.of(paths)
+    several = run_set.read(path) if isinstance(path, str) else run_set.of(path)
     to = _TO.value or os.path.join(several.path, 'report')
     report = set_page.write(several, to)
   for answer in report.answers:

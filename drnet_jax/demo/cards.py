@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from drnet_jax.demo.comparer import Comparison, Option
+from drnet_jax.demo.comparer import Comparison, Tried
 
 STYLE = """
 #answers .html-container { padding: 0; }
@@ -54,24 +54,26 @@ def card(name: str, found: Comparison) -> str:
     name: of the image, for people.
     found: about it.
   """
-  answer, chosen = found.answer, found.chosen
+  answer, last = found.answer, found.last
   bars = ''.join(
     f'<div class="bar" style="--share: {100 * p:.1f}%">'
     f'<span>{html.escape(label)}</span><span>{_percent(p)}</span></div>'
     for label, p in answer.top
   )
-  exits = answer.exit_number > 0
   others = ''.join(_option(option, found) for option in found.options)
-  side = len(chosen.view)
-  return f"""<div class="card" data-option="{answer.option}">
+  side = len(last.view)
+  before = ''
+  if answer.ran[:-1]:
+    before = f'<p>Tried before: {html.escape(", ".join(answer.ran[:-1]))}.</p>'
+  return f"""<div class="card" data-option="{html.escape(answer.option)}">
 <h3>{html.escape(name)}</h3>
 <div class="first">
-<div>{_picture(chosen.view)}
+<div>{_picture(last.view)}
 <p>What the network read: {side} x {side} pixels.</p></div>
 <div><p class="answer"><b>{html.escape(answer.name)}</b>
-{'left at' if exits else 'at'} <b>{answer.option}</b></p>
-{bars}{_costs(found)}</div></div>
-<h4>What every {'exit' if exits else 'size'} says</h4>
+at <b>{html.escape(answer.option)}</b></p>
+{before}{bars}{_costs(found)}</div></div>
+<h4>What every option says</h4>
 <div class="options">{others}</div></div>"""
 
 
@@ -99,19 +101,21 @@ def _costs(found: Comparison) -> str:
   ]
   if answer.gmacs < whole.gmacs and found.ms > full.ms:
     lines.append(
-      'Not faster here: calling the predictor takes longer than the smaller '
-      'size saves.'
+      'Not faster here: what is tried or asked first takes longer than it '
+      'saves on this image.'
     )
   return ''.join(f'<p>{line}</p>' for line in lines)
 
 
-def _option(option: Option, found: Comparison) -> str:
+def _option(option: Tried, found: Comparison) -> str:
   said = option.prediction
-  classes = 'option chosen' if option is found.chosen else 'option'
+  classes = 'option chosen' if option is found.last else 'option'
   # All exits read the same picture.
-  picture = '' if said.exit_number else _picture(option.view)
+  exits = said.option.rpartition(': ')[2].startswith('exit')
+  picture = '' if exits else _picture(option.view)
   same = said.label == found.answer.label
-  return f"""<div class="{classes}"><p><b>{said.option}</b></p>{picture}
+  return f"""<div class="{classes}">
+<p><b>{html.escape(said.option)}</b></p>{picture}
 <p class="{'same' if same else 'other'}">{html.escape(said.name)}
 {_percent(said.probability)}</p>
 <p>{amount(said.gmacs)}<br>{option.ms:.3g} ms</p></div>"""

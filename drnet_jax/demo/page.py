@@ -9,12 +9,14 @@ from typing import Any
 
 from PIL import Image
 
+from drnet_jax.choosing.policy import Policy, describe
+from drnet_jax.choosing.search import Point
 from drnet_jax.demo import cards
 from drnet_jax.demo.comparer import Comparer
 from drnet_jax.errors import UserError
 
-# Ways to come to an option, beside naming one.
-OWN, BUDGET = 'as trained', 'to a budget'
+# How work is chosen, beside naming an option.
+BUDGET, ROUTER = 'best policy for a budget', 'router as trained'
 _MOST_IMAGES = 24  # at once: each is timed at every size
 _MOST_BYTES = '100mb'  # of a file
 _KEPT_S = 3600  # what was dropped on the page is then deleted
@@ -43,21 +45,22 @@ class Answers:
     comparer: the model.
 
   Attributes:
-    ways: how an option is come to: OWN, BUDGET, or the name of one.
+    ways: how an option is come to: BUDGET, ROUTER, or the name of one.
   """
 
   def __init__(self, comparer: Comparer):
     self.comparer = comparer
     self.ways = list(comparer.options)
+    if len(comparer.contract.routes) > 1:
+      self.ways.insert(0, ROUTER)
     if comparer.budgets:
       self.ways.insert(0, BUDGET)
-    if comparer.chooses and not comparer.has_exits:
-      self.ways.insert(0, OWN)
 
   @property
   def first_way(self) -> str:
     """That the page opens with; without a choice, the network in full."""
-    return self.ways[0] if self.comparer.chooses else self.ways[-1]
+    chooses = self.ways[0] in (BUDGET, ROUTER)
+    return self.ways[0] if chooses else self.ways[-1]
 
   def show(
     self, paths: Sequence[str], way: str, gmacs: float
@@ -72,12 +75,17 @@ class Answers:
     Yields:
       The cards so far as HTML, and what the budget promises as Markdown.
     """
-    promise = self._promise(gmacs) if way == BUDGET else ''
+    promise, policy = '', self.comparer.contract.as_trained
+    if way == BUDGET:
+      point = self.comparer.promise(gmacs)
+      promise, policy = self._promise(point), point.policy
+    elif way != ROUTER:
+      policy = self.comparer.option(way)
     if not paths:
       yield '<p>Drop an image, or pick one.</p>', promise
     found = ''
     for path in paths[:_MOST_IMAGES]:
-      found += self._card(path, way, gmacs)
+      found += self._card(path, policy)
       yield found, promise
     if len(paths) > _MOST_IMAGES:
       found += cards.refusal(
@@ -86,28 +94,23 @@ class Answers:
       )
       yield found, promise
 
-  def _card(self, path: str, way: str, gmacs: float) -> str:
+  def _card(self, path: str, policy: Policy) -> str:
     name = os.path.basename(path)
-    options: dict[str, Any] = {}
-    if way == BUDGET:
-      options['gmacs'] = gmacs
-    elif way != OWN:
-      options['option'] = way
     try:
-      return cards.card(name, self.comparer.compare(path, **options))
+      return cards.card(name, self.comparer.compare(path, policy))
     except UserError as error:
       return cards.refusal(str(error).replace(path, name))
 
-  def _promise(self, gmacs: float) -> str:
-    point = self.comparer.promise(gmacs)
+  def _promise(self, point: Point) -> str:
+    calibration = self.comparer.calibration
     shares = ', '.join(
       f'{option} {100 * share:.0f} %'
       for option, share in zip(self.comparer.options, point.shares, strict=True)
     )
     return (
-      f'On {self.comparer.calibration.split} this budget costs '
-      f'{cards.amount(point.gmacs)} an image and gets {100 * point.top1:.1f} % '
-      f'right: {shares}.'
+      f'On {calibration.split} this budget costs {cards.amount(point.gmacs)} '
+      f'an image and gets {100 * point.top1:.1f} % right: {shares}. Policy: '
+      f'{describe(point.policy, calibration.options)}.'
     )
 
 
@@ -121,20 +124,16 @@ def build(comparer: Comparer, path: str):
   gradio = import_gradio()
   answers = Answers(comparer)
   examples = sorted(glob.glob(os.path.join(path, 'report', 'examples', '*')))
-  what = 'exit' if comparer.has_exits else 'size'
   with gradio.Blocks(
     title='drnet_jax', analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)
   ) as blocks:
     gradio.Markdown(
       f'## drnet_jax: {os.path.basename(os.path.abspath(path))}\n'
-      + (
-        'Each image leaves the network at the first exit that is sure enough.'
-        if comparer.has_exits
-        else 'A predictor chooses a size for each image; the network runs at '
-        'that size.'
-      )
+      'Every image gets as much work as its policy finds it to need: where it '
+      'starts, and whether it goes on.'
     )
-    paths = gradio.State([])
+    # An answer to begin with.
+    paths = gradio.State(examples[:1])
     with gradio.Row():
       with gradio.Column(scale=2, min_width=300):
         files = gradio.File(
@@ -152,7 +151,7 @@ def build(comparer: Comparer, path: str):
         way = gradio.Radio(
           answers.ways,
           value=answers.first_way,
-          label=f'How the {what} is chosen',
+          label='How work is chosen',
           elem_id='way',
         )
         budget, unit = _slider(gradio, comparer)
@@ -225,7 +224,7 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
     minimum=round(low / unit, digits),
     maximum=round(high / unit, digits),
     step=10**-digits,
-    value=round(comparer.usual_gmacs / unit, digits),
+    value=round(comparer.calibration.find().gmacs / unit, digits),
     label=f'Average budget, {name} an image',
     elem_id='budget',
   )

@@ -2,51 +2,68 @@
 """What everyone who runs a trained model must agree on, besides its weights."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from drnet_jax import settings
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.options import Costs, Options
+from drnet_jax.choosing.policy import Policy
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
+from drnet_jax.export import DECODINGS
 from drnet_jax.models import Model
 from drnet_jax.run import workdir
 
-DECODINGS = ('full', 'scaled')
+PREDICTOR = 'predictor'  # name of its program
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """How an image becomes the input of a network.
+
+  Attributes:
+    side_px: of the central square that is cut.
+    short_px: short side of the image before.
+    keep_aspect: False where the image is squashed to a square of that side.
+  """
+
+  side_px: int
+  short_px: int
+  keep_aspect: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Contract:
-  """How images become inputs, what the outputs mean, what each size costs.
+  """How images become inputs, what the outputs mean, what each option costs.
 
   Attributes:
-    image_px: side of the crop that every size is resized from.
-    resize_px: short side of the image before that crop.
-    keep_aspect: False where the image is squashed to a square of that side.
-    resolutions: candidate sizes in px, ascending.
-    predictor_px: side of the predictor's view; 0 without one.
-    decode: 'full': a file is decoded whole and every network is given the crop
-      of image_px. 'scaled': every network is given a crop of its own size, and
-      a JPEG is decoded at twice what the largest size takes, where it can.
-    gmacs: cost of the base network at each size (of a network with exits, up
-      to each exit), in 1e9 multiply-adds.
-    predictor_gmacs: cost of the predictor.
+    options: what is chosen among, R of them.
+    sizes_px: [R], the side that each option's network works at.
+    views: [R], what each is given; it resizes itself.
+    programs: [R], their names, of files too.
+    gmacs: [R], cost of each with nothing run before, in 1e9 multiply-adds.
+    routes: options that the predictor chooses among; () without one.
+    predictor_view: what it is given; None without one.
+    predictor_gmacs: its cost.
+    decode: 'full': a file is decoded whole and every network of a model is
+      given one crop. 'scaled': every network is given a crop of its own size,
+      and a JPEG is decoded at twice what the largest takes, where it can.
     class_names: in label order.
     origin: which weights, for people.
   """
 
-  image_px: int
-  resize_px: int
-  keep_aspect: bool
-  resolutions: tuple[int, ...]
-  predictor_px: int
-  decode: str
+  options: Options
+  sizes_px: tuple[int, ...]
+  views: tuple[View, ...]
+  programs: tuple[str, ...]
   gmacs: tuple[float, ...]
+  routes: tuple[int, ...]
+  predictor_view: View | None
   predictor_gmacs: float
+  decode: str
   class_names: tuple[str, ...]
   origin: str
-
-  def __post_init__(self):
-    if self.decode not in DECODINGS:
-      raise UserError(f'decode = {self.decode!r} is not one of {DECODINGS}')
 
   @classmethod
   def of(cls, trained: workdir.Trained, *, decode: str = 'full') -> 'Contract':
@@ -75,42 +92,121 @@ class Contract:
     origin: str,
   ) -> 'Contract':
     """That of a model; `resize_px` 0 for no margin around the crop."""
-    macs = model.macs()
+    if decode not in DECODINGS:
+      raise UserError(f'decode = {decode!r} is not one of {DECODINGS}')
+    resize_px = resize_px or model.image_px
+
+    def view(size_px: int) -> View:
+      side_px = model.image_px if decode == 'full' else size_px
+      short_px = max(round(resize_px * side_px / model.image_px), side_px)
+      return View(side_px, short_px, keep_aspect)
+
+    options, macs = Options.of(model.options), model.macs()
+    sizes_px = getattr(model, 'resolutions', (model.image_px,) * len(options))
     return cls(
-      image_px=model.image_px,
-      resize_px=resize_px or model.image_px,
-      keep_aspect=keep_aspect,
-      resolutions=getattr(model, 'resolutions', (model.image_px,)),
-      predictor_px=model.predictor_px if has_router else 0,
-      decode=decode,
+      options=options,
+      sizes_px=sizes_px,
+      views=tuple(view(size_px) for size_px in sizes_px),
+      programs=tuple(
+        name.replace(' ', '') if name.startswith('exit') else f'r{size_px}'
+        for name, size_px in zip(options.names, sizes_px, strict=True)
+      ),
       gmacs=macs.gmacs,
+      routes=tuple(range(len(options))) if has_router else (),
+      predictor_view=view(model.predictor_px) if has_router else None,
       predictor_gmacs=has_router * macs.predictor / 1e9,
+      decode=decode,
       class_names=class_names,
       origin=origin,
     )
 
   @classmethod
-  def from_json(cls, fields: dict[str, Any]) -> 'Contract':
-    """Inverse of `to_json`."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    values = {name: fields[name] for name in names}
+  def join(cls, several: 'Mapping[str, Contract]') -> 'Contract':
+    """That of a ladder: networks one after another, by their names.
+
+    Its predictor is that of the first network that has one.
+
+    Raises:
+      UserError: they do not know the same classes.
+    """
+    (first_name, first), *others = several.items()
+    for name, other in others:
+      if other.class_names != first.class_names:
+        raise UserError(
+          f'{first_name} and {name} know other classes, or in another order: '
+          f'{_difference(first.class_names, other.class_names)}'
+        )
+    router = next((c for c in several.values() if c.routes), first)
+    before, routes = 0, ()
+    for one in several.values():
+      if one is router:
+        routes = tuple(before + j for j in one.routes)
+      before += len(one.options)
+
+    def all_of(field: str) -> tuple:
+      return sum((getattr(one, field) for one in several.values()), ())
+
     return cls(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+      options=Options.join({k: c.options for k, c in several.items()}),
+      sizes_px=all_of('sizes_px'),
+      views=all_of('views'),
+      programs=tuple(
+        f'{k + 1}_{program}'
+        for k, one in enumerate(several.values())
+        for program in one.programs
+      ),
+      gmacs=all_of('gmacs'),
+      routes=routes,
+      predictor_view=router.predictor_view,
+      predictor_gmacs=router.predictor_gmacs,
+      decode=first.decode,
+      class_names=first.class_names,
+      origin='; '.join(f'{k}: {c.origin}' for k, c in several.items()),
     )
+
+  @classmethod
+  def from_json(cls, fields: dict[str, Any]) -> 'Contract':
+    """Inverse of `to_json`; other fields are passed over."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    values = {
+      k: tuple(v) if isinstance(v := fields[k], list) else v for k in names
+    }
+    values['options'] = Options(
+      **{k: tuple(v) for k, v in fields['options'].items()}
+    )
+    values['views'] = tuple(View(**view) for view in fields['views'])
+    if fields['predictor_view']:
+      values['predictor_view'] = View(**fields['predictor_view'])
+    return cls(**values)
 
   def to_json(self) -> dict[str, Any]:
     """As plain lists and numbers."""
     return dataclasses.asdict(self)
 
   @property
-  def has_router(self) -> bool:
-    """Whether there is a predictor."""
-    return self.predictor_px > 0
+  def costs(self) -> Costs:
+    """In GMACs."""
+    return Costs(
+      'GMACs', self.gmacs, self.predictor_gmacs, 'multiply-adds of the jaxpr'
+    )
 
-  def input_px(self, size_px: int) -> int:
-    """Side of the image given to a network whose own size is `size_px`."""
-    return self.image_px if self.decode == 'full' else size_px
+  @property
+  def as_trained(self) -> Policy:
+    """The router as it was trained; without one, the most expensive option."""
+    if len(self.routes) > 1:
+      return policy_lib.router(self.costs, self.routes)
+    return policy_lib.fixed(self.gmacs.index(self.costs.full))
 
-  def short_px(self, crop_px: int) -> int:
-    """Short side of an image before the central crop of this side."""
-    return max(round(self.resize_px * crop_px / self.image_px), crop_px)
+  @property
+  def decode_px(self) -> int:
+    """Short side that the most demanding view takes."""
+    return max(view.short_px for view in self.views)
+
+
+def _difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+  i = next(
+    (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+    min(len(ours), len(theirs)),
+  )
+  names = [x[i] if i < len(x) else 'none' for x in (ours, theirs)]
+  return f'class {i} is {names[0]!r} and {names[1]!r}'

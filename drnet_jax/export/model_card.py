@@ -1,98 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README of an exported model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.policy import describe
 from drnet_jax.export.contract import Contract
 from drnet_jax.run import workdir
 
 
+def about(trained: workdir.Trained, contract: Contract) -> str:
+  """A sentence or two on one network."""
+  config = trained.config
+  sizes = ', '.join(contract.options.names)
+  chooses = (
+    f'; a predictor `{config.model.predictor.network}` looks at '
+    f'{trained.model.predictor_px} px and says where to begin'
+    if contract.routes
+    else ''
+  )
+  mean, std = (_numbers(x) for x in (trained.model.mean, trained.model.std))
+  return (
+    f'A network `{config.model.base.network}` at {sizes}{chooses}. Trained on '
+    f'`{config.data.name}/{config.data.train_split}` with drnet_jax '
+    f'({contract.origin}); it normalises pixels itself (mean {mean}, deviation '
+    f'{std}).'
+  )
+
+
 def text(
-  trained: workdir.Trained,
   contract: Contract,
-  budgets: Sequence[Mapping[str, float]],
+  calibration: Calibration | None,
+  networks: Sequence[str],
   formats: Sequence[str],
   weights: str,
 ) -> str:
   """The card, as Markdown.
 
   Args:
-    trained: the model.
-    contract: its contract.
-    budgets: rows of the budget table.
+    contract: of the export.
+    calibration: of its policies; None where there is none.
+    networks: what `about` says of each.
     formats: that were written.
     weights: 'folded' or 'shared'.
   """
-  config, model = trained.config, trained.model
-  data = f'{config.data.name}/{config.data.train_split}'
-  sizes = ', '.join(f'{r} px' for r in contract.resolutions)
   lines = [
-    f'# Dynamic-resolution classifier, {len(contract.class_names)} classes',
+    f'# Adaptive-resolution classifier, {len(contract.class_names)} classes',
     '',
-    f'A network `{config.model.base.network}` that runs each image at one of '
-    f'{sizes}'
-    + (
-      f'; a predictor `{config.model.predictor.network}` chooses from a view '
-      f'of {contract.predictor_px} px.'
-      if contract.has_router
-      else '. No predictor was trained: every image runs at the largest size.'
-    ),
-    f'Trained on `{data}` with drnet_jax ({contract.origin}); weights '
-    f'{weights}, formats {", ".join(formats)}.',
+    *networks,
+    '',
+    f'Weights {weights}, formats {", ".join(formats)}.',
     '',
     '## Cost',
     '',
     '| part | GMACs per image |',
     '|---|---|',
     *(
-      f'| network at {r} px | {gmacs:.4g} |'
-      for r, gmacs in zip(contract.resolutions, contract.gmacs, strict=True)
+      f'| {name} | {gmacs:.4g} |'
+      for name, gmacs in zip(
+        contract.options.names, contract.gmacs, strict=True
+      )
     ),
   ]
-  if contract.has_router:
+  if contract.routes:
     lines.append(f'| predictor | {contract.predictor_gmacs:.4g} |')
-  if budgets:
+  if calibration:
     lines += [
       '',
-      '## Budgets',
+      '## Policies',
       '',
-      'A size is chosen by argmax(log p - lambda * GMACs). Average cost '
-      '(predictor counted) and top-1 on images held out from training, not on '
-      'yours:',
+      'The best policy for each average cost (everything counted), and its '
+      f'top-1 on {calibration.images:,} images of `{calibration.split}`, held '
+      'out from training, not on yours:',
       '',
-      '| GMACs | top-1, % | lambda |',
+      '| GMACs | top-1, % | policy |',
       '|---|---|---|',
       *(
-        f'| {b["gmacs"]:.4g} | {100 * b["top1"]:.1f} | {b["lambda"]:.4g} |'
-        for b in budgets
+        f'| {p.gmacs:.4g} | {100 * p.top1:.1f} | '
+        f'{describe(p.policy, contract.options)} |'
+        for p in calibration.points['GMACs']['best']
       ),
     ]
+  view = contract.views[-1]
   resized = (
     'The short side is resized'
-    if contract.keep_aspect
+    if view.keep_aspect
     else 'The whole image is squashed'
   )
-  if contract.decode == 'full':
-    crop = (
-      f'every network is given that crop, {contract.image_px} px: it resizes '
-      'itself'
-    )
-  else:
-    crop = (
-      'every network is given a crop of its own size, cut from the image '
-      'shrunk in proportion (the predictor, of '
-      f'{contract.predictor_px} px); a JPEG may be decoded at 1/2, 1/4 or 1/8 '
-      f'as long as its short side keeps {contract.resize_px} px'
-    )
   lines += [
     '',
     '## Input',
     '',
     f'8-bit RGB, EXIF rotation applied, transparency on white. {resized} '
-    f'to {contract.resize_px} px (Pillow, bilinear, antialiased) and the '
-    f'middle square of {contract.image_px} px cut; {crop}. Networks '
-    f'take uint8 [batch, side, side, 3] and normalise themselves (mean '
-    f'{_numbers(model.mean)}, deviation {_numbers(model.std)}).',
+    '(Pillow, bilinear, antialiased) and the middle square cut, as `views` in '
+    'contract.json says for each network; '
+    + (
+      'it resizes the crop to its own size itself.'
+      if contract.decode == 'full'
+      else 'a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its short side '
+      f'keeps {2 * contract.decode_px} px.'
+    ),
+    'Networks take uint8 [batch, side, side, 3].',
     '',
     '## Use',
     '',
@@ -100,7 +108,9 @@ def text(
   if 'onnx' in formats:
     lines += [
       '    pip install onnxruntime numpy pillow',
-      '    python run.py' + ' --gmacs=...' * bool(budgets) + ' photo.jpg',
+      '    python run.py'
+      + ' --policy=best --gmacs=...' * bool(calibration)
+      + ' photo.jpg',
       '',
     ]
   lines += [
@@ -111,9 +121,9 @@ def text(
     '',
     f'It knows the {len(contract.class_names)} classes in contract.json and '
     'calls everything else one of them. Its probabilities are not calibrated. '
-    'Accuracy and the shares of the sizes hold for images like those of '
-    f'`{data}`. The licences of the data and of the weights it began with '
-    'apply to these weights.',
+    'Accuracy and costs hold for images like those it was calibrated on. The '
+    'licences of the data and of the weights it began with apply to these '
+    'weights.',
     '',
   ]
   return '\n'.join(lines)

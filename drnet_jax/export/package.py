@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model as a folder that other programs can run.
 
-contract.json      how images become inputs, costs, class names, budget table
+contract.json      how images become inputs, costs, class names, policies
 predictor.onnx     uint8 [batch, S, S, 3] -> log p of the sizes
 r112.onnx, ...     uint8 [batch, S, S, 3] -> probabilities, a file per size
 weights.bin        of all ONNX files; equal arrays are stored once
@@ -17,33 +17,49 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from drnet_jax import settings
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
-from drnet_jax.export import model_card
-from drnet_jax.export.contract import Contract
-from drnet_jax.run import workdir
-from drnet_jax.serve import budget, engines
+from drnet_jax.export import FORMATS, WEIGHTS, model_card
+from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.programs import Program
 
 CONTRACT = 'contract.json'
-FORMATS = ('onnx', 'stablehlo')
-WEIGHTS = ('folded', 'shared')
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
 _ALIGNMENT = 64  # bytes, for runtimes that map the file
 _INLINE_BYTES = 1024  # smaller arrays stay in the graph
-_BUDGETS = 33
+STABLEHLO_WEIGHTS = 'weights.npz'
+
+
+class Exported(NamedTuple):
+  """What is exported.
+
+  Attributes:
+    programs: by name, see `export.programs`.
+    contract: of them.
+    calibration: for the policies; None for the usual one alone.
+    usual: the policy that is followed unless another is asked for.
+    about: what the model card says of each network.
+  """
+
+  programs: Mapping[str, Program]
+  contract: Contract
+  calibration: Calibration | None
+  usual: Policy
+  about: Sequence[str]
 
 
 def write(
   folder: str,
-  trained: workdir.Trained,
-  contract: Contract,
-  calibration: budget.Calibration | None,
+  exported: Exported,
   *,
   formats: Sequence[str] = FORMATS,
   weights: str = 'folded',
@@ -52,9 +68,7 @@ def write(
 
   Args:
     folder: made if it is not there.
-    trained: the model.
-    contract: its contract.
-    calibration: for the budget table; None leaves it empty.
+    exported: what to write.
     formats: of FORMATS.
     weights: 'folded': every program holds its own, in ONNX with the norms put
       into the convolutions. 'shared': all sizes use the same convolutions,
@@ -78,7 +92,7 @@ def write(
   except OSError as error:
     raise UserError(f'cannot write {folder}: {error}') from error
   try:
-    _write_files(partial, trained, contract, calibration, formats, weights)
+    _write_files(partial, exported, formats, weights)
     os.chmod(partial, 0o755)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
@@ -86,6 +100,11 @@ def write(
     raise UserError(f'cannot write {folder}: {error}') from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_export(folder: str) -> bool:
+  """Whether a folder is what `write` wrote."""
+  return os.path.exists(os.path.join(folder, CONTRACT))
 
 
 def _check_replaceable(folder: str) -> None:
@@ -101,10 +120,8 @@ def _check_replaceable(folder: str) -> None:
     )
 
 
-def _write_files(
-  folder, trained, contract, calibration, formats, weights
-) -> None:
-  programs = engines.programs(trained, contract)
+def _write_files(folder, exported: Exported, formats, weights) -> None:
+  programs, contract, calibration, usual, about = exported
   if 'onnx' in formats:
     write_onnx(folder, programs, fold_norms=weights == 'folded')
     # Found, not imported: it needs onnxruntime, which writing does not.
@@ -114,43 +131,40 @@ def _write_files(
     )
   shared = {}
   if 'stablehlo' in formats:
-    shared = _write_stablehlo(folder, programs, share=weights == 'shared')
-  budgets = []
+    shared = write_stablehlo(folder, programs, share=weights == 'shared')
+  policies = [_row('usual', usual)]
   if calibration is not None:
     calibration.write(folder)
-    budgets = [
-      {'gmacs': p.gmacs, 'top1': p.top1, 'lambda': p.dial.low}
-      for p in _distinct(calibration)
-    ]
+    for family, points in calibration.points['GMACs'].items():
+      policies += [_row(family, point.policy, point) for point in points]
   fields = contract.to_json() | {
-    'format': 1,
+    'format': 2,
     'formats': list(formats),
     'weights': weights,
     'stablehlo_weights': shared,
     'input': 'images: uint8 [batch, side, side, 3], RGB',
-    'budgets': budgets,
+    'policies': policies,
   }
   settings.write_json(os.path.join(folder, CONTRACT), fields)
   with open(os.path.join(folder, 'README.md'), 'w') as file:
-    file.write(model_card.text(trained, contract, budgets, formats, weights))
+    file.write(model_card.text(contract, calibration, about, formats, weights))
 
 
-def _distinct(calibration: budget.Calibration) -> list[budget.Point]:
-  """Settings without a mixture, each with another cost, ascending."""
-  found = {}
-  for point in calibration.points(calibration.gmacs, _BUDGETS):
-    one = calibration.at(calibration.gmacs, point.dial.low)
-    found.setdefault(one.gmacs, one)
-  return [found[gmacs] for gmacs in sorted(found)]
+def _row(
+  family: str, policy: Policy, point: Point | None = None
+) -> dict[str, Any]:
+  """A policy for `run.py`, with what it gives on the calibration images."""
+  promise = {name: getattr(point, name, None) for name in ('gmacs', 'top1')}
+  return {'family': family} | promise | policy.to_json()
 
 
 def write_onnx(
   folder: str,
-  programs: dict[str, tuple[Callable, Any, int]],
+  programs: Mapping[str, Program],
   *,
   fold_norms: bool,
 ) -> None:
-  """Writes programs, as from `engines.programs`, and their `weights.bin`."""
+  """Writes programs and their `weights.bin`."""
   try:
     import onnx
     from onnx import external_data_helper
@@ -167,7 +181,7 @@ def write_onnx(
         functools.partial(program, weights),
         jax.ShapeDtypeStruct((side_px, side_px, 3), np.uint8),
         input_name='images',
-        output_name='log_p' if name == 'predictor' else 'probabilities',
+        output_name='log_p' if name == PREDICTOR else 'probabilities',
         fold_norms=fold_norms,
       )
       for tensor in model.graph.initializer:
@@ -188,8 +202,8 @@ def write_onnx(
       onnx.save_model(model, os.path.join(folder, f'{name}.onnx'))
 
 
-def _write_stablehlo(
-  folder: str, programs: dict[str, tuple[Callable, Any, int]], *, share: bool
+def write_stablehlo(
+  folder: str, programs: Mapping[str, Program], *, share: bool
 ) -> dict[str, list[str]]:
   """Writes programs; with `share` their weights are arguments.
 
@@ -217,7 +231,7 @@ def _write_stablehlo(
     with open(os.path.join(folder, f'{name}.stablehlo'), 'wb') as file:
       file.write(data)
   if share:
-    np.savez(os.path.join(folder, engines.STABLEHLO_WEIGHTS), **arrays)
+    np.savez(os.path.join(folder, STABLEHLO_WEIGHTS), **arrays)
   return names
 
 

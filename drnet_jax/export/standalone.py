@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs an exported model with onnxruntime, numpy and Pillow; no JAX.
 
-    python run.py [--gmacs=2.0] photo.jpg more.png
+    python run.py [--policy=best --gmacs=2.0] photo.jpg more.png
 
 This file needs nothing else of drnet_jax and is copied into every export.
 """
@@ -9,10 +9,13 @@ This file needs nothing else of drnet_jax and is copied into every export.
 import argparse
 import json
 import os
+import zlib
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
+
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Model:
@@ -20,54 +23,65 @@ class Model:
 
   Args:
     folder: of the export.
-    gmacs: average cost to stay under (see the table in contract.json); None
-      for the choice as trained.
+    policy: a family of the policies in contract.json: 'best', 'cascade', ...;
+      'usual' for what drnet_jax does without a budget.
+    gmacs: average cost to stay under; None for the most accurate.
   """
 
-  def __init__(self, folder, *, gmacs=None):
+  def __init__(self, folder, *, policy='usual', gmacs=None):
     with open(os.path.join(folder, 'contract.json')) as file:
       self.contract = contract = json.load(file)
-    self._penalty = np.zeros(len(contract['resolutions']))
+    rows = [row for row in contract['policies'] if row['family'] == policy]
     if gmacs is not None:
-      rows = [row for row in contract['budgets'] if row['gmacs'] <= gmacs]
-      if not rows:
-        raise ValueError(f'no entry of the budget table is within {gmacs}')
-      self._penalty = rows[-1]['lambda'] * np.asarray(contract['gmacs'])
+      rows = [r for r in rows if r['gmacs'] is None or r['gmacs'] <= gmacs]
+    if not rows:
+      raise ValueError(f'no policy {policy!r} within {gmacs} GMACs')
+    self.policy = rows[-1]
 
     def session(name):
       return onnxruntime.InferenceSession(os.path.join(folder, f'{name}.onnx'))
 
-    self._networks = [session(f'r{px}') for px in contract['resolutions']]
-    self._predictor = session('predictor') if contract['predictor_px'] else None
+    tried = [contract['programs'][j] for j in self.policy['path']]
+    self._networks = [session(name) for name in tried]
+    self._predictor = self.policy['start'] and session('predictor')
 
   def predict(self, source):
     """Classifies an image: a path or a PIL image."""
-    contract, scaled = self.contract, self.contract['decode'] == 'scaled'
-    j, crop = len(self._networks) - 1, None
-    if self._predictor:
-      px = contract['predictor_px' if scaled else 'image_px']
-      crop = self.crop(source, px)
-      (log_p,) = self._predictor.run(None, {'images': crop[None]})
-      j = int((log_p[0].astype(np.float64) - self._penalty).argmax())
-    px = contract['resolutions'][j] if scaled else contract['image_px']
-    if crop is None or len(crop) != px:
-      crop = self.crop(source, px)
-    ((p,),) = self._networks[j].run(None, {'images': crop[None]})
-    label = int(p.argmax())
+    contract, policy, image = self.contract, self.policy, self.read(source)
+    path, said = policy['path'], []
+    first = self._begin(image) if self._predictor else 0
+    for i in range(first, len(path)):
+      crop = cut(image, contract['views'][path[i]])
+      said += self._networks[i].run(None, {'images': crop[None]})[0][:1]
+      p = sum(said) / len(said) if policy['answer'] == 'pooled' else said[-1]
+      low, high = np.sort(p)[-2:]
+      sure = high - low if policy['signal'] == 'margin' else high
+      if i == len(path) - 1 or sure >= policy['stop'][i]:
+        break
+    label, ran = int(p.argmax()), path[first : i + 1]
     answer = {'label': label, 'probability': float(p[label])}
     answer['name'] = contract['class_names'][label]
-    answer['size_px'] = contract['resolutions'][j]
-    answer['gmacs'] = contract['gmacs'][j] + contract['predictor_gmacs']
+    answer['ran'] = [contract['options']['names'][j] for j in ran]
+    answer['gmacs'] = sum(contract['gmacs'][j] for j in ran)
+    answer['gmacs'] += contract['predictor_gmacs'] if self._predictor else 0
     return answer | {'probabilities': p}
 
-  def crop(self, source, px):
-    """The image as a network is given it, uint8 [px, px, 3]."""
-    contract = self.contract
-    ratio = contract['resize_px'] / contract['image_px']
-    short_px = max(round(px * ratio), px)
+  def _begin(self, image):
+    """The position in the path at which an image starts."""
+    dial = self.policy['start']
+    view = cut(image, self.contract['predictor_view'])
+    (log_p,) = self._predictor.run(None, {'images': view[None]})[0]
+    known = [self.contract['routes'].index(j) for j in self.policy['path']]
+    mixed = zlib.crc32(view) / 2**32 < dial['share']
+    penalty = dial['high' if mixed else 'low'] * np.asarray(dial['costs'])
+    return int((log_p[known].astype(np.float64) - penalty).argmax())
+
+  def read(self, source):
+    """A PIL image, or the file at a path, as 8-bit RGB, the right way up."""
     image = source if isinstance(source, Image.Image) else Image.open(source)
-    if contract['decode'] == 'scaled' and image is not source:
-      image.draft(None, (2 * contract['resize_px'],) * 2)  # JPEGs, with margin
+    if self.contract['decode'] == 'scaled' and image is not source:
+      least = max(view['short_px'] for view in self.contract['views'])
+      image.draft(None, (2 * least,) * 2)  # JPEGs, with margin
     image = ImageOps.exif_transpose(image)
     if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
       grey = np.asarray(image, np.float32) / (1 if image.mode == 'F' else 257)
@@ -76,24 +90,29 @@ class Model:
       image = image.convert('RGBA')
       white = Image.new('RGBA', image.size, 'white')
       image = Image.alpha_composite(white, image)
-    image = image.convert('RGB')
-    size, scale = (short_px, short_px), short_px / min(image.size)
-    if contract['keep_aspect']:
-      size = tuple(max(round(side * scale), short_px) for side in image.size)
-    if image.size != size:
-      image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (image.width - px) // 2, (image.height - px) // 2
-    return np.asarray(image.crop((left, top, left + px, top + px)))
+    return image.convert('RGB')
+
+
+def cut(image, view):
+  """The image as a network is given it, uint8 [side_px, side_px, 3]."""
+  short, side = view['short_px'], view['side_px']
+  size, scale = (short, short), short / min(image.size)
+  if view['keep_aspect']:
+    size = tuple(max(round(x * scale), short) for x in image.size)
+  if image.size != size:
+    image = image.resize(size, Image.Resampling.BILINEAR)
+  left, top = (image.width - side) // 2, (image.height - side) // 2
+  return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser()
+  parser.add_argument('--policy', default='usual')
   parser.add_argument('--gmacs', type=float)
   parser.add_argument('images', nargs='+')
-  arguments = parser.parse_args()
-  here = os.path.dirname(os.path.abspath(__file__))
-  model = Model(here, gmacs=arguments.gmacs)
-  for path in arguments.images:
-    answer = model.predict(path)
+  flags = parser.parse_args()
+  model = Model(HERE, policy=flags.policy, gmacs=flags.gmacs)
+  for name in flags.images:
+    answer = model.predict(name)
     del answer['probabilities']
-    print(json.dumps({'image': path, **answer}))
+    print(json.dumps({'image': name, **answer}))

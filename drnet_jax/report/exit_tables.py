@@ -1,56 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgeted batch classification as a table, a csv and a figure."""
+"""Budgeted batch classification by the rule of RANet's paper.
 
-import csv
+The ratio of the shares that leave at consecutive exits is swept; thresholds are
+set on held-out images and scored on the test images (`choosing.exit_shares`).
+"""
+
+import dataclasses
 import os
 from collections.abc import Sequence
 
 from drnet_jax import terminal
-from drnet_jax.report import exits, figures, paper_curves, policies
-from drnet_jax.report.exits import Setting
-from drnet_jax.report.policies import Record
+from drnet_jax.choosing import calibration, exit_shares, scores
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import Score
+from drnet_jax.errors import UserError
+from drnet_jax.report import evaluated, figures, paper_curves
+from drnet_jax.report.tables import write_csv
 
 
-def write(
-  directory: str,
-  names: Sequence[str],
-  curves: Sequence[Sequence[Setting]],
-  record: Record,
-  data_name: str,
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """Thresholds, and what they give on two sets of images.
+
+  Attributes:
+    network: its name.
+    ratio: share of images that leave at an exit over that of the exit before.
+    policy: with these thresholds.
+    calibrated: on the images that the thresholds were set on.
+    tested: on others.
+  """
+
+  network: str
+  ratio: float
+  policy: Policy
+  calibrated: Score
+  tested: Score
+
+
+def sweep(
+  network: str,
+  held_out: Record,
+  test: Record,
+  ratios: Sequence[float] = exit_shares.RATIOS,
+) -> list[Setting]:
+  """The curve of a network.
+
+  Args:
+    network: its name.
+    held_out: of images that were not trained on; thresholds know no others.
+    test: of the images to report.
+    ratios: to try.
+  """
+  found = []
+  for ratio in ratios:
+    policy = exit_shares.by_ratio(held_out, ratio)
+    found.append(
+      Setting(
+        network,
+        ratio,
+        policy,
+        scores.score(policy, held_out, network),
+        scores.score(policy, test, network),
+      )
+    )
+  return found
+
+
+def best_of(settings: Sequence[Setting]) -> list[Setting]:
+  """The best of several networks at each budget, ascending in cost.
+
+  Which is best is read off the calibration images; what it scores, off others.
+  """
+  found, best = [], -1.0
+  for setting in sorted(
+    settings, key=lambda s: (s.calibrated.gmacs, -s.calibrated.top1)
+  ):
+    if setting.calibrated.top1 > best:
+      found.append(setting)
+      best = setting.calibrated.top1
+  return found
+
+
+def write(paths: Sequence[str], directory: str) -> str:
   """Leaves `budget.csv`, `budget.md` and the figure `budget` in a folder.
 
   Args:
-    directory: made if it is not there.
-    names: of the networks.
-    curves: a sweep of each.
-    record: of the first network on the test images.
-    data_name: of the data set; the paper's curves are drawn beside ours where
-      there are some.
+    paths: workdirs of calibrated networks with exits.
+    directory: of the report of the first.
 
   Returns:
     The table.
   """
-  os.makedirs(directory, exist_ok=True)
-  path = os.path.join(directory, 'budget')
-  best = exits.best_of(curves)
-  _write_csv(names, curves, best, path + '.csv')
-  table = _table(names, best, record)
-  with open(path + '.md', 'w') as file:
+  runs = [evaluated.read(path) for path in paths]
+  curves = []
+  for run in runs:
+    held_out = calibration.read_record(run.path)
+    if held_out is None or held_out.options.noun != 'exit':
+      raise UserError(
+        f'{run.path} is not a calibrated network with exits: python -m '
+        f'drnet_jax calibrate --workdir={run.path}'
+      )
+    curves.append(sweep(run.name, held_out, run.record))
+  record, path = runs[0].record, os.path.join(directory, 'budget')
+  every = [setting for curve in curves for setting in curve]
+  best = best_of(every)
+  write_csv(path + '.csv', [_row(s, s in best) for s in every])
+  table = _table(best, record)
+  with open(path + '.md', 'w', encoding='utf-8') as file:
     file.write(f'```\n{table}\n```\n')
   shown = [
-    (f'early exit, {name}', [s.tested for s in curve])
-    for name, curve in zip(names, curves, strict=True)
+    (f'early exit, {curve[0].network}', [s.tested for s in curve])
+    for curve in curves
   ]
   if len(curves) > 1:
-    shown.append(('best of these', [s.tested for _, s in best]))
+    shown.append(('best of these', [s.tested for s in best]))
+  data = runs[0].config.data.name
   papers = [
-    (f"{what}, the paper's", table[data_name])
-    for what, table in (
+    (f"{what}, the paper's", known[data])
+    for what, known in (
       ('anytime', paper_curves.ANYTIME),
       ('early exit', paper_curves.BUDGETED),
     )
-    if data_name in table
+    if data in known
   ]
   figures.exit_curves(record, shown, papers, path)
   return table
@@ -58,23 +130,24 @@ def write(
 
 def anytime_at(record: Record, gmacs: float) -> float:
   """Top-1 of the deepest exit within a cost: what one gets without exits."""
-  within = [p.top1 for p in policies.fixed(record) if p.gmacs <= gmacs]
+  within = [s.top1 for s in scores.fixed_scores(record) if s.gmacs <= gmacs]
   return within[-1] if within else float('nan')
 
 
-def _table(names, best, record: Record) -> str:
+def _table(best: Sequence[Setting], record: Record) -> str:
   anytime = [
     {
-      'anytime': policy.name.removeprefix('fixed '),
-      'MMACs': f'{1e3 * policy.gmacs:.1f}',
-      'top-1 %': f'{100 * policy.top1:.2f}',
-      'top-5 %': f'{100 * policy.top5:.2f}',
+      'anytime': score.name.removeprefix('fixed '),
+      'MMACs': f'{1e3 * score.gmacs:.1f}',
+      'top-1 %': f'{100 * score.top1:.2f}',
+      'top-5 %': f'{100 * score.top5:.2f}',
     }
-    for policy in policies.fixed(record)
+    for score in scores.fixed_scores(record)
   ]
+  alone = len({s.network for s in best}) == 1
   budgeted = [
     {
-      'early exit': names[i],
+      'early exit': s.network,
       'q': f'{s.ratio:.2f}',
       'MMACs planned': f'{1e3 * s.calibrated.gmacs:.1f}',
       'spent': f'{1e3 * s.tested.gmacs:.1f}',
@@ -83,45 +156,27 @@ def _table(names, best, record: Record) -> str:
     }
     | {
       option: f'{100 * share:.0f} %'
-      for option, share in zip(record.options, s.tested.shares, strict=False)
-      if len(names) == 1
+      for option, share in zip(
+        record.options.names, s.tested.shares, strict=False
+      )
+      if alone
     }
-    for i, s in best
+    for s in best
   ]
   return f'{terminal.table(anytime)}\n\n{terminal.table(budgeted)}'
 
 
-def _write_csv(names, curves, best, path: str) -> None:
-  chosen = {id(s) for _, s in best}
-  with open(path, 'w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(
-      [
-        'network',
-        'q',
-        'calibration_gmacs',
-        'calibration_top1',
-        'test_gmacs',
-        'test_top1',
-        'test_top5',
-        'best',
-        'shares',
-        'thresholds',
-      ]
-    )
-    for name, curve in zip(names, curves, strict=True):
-      for s in curve:
-        writer.writerow(
-          [
-            name,
-            s.ratio,
-            s.calibrated.gmacs,
-            s.calibrated.top1,
-            s.tested.gmacs,
-            s.tested.top1,
-            s.tested.top5,
-            int(id(s) in chosen),
-            ' '.join(f'{x:.4f}' for x in s.tested.shares),
-            ' '.join(f'{x:.6f}' for x in s.thresholds),
-          ]
-        )
+def _row(s: Setting, is_best: bool) -> dict[str, object]:
+  return {
+    'network': s.network,
+    'q': s.ratio,
+    'calibration_gmacs': s.calibrated.gmacs,
+    'calibration_top1': s.calibrated.top1,
+    'test_gmacs': s.tested.gmacs,
+    'test_top1': s.tested.top1,
+    'test_top5': s.tested.top5,
+    'best': int(is_best),
+    'shares': ' '.join(f'{x:.4f}' for x in s.tested.shares),
+    # Whole, so that they can be used again.
+    'thresholds': ' '.join(map(repr, s.policy.stop)),
+  }

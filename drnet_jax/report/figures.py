@@ -6,53 +6,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from drnet_jax.report import policies
-from drnet_jax.report.policies import Record
-
-
-def budget_curve(
-  record: Record,
-  dial: Sequence[policies.Policy],
-  others: Sequence[Sequence[policies.Policy]],
-  path: str,
-) -> None:
-  """The budget dial of one checkpoint among its controls.
-
-  Args:
-    record: of the test split.
-    dial: settings, ascending in cost.
-    others: curves to compare, each a list of policies of one name.
-    path: of the files, without ending.
-  """
-  figure = Figure(figsize=(6.8, 4.6), layout='constrained')
-  axes = figure.add_subplot()
-
-  def line(points, *style, **options):
-    axes.plot(
-      [p.gmacs for p in points],
-      [100 * p.top1 for p in points],
-      *style,
-      **options,
-    )
-
-  costs, top1 = policies.hull_points(record)
-  axes.plot(
-    costs, 100 * top1, 'o-', color='#4477aa', lw=1, label='best fixed (hull)'
-  )
-  colours = ('#cc3311', '#ee7733', '#aa3377', '#66ccee')
-  for points, colour in zip(others, colours, strict=False):
-    style = '--' if len(points) > 1 else 'P'
-    line(points, style, color=colour, lw=1, label=points[0].name)
-  line(dial, '.-', color='#228833', label='budget dial, predictor counted')
-  oracle = policies.oracle(record)
-  line([oracle], '^', color='#999999', label='oracle')
-  _label(axes, 'average cost of an image, GMACs')
-  _save(figure, path)
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import Score
 
 
 def exit_curves(
   record: Record,
-  curves: Sequence[tuple[str, Sequence[policies.Policy]]],
+  curves: Sequence[tuple[str, Sequence[Score]]],
   papers: Sequence[tuple[str, Sequence[tuple[float, float]]]],
   path: str,
 ) -> None:
@@ -66,7 +27,7 @@ def exit_curves(
   """
   figure = Figure(figsize=(6.8, 4.6), layout='constrained')
   axes = figure.add_subplot()
-  fixed = policies.fixed(record)
+  fixed = scores.fixed_scores(record)
   axes.step(
     [1e3 * p.gmacs for p in fixed],
     [100 * p.top1 for p in fixed],

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from drnet_jax.report import policies
-from drnet_jax.report.policies import Record
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.record import Record
 
 COLUMNS = 10
 _SIDE_PX = 128
@@ -36,14 +36,14 @@ def drawn(group: np.ndarray, rows: int) -> list[np.ndarray]:
   ]
 
 
-def by_choice(record: Record) -> list[np.ndarray]:
-  """Images by the size the router chose (Figure 4 of the paper)."""
-  return drawn(record.choice, len(record.options))
+def by_end(record: Record, ends: np.ndarray) -> list[np.ndarray]:
+  """Images by the option at which they end (Figure 4 of the paper)."""
+  return drawn(ends, len(record.options))
 
 
 def by_smallest_sufficient(record: Record) -> list[np.ndarray]:
-  """Images by the smallest size that is right, the last by none (Figure 1)."""
-  return drawn(policies.smallest_sufficient(record), len(record.options) + 1)
+  """Images by the first option that is right, the last by none (Figure 1)."""
+  return drawn(scores.smallest_sufficient(record), len(record.options) + 1)
 
 
 def path(i: int) -> str:
@@ -52,18 +52,22 @@ def path(i: int) -> str:
 
 
 def save(
-  record: Record, read_image: Callable[[int], np.ndarray], directory: str
+  record: Record,
+  ends: np.ndarray | None,
+  read_image: Callable[[int], np.ndarray],
+  directory: str,
 ) -> None:
   """Leaves small copies of the images to show in `<directory>/pictures/`.
 
   Args:
     record: of a split.
+    ends: int [N], the option at which each image ends; None if nothing chooses.
     read_image: from an index of the record to uint8 [H, W, 3].
     directory: of the report.
   """
   shown = by_smallest_sufficient(record)
-  if record.log_p is not None:
-    shown += by_choice(record)
+  if ends is not None:
+    shown += by_end(record, ends)
   folder = os.path.join(directory, _FOLDER)
   os.makedirs(folder, exist_ok=True)
   for name in os.listdir(folder):

@@ -13,9 +13,15 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from drnet_jax.report import policies
-from drnet_jax.report.compare import ClassEffect, Comparison, Interval, Scored
-from drnet_jax.report.policies import Policy, Record
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import (
+  ClassEffect,
+  Interval,
+  Judgement,
+  Score,
+  Scored,
+)
 
 _INK, _GRID = '#222222', '#d4d4d4'
 _BLUE, _RED, _GREEN = '#4477aa', '#cc3311', '#228833'
@@ -69,42 +75,44 @@ def dark_rules() -> str:
 
 def unit(record: Record) -> tuple[float, str]:
   """What costs are shown in: the factor from GMACs, and its name."""
-  return (1.0, 'GMACs') if record.gmacs.max() >= 0.1 else (1e3, 'MMACs')
+  return (1.0, 'GMACs') if record.costs.full >= 0.1 else (1e3, 'MMACs')
 
 
 @matplotlib.rc_context(_STYLE)
 def accuracy_cost(
   record: Record,
   fixed: Sequence[Scored],
-  comparison: Comparison | None,
-  curves: Mapping[str, Sequence[Policy]],
+  judged: Judgement | None,
+  curves: Mapping[str, Sequence[Score]],
 ) -> str:
   """Top-1 against average cost, with 95 % intervals (the paper's Figure 3).
 
   Args:
     record: of a split.
-    fixed: every size.
-    comparison: of the router, if there is one.
-    curves: further rivals by name, each at several costs.
+    fixed: every option.
+    judged: a policy among its rivals, if something chooses.
+    curves: policies by name, each at several costs.
   """
   figure, (axes,) = _figure(3.9)
   scale, name = unit(record)
-  costs, top1 = policies.hull_points(record)
+  costs, top1 = scores.upper_hull(record.gmacs, record.top1.mean(0))
   axes.plot(
     scale * costs, 100 * top1, color=_BLUE, lw=1, label='best fixed or mixture'
   )
-  for (label, points), colour in zip(
-    curves.items(), (_PURPLE, _GREY), strict=False
+  for (label, points), (colour, style) in zip(
+    curves.items(),
+    ((_GREEN, '-'), (_PURPLE, '--'), (_GREY, '--'), (_RED, ':'), (_INK, ':')),
+    strict=False,
   ):
     axes.plot(
       [scale * p.gmacs for p in points],
       [100 * p.top1 for p in points],
-      '--',
+      style,
       color=colour,
       lw=1.2,
       label=label,
     )
-  for scored, option in zip(fixed, record.options, strict=True):
+  for scored, option in zip(fixed, record.options.names, strict=True):
     _point(axes, scored, scale, 'o', _BLUE, '')
     axes.annotate(
       option.removeprefix('exit '),
@@ -113,21 +121,19 @@ def accuracy_cost(
       textcoords='offset points',
       fontsize=9,
     )
-  if comparison:
-    _point(axes, comparison.random, scale, 'X', _RED, 'random, same cost')
-    _point(axes, comparison.oracle, scale, '^', _GREY, 'oracle (a bound)')
-    _point(
-      axes, comparison.router, scale, '*', _GREEN, comparison.router.name, 13
-    )
-  else:
-    oracle = policies.oracle(record)
-    axes.plot(
-      scale * oracle.gmacs,
-      100 * oracle.top1,
-      '^',
-      color=_GREY,
-      label='oracle (a bound)',
-    )
+  bound = scores.oracle(record)
+  axes.plot(
+    scale * bound.gmacs,
+    100 * bound.top1,
+    '^',
+    color=_GREY,
+    label='oracle (a bound)',
+  )
+  if judged:
+    _point(axes, judged.random, scale, 'X', _RED, 'random, same cost')
+    _point(axes, judged.policy, scale, '*', _GREEN, judged.policy.name, 13)
+    if trained := judged.others.get('router as trained'):
+      _point(axes, trained, scale, 'D', _PURPLE, trained.name, 6)
   axes.set_xlim(left=0)
   axes.set_xlabel(f'average cost of an image, {name}')
   axes.set_ylabel('top-1, %')
@@ -136,18 +142,18 @@ def accuracy_cost(
 
 
 @matplotlib.rc_context(_STYLE)
-def sizes(record: Record, chosen: np.ndarray | None) -> str:
-  """Shares of the images by chosen and by smallest sufficient size.
+def sizes(record: Record, ends: np.ndarray | None) -> str:
+  """Shares of the images by where they end and by what they need.
 
   Args:
     record: of a split.
-    chosen: int [N], index of the size of each image; None if nothing chooses.
+    ends: int [N], index of the option; None if nothing chooses.
   """
-  names = [*record.options, 'none']
-  needed = policies.smallest_sufficient(record)
-  bars = {'smallest that is right': (needed, _GREY)}
-  if chosen is not None:
-    bars = {'chosen': (chosen, _GREEN)} | bars
+  names = [*record.options.names, 'none']
+  needed = scores.smallest_sufficient(record)
+  bars = {'cheapest correct': (needed, _GREY)}
+  if ends is not None:
+    bars = {'ends at': (ends, _GREEN)} | bars
   figure, (axes,) = _figure(2.9)
   width = 0.8 / len(bars)
   for k, (label, (index, colour)) in enumerate(bars.items()):
@@ -164,8 +170,8 @@ def sizes(record: Record, chosen: np.ndarray | None) -> str:
 
 @matplotlib.rc_context(_STYLE)
 def classes(effects: Sequence[ClassEffect], record: Record) -> str:
-  """What routing does to each class: change of top-1, and cost."""
-  full = record.gmacs.max()
+  """What a policy does to each class: change of top-1, and cost."""
+  full = record.costs.full
   change = np.array([100 * e.change.value for e in effects])
   cost = np.array([100 * e.gmacs / full for e in effects])
   if len(effects) > _MOST_BARS:
@@ -179,7 +185,9 @@ def classes(effects: Sequence[ClassEffect], record: Record) -> str:
     0.9 + 0.22 * len(effects), columns=2, sharey=True, width_ratios=(2, 1)
   )
   places = np.arange(len(effects))
-  margins = [100 * (e.change.high - e.change.value) for e in effects]
+  margins = np.nan_to_num(
+    [100 * (e.change.high - e.change.value) for e in effects]
+  )
   for sign, colour in ((-1, _RED), (1, _GREEN)):
     some = np.sign(change) == sign
     left.barh(places[some], change[some], color=colour, alpha=0.85)

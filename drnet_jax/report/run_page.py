@@ -1,107 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of one run."""
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from drnet_jax import settings
-from drnet_jax.report import (
-  choices,
-  compare,
-  page,
-  pictures,
-  plots,
-  policies,
-  wording,
-)
-from drnet_jax.report.compare import ClassEffect, Comparison, Scored
+from drnet_jax import settings, terminal
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.policy import describe
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import ClassEffect, Judgement, Scored
+from drnet_jax.report import latencies, page, pictures, plots, wording
+from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Picture, Section, Table
-from drnet_jax.report.policies import Record
-from drnet_jax.report.run import Run
+from drnet_jax.report.tables import write_csv
 from drnet_jax.report.wording import Answer, percent, percent_interval
 
 _MOST_CLASSES = 20  # in the table of the page; all are in the csv
 
 _RIVALS = (
   'All on the same weights and test images. Best fixed: one {noun} for all, or '
-  "a mixture of two, at the router's cost and without a predictor. Random: "
-  '{noun}s drawn blindly, at that cost. {cascade}Oracle: the cheapest {noun} '
-  'that is right, which needs the label. Brackets: 95 % bootstrap intervals '
-  'over the test images, of gains over the same images; they say nothing of '
-  'another training run.'
+  'a mixture of two, at the cost of the {name}. Random: {noun}s drawn blindly, '
+  'at that cost. {others}Oracle: the cheapest correct {noun}, which needs the '
+  'label. Brackets: 95 % bootstrap intervals over the test images (over the '
+  'originals, where several images were made of one), of gains over the same '
+  'images; they say nothing of another training run.'
 )
-_CASCADE = (
-  'Cascade: the smallest size first, the next while the confidence is under a '
-  'threshold, all of them paid for, at that cost; its thresholds are taken '
-  'from these images, which favours it. '
+_CALIBRATED = (
+  'Policies are the best of their family within the cost of the best policy, '
+  'found on {images:,} images of {split} and never on these. '
+)
+_UNCALIBRATED = (
+  'Cascade: the smallest size first, the next while unsure, all of them paid '
+  'for; its thresholds are taken from these images, which favours it. '
 )
 
 _STALE = (
-  ' Hardly an image was sent to {sizes}, where the statistics of the norms are '
-  'therefore old: alone, and where random picks it, such a size scores less '
-  "than its weights could. Training with objective.statistics='fresh' keeps "
-  'them up.'
+  ' Hardly an image was sent to {sizes} in training, where the statistics of '
+  'the norms are therefore old: such a size scores less than its weights '
+  'could. '
+  "Training with objective.statistics='fresh' keeps them up."
 )
 
 
-def write(run: Run, directory: str) -> Page:
+def write(run: EvaluatedRun, directory: str) -> Page:
   """Writes the report of a run.
 
   That is `index.html`, which needs no other file, `report.md`,
-  `evaluation.csv`, `classes.csv` and the figures as svg.
+  `evaluation.csv`, `classes.csv`, `budgets.csv` and the figures as svg.
   """
-  record = choices.chosen(run)
-  found = choices.comparison(run)
-  fixed = found.fixed if found else compare.fixed_sizes(record)
-  effects = found and compare.by_class(record, run.class_names)
-  report = _page(run, record, found, fixed, effects)
+  record, judged = run.record, run.judgement
+  fixed = judged.fixed if judged else fixed_sizes(record)
+  effects = judged and scores.by_class(record, run.policy, run.class_names)
+  report = _page(run, judged, fixed, effects)
   page.write(report, directory)
-  _write_csv(directory, 'evaluation', _policy_rows(record, found, fixed))
+
+  def leave(name: str, rows: list[dict[str, Any]]) -> None:
+    write_csv(os.path.join(directory, f'{name}.csv'), rows)
+
+  leave('evaluation', _policy_rows(record, judged, fixed))
   if effects:
-    rows = [_class_row(effect) for effect in effects]
-    _write_csv(directory, 'classes', rows)
+    leave('classes', [_class_row(effect) for effect in effects])
+  if run.frontiers:
+    leave('budgets', _budget_rows(run))
   return report
 
 
-def size_galleries(run: Run) -> dict[str, dict[str, list[Picture]]]:
-  """Pictures in rows by chosen, and by smallest sufficient size."""
-  record = run.record
-  found = {}
-  if record.log_p is not None:
-    found['chosen'] = _gallery(
-      run, pictures.by_choice(record), record.choice, record.options
+def fixed_sizes(record: Record) -> tuple[Scored, ...]:
+  """Every option for all images, where nothing chooses; gains are none."""
+  samples = scores.resampled_means(
+    record.top1.astype(float), record.groups, scores.RESAMPLES
+  )
+  nothing = scores.Interval(np.nan, np.nan, np.nan)
+  return tuple(
+    Scored(
+      name=one.name,
+      gmacs=scores.Interval(one.gmacs, one.gmacs, one.gmacs),
+      top1=scores.interval(one.top1, samples[:, j]),
+      top5=one.top5,
+      gain=nothing,
+      shares=one.shares,
     )
+    for j, one in enumerate(scores.fixed_scores(record))
+  )
+
+
+def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
+  """Pictures in rows by where they end, and by the cheapest correct option."""
+  record, ends = run.record, run.ends()
+  names, found = record.options.names, {}
+  if ends is not None:
+    found['ends'] = _gallery(run, pictures.by_end(record, ends), ends, names)
   found['needed'] = _gallery(
     run,
     pictures.by_smallest_sufficient(record),
-    policies.smallest_sufficient(record),
-    [*record.options, 'none'],
+    scores.smallest_sufficient(record),
+    [*names, 'none'],
   )
   return found
 
 
 def _page(
-  run: Run,
-  record: Record,
-  found: Comparison | None,
+  run: EvaluatedRun,
+  judged: Judgement | None,
   fixed: Sequence[Scored],
   effects: Sequence[ClassEffect] | None,
 ) -> Page:
+  record = run.record
   sections = [
-    _accuracy(run, record, found, fixed),
-    _sizes(run, record),
-    found and _classes(effects, record, found.router.name),
+    _accuracy(run, judged, fixed),
+    run.frontiers and _budgets(run),
+    _sizes(run),
+    judged and _classes(effects, record, judged.policy.name),
     run.routing and _training(run),
     _latency(run),
     _made_with(run),
     _config(run),
   ]
   answers = (
-    wording.answers(found, record) if found else _without_router(run, fixed)
+    wording.answers(judged, record, run.policy)
+    if judged
+    else _without_choice(run, fixed)
   )
   return Page(
     title=f'{run.name}: {run.network} at {run.sizes}',
@@ -114,12 +135,12 @@ def _page(
   )
 
 
-def _unreadable(run: Run) -> str:
+def _unreadable(run: EvaluatedRun) -> str:
   bad = run.evaluation.get('unreadable', 0)
   return f'; {bad} more cannot be read and are left out' if bad else ''
 
 
-def _when(run: Run) -> str:
+def _when(run: EvaluatedRun) -> str:
   done = [s for s in run.sessions if s['what'] == 'evaluate']
   if not done:
     return ''
@@ -130,11 +151,11 @@ def _when(run: Run) -> str:
   )
 
 
-def _without_router(run: Run, fixed: Sequence[Scored]) -> list[Answer]:
+def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
   record = run.record
   advice = (
-    f' Thresholds are set by python -m drnet_jax calibrate --workdir={run.path}'
-    if record.noun == 'exit'
+    f' Policies are found by python -m drnet_jax calibrate --workdir={run.path}'
+    if len(fixed) > 1
     else ''
   )
   best = max(fixed, key=lambda scored: scored.top1.value)
@@ -148,12 +169,12 @@ def _without_router(run: Run, fixed: Sequence[Scored]) -> list[Answer]:
     )
   ]
   if len(fixed) > 1:
-    bound = policies.oracle(record)
+    bound = scores.oracle(record)
     found.append(
       Answer(
         'What could choosing gain?',
         f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
-        f'The cheapest that is right for each image has {percent(bound.top1)} '
+        f'The cheapest correct option for each image has {percent(bound.top1)} '
         f'% at {wording.cost(bound.gmacs, record)}. It needs the labels: a '
         'bound, not a result.',
       )
@@ -161,13 +182,14 @@ def _without_router(run: Run, fixed: Sequence[Scored]) -> list[Answer]:
   return found
 
 
-def _accuracy(run, record, found, fixed) -> Section:
-  curves = {}
-  if found and found.cascade:
-    curves['confidence cascade'] = policies.cascade_curve(record)
-  budgets = choices.budget_curve(run)
-  if budgets:
-    curves[budgets[0].name] = budgets
+def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
+  curves = {
+    'best policy' if family == 'best' else family.replace('_', ' '): [
+      got for _, got in points
+    ]
+    for family, points in sorted(run.frontiers.items())
+    if family != 'fixed' and len(points) > 1
+  }
   return Section(
     title='Accuracy and cost',
     text=[
@@ -176,79 +198,127 @@ def _accuracy(run, record, found, fixed) -> Section:
       f'drnet_jax benchmark --workdir={run.path}`.'
     ],
     figures={
-      'accuracy_cost': plots.accuracy_cost(record, fixed, found, curves)
+      'accuracy_cost': plots.accuracy_cost(run.record, fixed, judged, curves)
     },
-    tables=[_policy_table(run, record, found, fixed)],
+    tables=[_policy_table(run, judged, fixed)],
   )
 
 
-def _policy_table(run, record, found, fixed) -> Table:
-  scored, note = fixed, ''
-  if found:
-    scored = found.all
-    cascade = _CASCADE if found.cascade else ''
-    note = _RIVALS.format(noun=record.noun, cascade=cascade)
-    note += _stale(run, record, found)
+def _policy_table(run: EvaluatedRun, judged, fixed) -> Table:
+  record, scored, note = run.record, list(fixed), ''
+  if judged:
+    scored, noun = judged.all, record.options.noun
+    others = _UNCALIBRATED if judged.others else ''
+    if run.found:
+      others = _CALIBRATED.format(
+        images=run.calibration.images, split=run.calibration.split
+      )
+    note = _RIVALS.format(noun=noun, name=judged.policy.name, others=others)
+    note += _stale(run)
   scale, unit = plots.unit(record)
-  full = record.gmacs.max()
   # What matters most to the left: a phone shows no more.
   header = ['', unit, 'top-1, %']
-  if found:
-    header.append(f'{found.router.name} gains, points')
+  if judged:
+    header.append(f'{judged.policy.name} gains, points')
   header += ['% of full', 'top-5, %']
-  at_that_cost = found and (found.best_fixed, found.random, found.cascade)
   rows = []
   for s in scored:
+    at_that_cost = judged and s in (judged.best_fixed, judged.random)
     row = [
-      f'{s.name}, at that cost' if found and s in at_that_cost else s.name,
+      f'{s.name}, at that cost' if at_that_cost else s.name,
       wording.figures(scale * s.gmacs.value),
       percent_interval(s.top1),
     ]
-    if found:
-      row.append('' if s is found.router else wording.points(s.gain))
-    row += [percent(s.gmacs.value / full), percent(s.top5)]
+    if judged:
+      row.append('' if s is judged.policy else wording.points(s.gain))
+    row += [percent(s.gmacs.value / record.costs.full), percent(s.top5)]
     rows.append(row + [percent(share) for share in s.shares])
-  options = [f'{option}, %' for option in record.options]
+  options = [f'{name}, %' for name in record.options.names]
   return Table(
     header=header + options,
-    groups=[('', len(header)), ('images at', len(options))],
+    groups=[('', len(header)), ('images that end at', len(options))],
     rows=rows,
-    strong=[scored.index(found.router)] if found else [],
+    strong=[scored.index(judged.policy)] if judged else [],
     note=note,
   )
 
 
-def _stale(run: Run, record: Record, found: Comparison) -> str:
+def _stale(run: EvaluatedRun) -> str:
   """A word of caution about fixed sizes that are not what they could be."""
+  judged = run.router_judgement
   stages = [run.config[name].objective for name in run.config.stages]
   kept_up = any(o.get('statistics') == 'fresh' for o in stages)
   private = run.config.model.get('resolution_aware_bn', False)
-  if not found.rare.size or kept_up or not private:
+  if judged is None or kept_up or not private:
     return ''
-  sizes = ' and '.join(record.options[j] for j in found.rare)
-  return _STALE.format(sizes=sizes)
+  rare = np.flatnonzero(judged.policy.shares < wording.RARE)
+  names = [run.record.options.names[j] for j in rare]
+  return _STALE.format(sizes=' and '.join(names)) if names else ''
 
 
-def _sizes(run: Run, record: Record) -> Section:
-  choice = record.choice if record.log_p is not None else None
+def budget_table(run: EvaluatedRun) -> str:
+  """The best policy for each budget, promised and checked, as text."""
+  table = _budgets(run).tables[0]
+  rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+  return terminal.table(rows)
+
+
+def _budgets(run: EvaluatedRun) -> Section:
+  scale, unit = plots.unit(run.record)
+  rows = [
+    [
+      wording.figures(scale * point.gmacs),
+      wording.figures(scale * got.gmacs),
+      percent(point.top1),
+      percent(got.top1),
+      percent(scores.hull_top1(run.record, got.gmacs)),
+      describe(point.policy, run.record.options),
+    ]
+    for point, got in run.frontiers['best']
+  ]
+  return Section(
+    title='Any budget',
+    text=[
+      'The best policy of all families for each average cost, found on '
+      f'{run.calibration.images:,} images of {run.calibration.split}, and what '
+      'it costs and scores on the test images. `--budget_gmacs` and the slider '
+      'of the demo pick from this list.'
+    ],
+    tables=[
+      Table(
+        header=[
+          f'promised, {unit}',
+          'test',
+          'promised, %',
+          'test, %',
+          'best fixed there, %',
+          'policy',
+        ],
+        rows=rows,
+        note='All families are in budgets.csv.',
+      )
+    ],
+    folded=True,
+  )
+
+
+def _sizes(run: EvaluatedRun) -> Section:
+  noun, ends = run.record.options.noun, run.ends()
   galleries = size_galleries(run)
   shown = {}
-  for name, title in (
-    ('chosen', 'chosen'),
-    ('needed', 'the smallest that is right'),
-  ):
+  for name, title in (('ends', 'ends at'), ('needed', 'cheapest correct')):
     for option, row in galleries.get(name, {}).items():
       shown[f'{title}: {option}'] = row
   text = [
-    f"Rank correlation (Spearman's rho) of the chosen {record.noun} with "
-    f'`{name}` of the data set: {rho:+.2f}.'
-    for name, rho in policies.rank_correlations(record).items()
+    f"Rank correlation (Spearman's rho) of where an image ends with `{name}` "
+    f'of the data set: {rho:+.2f}.'
+    for name, rho in run.rank_correlations().items()
   ]
   if run.pictures:
     text.append(
-      f'Under a picture: what the network says at the {record.noun} of its row '
-      '(the largest, where none is right), how likely that is, and after an ✗ '
-      'what it should have said.'
+      f'Under a picture: what the network says at the {noun} of its row (the '
+      'last, where none is right), how likely that is, and after an ✗ what it '
+      'should have said.'
     )
   else:
     text.append(
@@ -256,15 +326,15 @@ def _sizes(run: Run, record: Record) -> Section:
       f'--workdir={run.path}` takes them.'
     )
   return Section(
-    title=f'Which {record.noun} does an image get, and which does it need?',
+    title=f'Which {noun} does an image get, and which does it need?',
     text=text,
-    figures={'sizes': plots.sizes(record, choice)},
+    figures={'sizes': plots.sizes(run.record, ends)},
     galleries=shown,
   )
 
 
 def _gallery(
-  run: Run,
+  run: EvaluatedRun,
   rows: Sequence[np.ndarray],
   group: np.ndarray,
   titles: Sequence[str],
@@ -294,14 +364,14 @@ def _gallery(
   return found
 
 
-def _class_name(run: Run, label: int) -> str:
+def _class_name(run: EvaluatedRun, label: int) -> str:
   return run.class_names[label].partition(',')[0]
 
 
 def _classes(
   effects: Sequence[ClassEffect], record: Record, name: str
 ) -> Section:
-  full = record.gmacs.max()
+  full = record.costs.full
   shown = list(effects)
   if len(shown) > _MOST_CLASSES:
     half = _MOST_CLASSES // 2
@@ -319,12 +389,12 @@ def _classes(
   harmed = sum(e.change.sign < 0 for e in effects)
   helped = sum(e.change.sign > 0 for e in effects)
   return Section(
-    title='Who pays for the saving?',
+    title='Effect per class',
     text=[
       f'Top-1 of each class, {name} against all images at the full '
-      f'{record.noun}: {harmed} of {len(effects)} classes lose and {helped} '
-      'gain beyond their 95 % interval. By chance alone, of twenty classes one '
-      'would.'
+      f'{record.options.noun}: {harmed} of {len(effects)} classes lose and '
+      f'{helped} gain beyond their 95 % interval. By chance alone, of twenty '
+      'classes one would.'
     ],
     figures={'classes': plots.classes(effects, record)},
     tables=[
@@ -332,7 +402,7 @@ def _classes(
         header=[
           'class',
           'images',
-          f'full {record.noun}, %',
+          f'full {record.options.noun}, %',
           'change, points',
           'cost, % of full',
         ],
@@ -346,7 +416,7 @@ def _classes(
   )
 
 
-def _training(run: Run) -> Section:
+def _training(run: EvaluatedRun) -> Section:
   return Section(
     title='Routing over training',
     text=[
@@ -354,26 +424,28 @@ def _training(run: Run) -> Section:
       'likely); hinge loss, by how much the average cost lies over its target, '
       'as a share of the range from the cheapest to the dearest size.'
     ],
-    figures={'routing': plots.routing(run.routing, list(run.record.options))},
+    figures={
+      'routing': plots.routing(run.routing, list(run.record.options.names))
+    },
   )
 
 
-def _latency(run: Run) -> Section | None:
+def _latency(run: EvaluatedRun) -> Section | None:
   """Figure 3 in milliseconds, where the benchmark has measured them."""
-  curves = choices.latencies(run)
+  curves = latencies.of(run)
   if not curves:
     return None
   return Section(
     title='Accuracy and latency',
     text=[
-      'Measured by drnet_jax benchmark, one image at a time; routed: '
-      "the predictor's time and the sizes' in their shares."
+      'Measured by `python -m drnet_jax benchmark`, one image at a time; '
+      "routed: the predictor's time and the sizes' in their shares."
     ],
     figures={'accuracy_latency': plots.latency(curves)},
   )
 
 
-def _made_with(run: Run) -> Section:
+def _made_with(run: EvaluatedRun) -> Section:
   rows = [
     ['workdir', run.path],
     ['weights', run.evaluation.get('origin', 'not recorded')],
@@ -404,7 +476,7 @@ def _first_and_last(sessions: Sequence[Mapping]) -> list[Mapping]:
   return list(sessions) if len(sessions) < 3 else [sessions[0], sessions[-1]]
 
 
-def _config(run: Run) -> Section:
+def _config(run: EvaluatedRun) -> Section:
   fields = _flat(settings.plain(run.config))
   return Section(
     title='Config',
@@ -428,10 +500,10 @@ def _flat(section: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return found
 
 
-def _policy_rows(record, found, fixed) -> list[dict[str, Any]]:
+def _policy_rows(record, judged, fixed) -> list[dict[str, Any]]:
   """What `evaluation.csv` holds."""
   rows = []
-  for s in found.all if found else fixed:
+  for s in judged.all if judged else fixed:
     row = {'policy': s.name}
     for name in ('gmacs', 'top1', 'gain'):
       value = getattr(s, name)
@@ -441,10 +513,28 @@ def _policy_rows(record, found, fixed) -> list[dict[str, Any]]:
         f'{name}_high': value.high,
       }
     row['top5'] = s.top5
-    for option, share in zip(record.options, s.shares, strict=True):
+    for option, share in zip(record.options.names, s.shares, strict=True):
       row[f'share of {option}'] = share
     rows.append(row)
   return rows
+
+
+def _budget_rows(run: EvaluatedRun) -> list[dict[str, Any]]:
+  """What `budgets.csv` holds."""
+  return [
+    {
+      'family': family,
+      'promised_gmacs': point.gmacs,
+      'promised_top1': point.top1,
+      'test_gmacs': got.gmacs,
+      'test_top1': got.top1,
+      'test_top5': got.top5,
+      'best_fixed': scores.hull_top1(run.record, got.gmacs),
+      'policy': describe(point.policy, run.record.options),
+    }
+    for family, points in run.frontiers.items()
+    for point, got in points
+  ]
 
 
 def _class_row(effect: ClassEffect) -> dict[str, Any]:
@@ -457,12 +547,3 @@ def _class_row(effect: ClassEffect) -> dict[str, Any]:
     'change_high': effect.change.high,
     'gmacs': effect.gmacs,
   }
-
-
-def _write_csv(directory: str, name: str, rows: list[dict[str, Any]]) -> None:
-  with open(
-    os.path.join(directory, f'{name}.csv'), 'w', newline='', encoding='utf-8'
-  ) as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)

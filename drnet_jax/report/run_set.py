@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from drnet_jax.errors import UserError
-from drnet_jax.report import run as run_lib
+from drnet_jax.report import evaluated
+from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.paper_tables import TABLES
-from drnet_jax.report.run import Run
 
 FILE = 'set.json'
 
@@ -29,7 +29,7 @@ class RunSet:
   path: str
   title: str
   tables: Sequence[int]
-  runs: Mapping[str, Run | None]
+  runs: Mapping[str, EvaluatedRun | None]
 
 
 def is_set(path: str) -> bool:
@@ -61,11 +61,11 @@ def read(path: str) -> RunSet:
     ) from error
   for number in numbers:
     if number not in TABLES:
-      raise UserError(f'{file}: table {number} is none of {sorted(TABLES)}')
+      raise UserError(f'{file}: table {number} is not one of {sorted(TABLES)}')
   read_once = {
-    workdir: run_lib.read(workdir)
+    workdir: evaluated.read(workdir)
     for workdir in workdirs.values()
-    if run_lib.is_evaluated(workdir)
+    if evaluated.is_evaluated(workdir)
   }
   return RunSet(
     path=path,
@@ -89,5 +89,5 @@ def of(paths: Sequence[str]) -> RunSet:
     path=os.path.commonpath(paths),
     title=f'{len(paths)} runs',
     tables=(),
-    runs={n: run_lib.read(p) for n, p in zip(names, paths, strict=True)},
+    runs={n: evaluated.read(p) for n, p in zip(names, paths, strict=True)},
   )

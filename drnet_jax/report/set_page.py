@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of several runs: tables of the paper's, or one of their own."""
 
-import csv
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,20 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from drnet_jax.report import (
-  choices,
-  compare,
-  page,
-  plots,
-  policies,
-  run_page,
-  wording,
-)
-from drnet_jax.report.compare import Comparison, Interval, Scored
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.scores import Interval, Judgement, Scored
+from drnet_jax.report import page, plots, run_page, wording
+from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.paper_tables import TABLES, PaperRow
-from drnet_jax.report.run import Run
 from drnet_jax.report.run_set import RunSet
+from drnet_jax.report.tables import write_csv
 from drnet_jax.report.wording import Answer, percent, percent_interval
 
 _PARAMETERS = 'parameters, M'
@@ -45,16 +39,16 @@ class Row:
     name: of the row.
     run: what was evaluated.
     scored: its router, or its largest size if it has none.
-    found: the router among its rivals; None if it has none.
+    found: the router as trained among its rivals; None if it has none.
     over_fixed: its top-1 less that of the same network trained without a router
-      (the dearest of the set), on the same images; None if it is that network,
-      or if there is none.
+      (the most expensive of the set), on the same images; None if it is that
+      network, or if there is none.
   """
 
   name: str
-  run: Run
+  run: EvaluatedRun
   scored: Scored
-  found: Comparison | None
+  found: Judgement | None
   over_fixed: Interval | None = None
 
 
@@ -65,10 +59,10 @@ def rows(runs: RunSet) -> dict[str, Row]:
     if run is None:
       continue
     if run.path not in by_path:
-      router = choices.comparison(run)
-      dearest = run.record.gmacs.argmax()
+      router = run.router_judgement
+      largest = run.record.gmacs.argmax()
       scored = (
-        router.router if router else compare.fixed_sizes(run.record)[dearest]
+        router.policy if router else run_page.fixed_sizes(run.record)[largest]
       )
       by_path[run.path] = Row(name, run, scored, router)
     found[name] = dataclasses.replace(by_path[run.path], name=name)
@@ -90,23 +84,25 @@ def _over_fixed(row: Row, found: Mapping[str, Row]) -> Interval | None:
   return _paired(row.run, base.run)
 
 
-def _paired(ours: Run, theirs: Run) -> Interval | None:
+def _paired(ours: EvaluatedRun, theirs: EvaluatedRun) -> Interval | None:
   """None where they were not tested on the same images."""
-  ours, theirs = choices.chosen(ours), choices.chosen(theirs)
-  same = np.array_equal(ours.label, theirs.label) and np.array_equal(
-    ours.extra.get('index'), theirs.extra.get('index')
+  records = ours.record, theirs.record
+  same = all(
+    np.array_equal(*(get(r) for r in records))
+    for get in (lambda r: r.label, lambda r: r.extra.get('index'))
   )
   if not same:
     return None
-  return compare.difference(_right(ours), _right(theirs))
+  return scores.difference(_right(ours), _right(theirs), records[0].groups)
 
 
-def _right(record: policies.Record) -> np.ndarray:
+def _right(run: EvaluatedRun) -> np.ndarray:
   """Whether each image is classified correctly as the run is scored."""
-  if record.log_p is None:
+  record = run.record
+  if run.router is None:
     return record.top1[:, record.gmacs.argmax()].astype(float)
-  choice = record.choice
-  return record.top1[np.arange(len(choice)), choice].astype(float)
+  column = policy_lib.decide(run.router, record, record.costs).column
+  return record.right[np.arange(len(column)), column].astype(float)
 
 
 def write(runs: RunSet, directory: str) -> Page:
@@ -123,12 +119,7 @@ def write(runs: RunSet, directory: str) -> Page:
     for number, names in _tables(runs).items()
     for name in names
   ]
-  with open(
-    os.path.join(directory, 'runs.csv'), 'w', newline='', encoding='utf-8'
-  ) as file:
-    writer = csv.DictWriter(file, lines[0])
-    writer.writeheader()
-    writer.writerows(lines)
+  write_csv(os.path.join(directory, 'runs.csv'), lines)
   return report
 
 
@@ -191,8 +182,8 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
     Answer(
       'Against a network trained at one size?',
       f'{len(beats)} of {len(trained)} better' if trained else 'Not run',
-      'Top-1 of the router less that of the dearest network trained without '
-      'one, on the same images: '
+      'Top-1 of the router less that of the most expensive network trained '
+      'without one, on the same images: '
       + (_listed(trained, lambda row: row.over_fixed) or 'there is none here.'),
     ),
     Answer(
@@ -220,7 +211,7 @@ def _settings(found: Iterable[Row]) -> list[str]:
   return list(dict.fromkeys(_setting(row.run) for row in found))
 
 
-def _setting(run: Run) -> str:
+def _setting(run: EvaluatedRun) -> str:
   return f'{run.data}, {run.network}'
 
 
@@ -306,7 +297,7 @@ def _our_cells(row: Row, unit: str, scale: float) -> dict[str, str]:
     'run on': _setting(row.run),
     'sizes': row.run.sizes,
     unit: wording.figures(scale * scored.gmacs.value),
-    '% of full': percent(scored.gmacs.value / record.gmacs.max()),
+    '% of full': percent(scored.gmacs.value / record.costs.full),
     'top-1, %': percent_interval(scored.top1),
     'top-5, %': percent(scored.top5),
   }
@@ -373,10 +364,10 @@ def _rivals(found: Sequence[Row]) -> Section:
     f = row.found
     if not f:
       continue
-    rivals = (f.full, f.best_fixed, f.random, f.cascade, f.oracle)
+    rivals = (f.full, f.best_fixed, f.random, f.oracle)
     lines.append(
       [row.name, percent_interval(f.saving)]
-      + [wording.points(r.gain) if r else '' for r in rivals]
+      + [wording.points(r.gain) for r in rivals]
     )
   return Section(
     title='Each router against its rivals',
@@ -393,7 +384,6 @@ def _rivals(found: Sequence[Row]) -> Section:
           'full size',
           'best fixed',
           'random',
-          'confidence cascade',
           'oracle (a bound)',
         ],
         rows=lines,
@@ -404,22 +394,22 @@ def _rivals(found: Sequence[Row]) -> Section:
   )
 
 
-def _galleries(run: Run) -> list[Section]:
+def _galleries(run: EvaluatedRun) -> list[Section]:
   galleries = run_page.size_galleries(run)
   sections = [
     Section(
       title='Which size does an image need? (Figure 1)',
-      text=[f'Run {run.name}, by the smallest size that is right.'],
-      figures={'sizes': plots.sizes(run.record, choices.chosen(run).choice)},
+      text=[f'Run {run.name}, by the cheapest correct size.'],
+      figures={'sizes': plots.sizes(run.record, run.ends())},
       galleries=galleries['needed'],
     )
   ]
-  if galleries.get('chosen'):
+  if galleries.get('ends'):
     sections.append(
       Section(
-        title='Which size is chosen? (Figure 4)',
+        title='Where do images end? (Figure 4)',
         text=[f'Run {run.name}; the class it says and its probability.'],
-        galleries=galleries['chosen'],
+        galleries=galleries['ends'],
       )
     )
   return sections
@@ -455,7 +445,7 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
     'network': run.network if run else '',
     'policy': s.name if s else '',
     'gmacs': s.gmacs.value if s else '',
-    'full_gmacs': run.record.gmacs.max() if s else '',
+    'full_gmacs': run.record.costs.full if s else '',
     'top5': s.top5 if s else '',
   }
   found = row and row.found
@@ -465,7 +455,6 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
     'over_fixed': row and row.over_fixed,
     'over_best_fixed': found and found.best_fixed.gain,
     'over_random': found and found.random.gain,
-    'over_cascade': found and found.cascade and found.cascade.gain,
   }
   for name, around in intervals.items():
     value = dataclasses.asdict(around) if around else {}

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison says, in words and figures for people."""
+"""What a judgement says, in words and figures for people."""
 
 import dataclasses
 import math
 
+from drnet_jax.choosing.policy import Policy, describe
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import Interval, Judgement, Scored
 from drnet_jax.report import plots
-from drnet_jax.report.compare import Comparison, Interval, Scored
-from drnet_jax.report.policies import Record
+
+_COLLAPSED = 0.95  # of the images at one option
+RARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +60,18 @@ def figures(value: float) -> str:
   return f'{value:#.3g}'.rstrip('.')
 
 
-def answers(found: Comparison, record: Record) -> list[Answer]:
-  """What a stranger asks of a router first."""
+def answers(judged: Judgement, record: Record, policy: Policy) -> list[Answer]:
+  """What a stranger asks of a policy first."""
   return [
     Answer(
-      'How much does routing save?',
-      f'{percent(found.saving.value)} %'
-      if found.saving.value > 0
+      'How much work is saved?',
+      f'{percent(judged.saving.value)} %'
+      if judged.saving.value > 0
       else 'Nothing',
-      _saving(found, record),
+      _saving(judged, record, policy),
     ),
-    Answer('Against what?', _all_at(found.full), _rivals(found, record)),
-    Answer('Is the gain real?', *_gain(found, record)),
+    Answer('Against what?', _all_at(judged.full), _rivals(judged, record)),
+    Answer('Is the gain real?', *_gain(judged, record)),
   ]
 
 
@@ -75,111 +79,89 @@ def _all_at(fixed: Scored) -> str:
   return f'all images at {fixed.name.removeprefix("fixed ")}'
 
 
-def _saving(found: Comparison, record: Record) -> str:
-  router, full = found.router, found.full
+def _saving(judged: Judgement, record: Record, policy: Policy) -> str:
+  found, full = judged.policy, judged.full
+  overhead = record.costs.predictor if policy.start else 0.0
   predictor = (
-    f', {cost(record.predictor_gmacs, record)} of it the predictor'
-    if record.predictor_gmacs
-    else ''
+    f', {cost(overhead, record)} of it the predictor' if overhead else ''
   )
   text = (
-    f'An image takes {cost(router.gmacs.value, record)} on average{predictor}; '
+    f'An image takes {cost(found.gmacs.value, record)} on average{predictor}; '
     f'with {_all_at(full)} it is {cost(full.gmacs.value, record)}. Saved: '
-    f'{percent_interval(found.saving)} % of the multiply-adds. Top-1 goes from '
-    f'{percent(full.top1.value)} to {percent(router.top1.value)} %: '
-    f'{points(full.gain)} points.'
+    f'{percent_interval(judged.saving)} % of the multiply-adds. Top-1 goes '
+    f'from {percent(full.top1.value)} to {percent(found.top1.value)} %: '
+    f'{points(full.gain)} points. Policy: {describe(policy, record.options)}.'
   )
-  if found.collapsed is not None:
-    share = router.shares[found.collapsed]
-    text += (
-      f' {percent(share)} % of the images go to '
-      f'{record.options[found.collapsed]}: this router hardly chooses.'
+  names = record.options.names
+  if found.shares.max() > _COLLAPSED:
+    most = int(found.shares.argmax())
+    return text + (
+      f' {percent(found.shares[most])} % of the images end at {names[most]}: '
+      'this policy hardly chooses.'
     )
-  else:
-    text += ''.join(
-      f' {record.options[j]} is hardly used: {percent(router.shares[j])} % of '
-      'the images.'
-      for j in found.rare
-    )
-  return text
+  return text + ''.join(
+    f' {names[j]} is hardly used: {percent(found.shares[j])} % of the images.'
+    for j in policy.path
+    if found.shares[j] < RARE
+  )
 
 
-def _rivals(found: Comparison, record: Record) -> str:
+def _rivals(judged: Judgement, record: Record) -> str:
+  noun = record.options.noun
   rivals = [
-    (f'the best fixed {record.noun} or mixture of two', found.best_fixed),
-    (f'{record.noun}s drawn at random', found.random),
+    (f'the best fixed {noun} or mixture of two', judged.best_fixed),
+    (f'{noun}s drawn at random', judged.random),
+    *((name, scored) for name, scored in judged.others.items()),
   ]
-  if found.cascade:
-    rivals.append(
-      (
-        'a confidence cascade (go on to the next size while unsure)',
-        found.cascade,
-      )
-    )
-  scores = '; '.join(
-    f'{name} {percent(rival.top1.value)} %' for name, rival in rivals
+  listed = '; '.join(
+    f'{name} {percent(rival.top1.value)} % at {cost(rival.gmacs.value, record)}'
+    for name, rival in rivals
   )
   return (
-    f'The saving is against the same network with {_all_at(found.full)}.'
-    f'{_against_best_single(found, record)} Rivals at the cost of the router '
-    f'and on the same weights: {scores}. The router: '
-    f'{percent(found.router.top1.value)} %.'
+    f'The saving is against the same network with {_all_at(judged.full)}.'
+    f'{_against_best_single(judged, record)} Rivals on the same weights, as '
+    f'expensive at the most: {listed}. The {judged.policy.name}: '
+    f'{percent(judged.policy.top1.value)} %.'
   )
 
 
-def _against_best_single(found: Comparison, record: Record) -> str:
-  """Where the dearest size is not the best one."""
-  best = found.best_single
-  if best is found.full:
+def _against_best_single(judged: Judgement, record: Record) -> str:
+  """Where the most expensive option is not the best one."""
+  best = judged.best_single
+  if best is judged.full:
     return ''
-  saved = 1 - found.router.gmacs.value / best.gmacs.value
+  saved = 1 - judged.policy.gmacs.value / best.gmacs.value
   saves = (
     f'saves {percent(saved)} %'
     if saved > 0
     else f'costs {percent(-saved)} % more'
   )
   return (
-    f' But {best.name.removeprefix("fixed ")} alone is the best {record.noun} '
-    f'here: {percent(best.top1.value)} % at '
-    f'{cost(best.gmacs.value, record)}. Against that the router {saves} and '
-    f'gains {points(best.gain)} points.'
+    f' But {best.name.removeprefix("fixed ")} alone is the best '
+    f'{record.options.noun} here: {percent(best.top1.value)} % at '
+    f'{cost(best.gmacs.value, record)}. Against that the {judged.policy.name} '
+    f'{saves} and gains {points(best.gain)} points.'
   )
 
 
-def _gain(found: Comparison, record: Record) -> tuple[str, str]:
+def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   """In a word, and in full."""
-  gain = found.best_fixed.gain
-  rival = f'the best fixed {record.noun} at the same cost'
+  gain = judged.best_fixed.gain
+  rival = f'the best fixed {record.options.noun} at the same cost'
   by = f'{points(gain)} points'
+  better = [name for name, s in judged.others.items() if s.gain.sign < 0]
   if gain.sign > 0:
-    short = _yes(found.cascade)
+    short = f'Yes, but a {better[0]} is better' if better else 'Yes'
     text = f'It beats {rival} by {by}; the interval lies above zero.'
   elif gain.sign < 0:
     short = 'No, it loses'
     text = f'Over {rival}, or a lower one, it gains {by}.'
   else:
-    short = 'No'
+    short = 'Not shown'
     text = f'Over {rival} it gains {by}: the interval contains zero.'
-  text += f' Over {record.noun}s at random: {points(found.random.gain)}.'
-  if found.cascade:
-    text += f' Over the cascade: {_against(found.cascade)}.'
+  text += (
+    f' Over {record.options.noun}s at random: {points(judged.random.gain)}.'
+  )
+  for name, scored in judged.others.items():
+    text += f' Over the {name}: {points(scored.gain)}.'
   return short, f'{text} All of one training run: another may differ.'
-
-
-def _yes(cascade: Scored | None) -> str:
-  """That a gain over fixed sizes is real, and what else must be said."""
-  sign = 1 if cascade is None else cascade.gain.sign
-  return {
-    1: 'Yes',
-    0: 'Yes, but not over a cascade',
-    -1: 'Yes, but a cascade is better',
-  }[sign]
-
-
-def _against(rival: Scored) -> str:
-  says = {
-    1: 'the router is better',
-    0: 'the interval contains zero',
-    -1: 'the cascade is better',
-  }
-  return f'{points(rival.gain)} ({says[rival.gain.sign]})'

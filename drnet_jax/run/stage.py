@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings, terminal
+from drnet_jax.choosing import policy, scores
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.models import Model
-from drnet_jax.report import policies
 from drnet_jax.run import log
 from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.steps import optim
@@ -327,25 +327,29 @@ class StageRunner:
       f'loss {means["loss"]:.3f}',
     ]
     metrics = {}
-    for policy in policies.fixed(record):
-      metrics[f'{policy.name.replace(" ", "_")}_top1'] = policy.top1
-      parts.append(f'{policy.name}: {policy.top1:.1%}')
+    for score in scores.fixed_scores(record):
+      metrics[f'{score.name.replace(" ", "_")}_top1'] = score.top1
+      parts.append(f'{score.name}: {score.top1:.1%}')
     if self._has_router:
-      router = policies.routed(record)
-      rival = policies.best_fixed(record, router.gmacs)
+      router = scores.score(
+        policy.router(record.costs, policy.routes(record)), record, 'router'
+      )
+      rival = scores.hull_top1(record, router.gmacs)
       metrics |= {
         'routed_top1': router.top1,
         'routed_gmacs': router.gmacs,
-        'best_fixed_top1': rival.top1,
+        'best_fixed_top1': rival,
       }
       shares = ' '.join(
         f'{option} {share:.0%}'
-        for option, share in zip(record.options, router.shares, strict=True)
+        for option, share in zip(
+          record.options.names, router.shares, strict=True
+        )
       )
-      cost = router.gmacs / record.gmacs.max()
+      cost = router.gmacs / record.costs.full
       parts.append(
         f'routed: {router.top1:.1%} at {cost:.0%} of the full cost '
-        f'(best fixed there: {rival.top1:.1%}; {shares})'
+        f'(best fixed there: {rival:.1%}; {shares})'
       )
     writer.write(step, {f'validation/{k}': v for k, v in metrics.items()})
     terminal.say('  '.join(parts))

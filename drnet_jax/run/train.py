@@ -24,7 +24,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.models import Model
 from drnet_jax.run import weights as weights_lib
 from drnet_jax.run import workdir
-from drnet_jax.run.evaluate import Evaluator
+from drnet_jax.run.recording import Evaluator
 from drnet_jax.run.stage import STEPS, Cadence, Stage, StageRunner
 
 

@@ -12,8 +12,10 @@ report/           see `evaluate`
 """
 
 import dataclasses
+import functools
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +33,9 @@ from drnet_jax.run.checkpoint import Checkpoints
 # Fields that may differ from those a run was begun with: what is computed does
 # not depend on them.
 _MAY_CHANGE = ('keep_checkpoints', 'parameter_shards')
+
+# What was recorded of the test split, in a workdir.
+TEST_RECORD = os.path.join('report', 'record.npz')
 
 # In place of a stage's name: weights that no stage of this run has trained.
 INITIAL = 'initial'
@@ -56,6 +61,14 @@ class Trained:
   class_names: tuple[str, ...]
   config: ml_collections.ConfigDict
   origin: str
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A checksum of the weights, by which records know what made them."""
+    found = 0
+    for x in jax.tree.leaves((self.params, self.batch_stats)):
+      found = zlib.crc32(np.ascontiguousarray(x), found)
+    return f'{found:08x}'
 
 
 def begin(

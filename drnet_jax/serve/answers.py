@@ -21,12 +21,13 @@ class Prediction:
     probability: of that class.
     top: (name, probability) of the likeliest classes, best first.
     probabilities: float32 [K], of all classes.
-    size_px: size the image was run at.
-    chosen_px: size that was chosen; a stream may run an image larger.
-    gmacs: cost, predictor counted.
-    full_gmacs: cost of the base network alone at the largest size, or of the
-      last exit.
-    exit_number: at which the image left a network with exits; else 0.
+    option: at which the image left: '112 px', or 'exit 3'.
+    ran: the options that the policy tried on it, in order.
+    size_px: the side that the last network worked at.
+    gmacs: cost, everything counted.
+    full_gmacs: cost of the most expensive option alone.
+    spilled: a stream ran it further along the path than the policy asked, to
+      keep a deadline.
   """
 
   label: int
@@ -34,18 +35,12 @@ class Prediction:
   probability: float
   top: tuple[tuple[str, float], ...]
   probabilities: np.ndarray
+  option: str
+  ran: tuple[str, ...]
   size_px: int
-  chosen_px: int
   gmacs: float
   full_gmacs: float
-  exit_number: int = 0
-
-  @property
-  def option(self) -> str:
-    """What was done with the image: '112 px', or 'exit 3'."""
-    if self.exit_number:
-      return f'exit {self.exit_number}'
-    return f'{self.size_px} px'
+  spilled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference that runs each image at its chosen size, and at no other.
+"""Inference: every image runs as far as its policy takes it, and no further.
 
 classifier = Classifier.load('runs/quickstart')
 classifier.predict(['photo.jpg'])[0].name             # one: least latency
 classifier.predict(glob.glob('album/*'))              # many: throughput
-classifier.set_budget(gmacs=0.005)                    # after `calibrate`
+classifier.set_budget(gmacs=0.005)                    # the best policy for it
+classifier.set_budget(gmacs=0.005, policy='router')   # or of one family
 with classifier.stream(deadline_ms=50) as stream:     # as they arrive
   future = stream.submit(data)
+Classifier.load(['runs/small', 'runs/large'])         # a ladder of networks
 """
 
-import collections
 import concurrent.futures
-import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -24,12 +23,18 @@ import jax
 import numpy as np
 
 from drnet_jax import mesh as mesh_lib
+from drnet_jax.choosing import calibration as calibration_lib
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
-from drnet_jax.export import package
+from drnet_jax.export import RUNTIMES, model_card, package
 from drnet_jax.export.contract import Contract
+from drnet_jax.export.programs import of_ladder, programs
 from drnet_jax.models.ranet import RANet
-from drnet_jax.run import workdir
-from drnet_jax.serve import budget, engines, exit_budget
+from drnet_jax.run import ladder, workdir
+from drnet_jax.serve import engines
 from drnet_jax.serve.answers import (
   Failure,
   Prediction,
@@ -37,76 +42,71 @@ from drnet_jax.serve.answers import (
   failure,
   likeliest,
 )
-from drnet_jax.serve.early_exit import EarlyExitClassifier
-from drnet_jax.serve.engines import Engine, OnnxEngine, XlaEngine
+from drnet_jax.serve.engines import Engine, LadderEngine, OnnxEngine, XlaEngine
 from drnet_jax.serve.picture import Picture
+from drnet_jax.serve.schedule import Item, Schedule
+from drnet_jax.serve.stages import StageEngine
 from drnet_jax.serve.streaming import Stream
 
-RUNTIMES = ('jax', 'onnx', 'stablehlo')
 _CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
 # Exits have many small operations, each with a start of its own; so small
 # images run in larger batches, of this many pixels.
 _CPU_EXIT_PIXELS = 2**15
-_POOL_BATCHES = 4  # images the predictor sees at once, in batches
-# Batches whose results nobody has fetched: enough to keep a device busy.
-_IN_FLIGHT = 4
-
-
-@dataclasses.dataclass
-class _Item:
-  """An image on its way: what is known of it so far."""
-
-  index: int
-  source: Any
-  picture: Picture
-  view: np.ndarray | None = None
-  crop: Callable[[], np.ndarray] | None = None
-  failure: Failure | None = None
+_POOL_BATCHES = 4  # images read ahead, and seen at once by the predictor
 
 
 class Classifier:
-  """A trained model, ready to classify.
+  """A trained model, or a ladder of several, ready to classify.
 
   Args:
     contract: of the model.
     engine: runs its networks.
     calibration: for `set_budget`; None where the model was not calibrated.
+    members: the models themselves, for `export`.
 
   Attributes:
-    policy: chooses the sizes. As trained, until it is set: by `set_budget`,
-      `set_size`, or to any `budget.Policy`.
+    policy: that images follow. The best within the calibration's tolerance of
+      full accuracy; without a calibration the router as trained, or else the
+      most expensive option. Set it by `set_budget`, `set_option`, or to any
+      `choosing.policy.Policy`.
   """
 
   def __init__(
     self,
     contract: Contract,
     engine: Engine,
-    calibration: budget.Calibration | None = None,
+    calibration: Calibration | None = None,
+    members: Sequence[tuple[workdir.Trained, Contract]] = (),
   ):
+    if calibration and calibration.options != contract.options:
+      raise UserError(
+        f'the calibration is of {", ".join(calibration.options.names)}, the '
+        f'model has {", ".join(contract.options.names)}: calibrate again'
+      )
     self.contract = contract
     self.engine = engine
     self.calibration = calibration
-    self.policy: budget.Policy = (
-      budget.Dial(contract.gmacs, 0.0, 0.0, 0.0)
-      if contract.has_router
-      else budget.Fixed(len(contract.resolutions) - 1)
+    self.members = members
+    self.policy: Policy = (
+      calibration.find().policy if calibration else contract.as_trained
     )
 
   @classmethod
   def load(
     cls,
-    path: str,
+    path: str | Sequence[str],
     *,
     runtime: str = 'jax',
     decode: str | None = None,
     batch: int = 0,
-  ) -> 'Classifier | EarlyExitClassifier':
+  ) -> 'Classifier':
     """Reads a model and makes it ready; nothing is compiled after this.
 
     Args:
       path: workdir of a run (its latest weights), one of its checkpoints
-        (`<workdir>/checkpoints/<stage>/<step>`), or a folder that `export`
-        wrote.
+        (`<workdir>/checkpoints/<stage>/<step>`), a folder that `export` wrote,
+        or several workdirs: a ladder, the cheapest network first. A ladder that
+        was calibrated has a folder, too.
       runtime: 'jax'; 'onnx', which is faster on CPUs (a workdir is exported
         to a temporary folder); 'stablehlo', the exported programs, for
         checking them.
@@ -120,7 +120,19 @@ class Classifier:
     """
     if runtime not in RUNTIMES:
       raise UserError(f'runtime = {runtime!r} is not one of {RUNTIMES}')
-    if os.path.exists(os.path.join(path, package.CONTRACT)):
+    if not isinstance(path, str) or ladder.is_ladder(path):
+      members = ladder.members(path)
+      calibration = None
+      if isinstance(path, str):
+        calibration = calibration_lib.read(path)
+      return cls.of_ladder(
+        {k: workdir.load(p, mesh_lib.create(1)) for k, p in members.items()},
+        runtime=runtime,
+        decode=decode or 'full',
+        batch=batch,
+        calibration=calibration,
+      )
+    if package.is_export(path):
       if runtime == 'jax':
         raise UserError(
           f"{path} was exported: run it with runtime 'onnx' or 'stablehlo'"
@@ -132,12 +144,16 @@ class Classifier:
           f'it again with --decode={decode}'
         )
       return exported
+    trained = workdir.load(path, mesh_lib.create(1))
+    calibration = calibration_lib.read(workdir.root(path))
+    if calibration and trained.digest not in calibration.origin:
+      calibration = None  # of other weights; `calibrate` makes it anew
     return cls.of(
-      workdir.load(path, mesh_lib.create(1)),
+      trained,
       runtime=runtime,
       decode=decode or 'full',
       batch=batch,
-      calibration=exit_budget.read(workdir.root(path)),
+      calibration=calibration,
     )
 
   @classmethod
@@ -148,41 +164,41 @@ class Classifier:
     runtime: str = 'jax',
     decode: str = 'full',
     batch: int = 0,
-    calibration: Any = None,
-  ) -> 'Classifier | EarlyExitClassifier':
+    calibration: Calibration | None = None,
+  ) -> 'Classifier':
     """As `load`, of a model that is in memory.
 
     Raises:
       UserError: weights that are not finite.
     """
-    # Not left to the answers: XLA does not always hand a NaN on.
-    weights = jax.tree.leaves((trained.params, trained.batch_stats))
-    if not all(np.isfinite(x).all() for x in weights):
-      raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
-    if isinstance(trained.model, RANet):
-      if runtime != 'jax':
-        raise UserError(
-          f"runtime = {runtime!r}: a network with exits runs in 'jax' only"
-        )
-      image_pixels = trained.model.image_px**2
-      cpu_batch = max(_CPU_BATCH, _CPU_EXIT_PIXELS // image_pixels)
-      return EarlyExitClassifier.of(
-        trained,
-        decode=decode,
-        batches=_buckets(batch, cpu_batch),
-        calibration=calibration,
-      )
     contract = Contract.of(trained, decode=decode)
-    if runtime == 'jax':
-      made = engines.programs(trained, contract)
-      engine = XlaEngine('jax', made, contract, batches=_buckets(batch))
-      return cls(contract, engine, calibration)
-    with tempfile.TemporaryDirectory() as folder:
-      package.write(
-        folder, trained, contract, calibration=None, formats=(runtime,)
-      )
-      exported = cls._of_folder(folder, runtime, batch)
-    return cls(contract, exported.engine, calibration)
+    engine = _engine(trained, contract, runtime, batch)
+    return cls(contract, engine, calibration, [(trained, contract)])
+
+  @classmethod
+  def of_ladder(
+    cls,
+    members: dict[str, workdir.Trained],
+    *,
+    runtime: str = 'jax',
+    decode: str = 'full',
+    batch: int = 0,
+    calibration: Calibration | None = None,
+  ) -> 'Classifier':
+    """As `load`, of several models in memory, by their names."""
+    contracts = {
+      name: Contract.of(trained, decode=decode)
+      for name, trained in members.items()
+    }
+    contract = Contract.join(contracts)
+    several = list(contracts.values())
+    engine = LadderEngine(
+      [_engine(t, contracts[k], runtime, batch) for k, t in members.items()],
+      several,
+      router=next((k for k, c in enumerate(several) if c.routes), 0),
+    )
+    pairs = list(zip(members.values(), several, strict=True))
+    return cls(contract, engine, calibration, pairs)
 
   @classmethod
   def _of_folder(cls, folder: str, runtime: str, batch: int) -> 'Classifier':
@@ -203,24 +219,26 @@ class Classifier:
         folder, contract, fields['stablehlo_weights']
       )
       engine = XlaEngine('stablehlo', made, contract, batches=_buckets(batch))
-    return cls(contract, engine, budget.read(folder))
+    return cls(contract, engine, calibration_lib.read(folder))
 
-  # How sizes are chosen.
+  # Which policy images follow.
 
   def set_budget(
     self,
     *,
+    policy: str = 'best',
     gmacs: float | None = None,
     ms: float | None = None,
     accuracy: float | None = None,
-  ) -> budget.Point:
-    """Turns the dial: sizes are chosen by log p - lambda * cost from now on.
+  ) -> Point:
+    """Follows the best policy of a family within a budget from now on.
 
     Args:
-      gmacs: average cost of an image in 1e9 multiply-adds, predictor counted.
-      ms: the same in milliseconds, by the costs that `measure` stored.
-      accuracy: top-1 in [0, 1]; the cheapest lambda that reaches it on the
-        calibration images.
+      policy: 'best', or 'fixed', 'router', 'cascade', 'routed_cascade'.
+      gmacs: average cost of an image in 1e9 multiply-adds, everything counted.
+      ms: the same in milliseconds, as `calibrate --measure` timed this machine.
+      accuracy: top-1 in [0, 1] on the calibration images, at the least cost.
+        Without any of the three see `Calibration.find`.
 
     Returns:
       What the calibration images promise.
@@ -228,44 +246,42 @@ class Classifier:
     Raises:
       UserError: not calibrated, or out of reach.
     """
-    if not self.contract.has_router:
-      raise UserError('this model has no predictor: use set_size')
     if self.calibration is None:
       raise UserError(
-        'not calibrated: python -m drnet_jax calibrate --workdir=...'
+        'not calibrated for these weights: python -m drnet_jax calibrate '
+        '--workdir=...'
       )
-    point = self.calibration.find(gmacs=gmacs, ms=ms, accuracy=accuracy)
-    self.set_point(point)
+    point = self.calibration.find(
+      policy=policy, gmacs=gmacs, ms=ms, accuracy=accuracy
+    )
+    self.policy = point.policy
     return point
 
-  def set_point(self, point: budget.Point) -> None:
-    """Turns the dial to a setting that its calibration has found."""
-    self.policy = point.dial
+  def set_option(self, name: str) -> None:
+    """Runs every image at one option from now on: '112 px', or 'exit 3'."""
+    names = self.contract.options.names
+    if name not in names:
+      raise UserError(f'{name!r} is not one of {", ".join(names)}')
+    self.policy = policy_lib.fixed(names.index(name))
 
   def set_size(self, size_px: int) -> None:
-    """Runs every image at this size from now on, without a predictor."""
-    sizes = self.contract.resolutions
-    if size_px not in sizes:
-      raise UserError(f'size {size_px} px is not one of {sizes}')
-    self.policy = budget.Fixed(sizes.index(size_px))
+    """Runs every image at one size from now on."""
+    self.set_option(f'{size_px} px')
 
   def set_exit(self, exit_number: int) -> None:
-    """Only for networks with exits."""
-    raise UserError(
-      f'exit {exit_number}: this network has sizes instead of exits; use '
-      'set_size (--size)'
-    )
+    """Lets every image leave at one exit from now on, numbered from 1."""
+    self.set_option(f'exit {exit_number}')
 
   # Many images, or one.
 
   def predict(
     self, images: Iterable[Any], *, top_k: int = 5, on_error: str = 'raise'
   ) -> list[Prediction | Failure]:
-    """Classifies images, each at its own size.
+    """Classifies images, each by the policy.
 
-    The predictor runs over a pool of images; those that chose the same size
-    wait for each other until a batch is full. Files are decoded meanwhile. A
-    single image runs at once, in programs for a batch of one.
+    Images that come to the same option wait for each other until a batch is
+    full. Files are decoded meanwhile. A single image runs at once, in programs
+    for a batch of one.
 
     Args:
       images: paths, bytes, PIL images or arrays, see `Picture`, or what
@@ -287,6 +303,32 @@ class Classifier:
     batch = min(batch, self.engine.best_batch)
     return Stream(self, deadline_ms=deadline_ms, batch=batch, top_k=top_k)
 
+  def export(
+    self, folder: str, *, formats: Sequence[str], weights: str = 'folded'
+  ) -> None:
+    """Writes a folder for other programs, with this policy as the usual one.
+
+    Args:
+      folder: see `package.write`, as for the rest.
+      formats: of `export.FORMATS`.
+      weights: of `export.WEIGHTS`.
+
+    Raises:
+      UserError: a network with exits, or a folder that holds something else.
+    """
+    package.write(
+      folder,
+      package.Exported(
+        programs=of_ladder(self.members, self.contract),
+        contract=self.contract,
+        calibration=self.calibration,
+        usual=self.policy,
+        about=[model_card.about(*member) for member in self.members],
+      ),
+      formats=formats,
+      weights=weights,
+    )
+
   # Parts, for streams and benchmarks.
 
   def picture(self, source: Any) -> Picture:
@@ -295,54 +337,49 @@ class Classifier:
       return source
     return Picture(source, self.contract)
 
-  def view(self, picture: Picture) -> np.ndarray | None:
-    """The crop for the predictor; None where the policy asks none."""
-    if not self.policy.needs_predictor:
-      return None
-    contract = self.contract
-    return picture.crop(contract.input_px(contract.predictor_px))
-
-  def crop(self, picture: Picture, size_index: int) -> np.ndarray:
-    """The crop for the network at a size."""
-    contract = self.contract
-    return picture.crop(contract.input_px(contract.resolutions[size_index]))
-
-  def choose(self, views: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Indices of the sizes for some images, int [B]."""
-    policy, log_p = self.policy, None
-    if not views:
-      return np.zeros(0, int)
-    if policy.needs_predictor:
-      most = self.engine.best_batch
-      parts = [
-        (views[i : i + most], self.engine.log_p(np.stack(views[i : i + most])))
-        for i in range(0, len(views), most)
-      ]
-      log_p = np.concatenate([np.asarray(y)[: len(x)] for x, y in parts])
-    return policy(log_p, views)
+  def schedule(
+    self,
+    *,
+    done: Callable[[Item, np.ndarray], None],
+    failed: Callable[[Item, Exception], None],
+    batch: int = 0,
+  ) -> Schedule:
+    """A schedule of the policy as it is now; see there."""
+    return Schedule(
+      self.engine,
+      self.contract,
+      self.policy,
+      batch=batch or self.engine.best_batch,
+      done=done,
+      failed=failed,
+    )
 
   def answer(
-    self, probabilities: np.ndarray, ran: int, chosen: int, top_k: int
+    self, item: Item, probabilities: np.ndarray, top_k: int
   ) -> Prediction:
-    """Puts a network's output into words.
+    """Puts what was found of an image into words.
 
     Args:
+      item: the image.
       probabilities: [K].
-      ran: index of the size it was run at.
-      chosen: index of the size that was chosen.
       top_k: classes to list.
 
     Raises:
       UserError: the network returns NaN.
     """
-    contract = self.contract
-    overhead = self.policy.needs_predictor * contract.predictor_gmacs
+    contract, policy = self.contract, item.policy
+    ran = [policy.path[i] for i in item.tried]
+    paid = contract.costs.of_path(contract.options, ran)[0, -1]
+    overhead = contract.predictor_gmacs if policy.start is not None else 0.0
+    names = contract.options.names
     return Prediction(
       **likeliest(probabilities, contract.class_names, top_k),
-      size_px=contract.resolutions[ran],
-      chosen_px=contract.resolutions[chosen],
-      gmacs=contract.gmacs[ran] + overhead,
-      full_gmacs=contract.gmacs[-1],
+      option=names[ran[-1]],
+      ran=tuple(names[j] for j in ran),
+      size_px=contract.sizes_px[ran[-1]],
+      gmacs=float(paid + overhead),
+      full_gmacs=contract.costs.full,
+      spilled=item.spilled,
     )
 
 
@@ -352,86 +389,85 @@ class _Bulk:
   def __init__(self, classifier: Classifier, top_k: int):
     self._classifier = classifier
     self._top_k = top_k
-    self._batch = classifier.engine.best_batch
-    sizes = len(classifier.contract.resolutions)
-    self._waiting: list[list[_Item]] = [[] for _ in range(sizes)]
-    self._in_flight: collections.deque = collections.deque()
     self._answers: dict[int, Prediction | Failure] = {}
+    self._schedule = classifier.schedule(done=self._done, failed=self._failed)
 
   def run(self, images: Iterable[Any]) -> list[Prediction | Failure]:
     sources = enumerate(images)
     first = list(itertools.islice(sources, 2))
     if len(first) < 2:
       # Nothing to overlap: no threads.
-      self._route([self._read(i, source) for i, source in first])
+      read = [self._read(i, source) for i, source in first]
+      self._admit(read, alone=True)
     else:
-      self._run_pools(itertools.chain(first, sources))
-    for j, waiting in enumerate(self._waiting):
-      if waiting:
-        self._start(j, waiting)
-    while self._in_flight:
-      self._fetch()
+      self._read_ahead(itertools.chain(first, sources))
+    self._schedule.drain()
     return [self._answers[i] for i in range(len(self._answers))]
 
-  def _run_pools(self, sources) -> None:
+  def _read_ahead(self, sources) -> None:
+    count = _POOL_BATCHES * self._classifier.engine.best_batch
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
 
       def begin():
-        some = itertools.islice(sources, _POOL_BATCHES * self._batch)
+        some = itertools.islice(sources, count)
         return [threads.submit(self._read, i, source) for i, source in some]
 
       pool = begin()
       while pool:
         following = begin()
-        self._route([future.result() for future in pool], threads)
+        self._admit([future.result() for future in pool])
         pool = following
 
-  def _read(self, i: int, source: Any) -> _Item:
-    picture = self._classifier.picture(source)
-    item = _Item(i, source, picture)
+  def _read(self, i: int, source: Any) -> Item | None:
+    """An image, decoded; None where that failed, which is noted."""
+    item = Item((i, source), self._classifier.picture(source))
     try:
-      item.view = self._classifier.view(picture)
+      self._schedule.read(item)
     except Exception as error:  # a decoder may raise anything on rubbish
-      item.failure = failure(i, source, error)
+      self._failed(item, error)
+      return None
     return item
 
-  def _route(self, items: list[_Item], threads=None) -> None:
-    """Lets the predictor choose, and runs the batches that became full."""
-    for item in items:
-      if item.failure:
-        self._answers[item.index] = item.failure
-    items = [item for item in items if not item.failure]
-    choice = self._classifier.choose([item.view for item in items])
-    for item, j in zip(items, choice.tolist(), strict=True):
-      item.view = None
-      crop = functools.partial(self._classifier.crop, item.picture, j)
-      item.crop = threads.submit(crop).result if threads else crop
-      waiting = self._waiting[j]
-      waiting.append(item)
-      if len(waiting) == self._batch:
-        self._start(j, waiting)
-        self._waiting[j] = []
+  def _admit(self, items: list[Item | None], *, alone: bool = False) -> None:
+    self._schedule.admit([item for item in items if item], alone=alone)
+    self._schedule.work()
 
-  def _start(self, j: int, items: list[_Item]) -> None:
-    crops, good = [], []
-    for item in items:
-      try:
-        crops.append(item.crop())
-        good.append(item.index)
-      except Exception as error:  # as above
-        self._answers[item.index] = failure(item.index, item.source, error)
-    if not good:
-      return
-    probabilities = self._classifier.engine.probabilities(j, np.stack(crops))
-    self._in_flight.append((j, good, probabilities))
-    if len(self._in_flight) > _IN_FLIGHT:
-      self._fetch()
+  def _done(self, item: Item, probabilities: np.ndarray) -> None:
+    i, _ = item.key
+    self._answers[i] = self._classifier.answer(item, probabilities, self._top_k)
 
-  def _fetch(self) -> None:
-    j, indices, probabilities = self._in_flight.popleft()
-    rows = np.asarray(probabilities)
-    for i, row in zip(indices, rows, strict=False):  # the rest is padding
-      self._answers[i] = self._classifier.answer(row, j, j, self._top_k)
+  def _failed(self, item: Item, error: Exception) -> None:
+    self._answers[item.key[0]] = failure(*item.key, error)
+
+
+def _engine(
+  trained: workdir.Trained, contract: Contract, runtime: str, batch: int
+) -> Engine:
+  """Runs a model in memory."""
+  # Not left to the answers: XLA does not always hand a NaN on.
+  weights = jax.tree.leaves((trained.params, trained.batch_stats))
+  if not all(np.isfinite(x).all() for x in weights):
+    raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
+  if isinstance(trained.model, RANet):
+    if runtime != 'jax':
+      raise UserError(
+        f"runtime = {runtime!r}: a network with exits runs in 'jax' only"
+      )
+    pixels = trained.model.image_px**2
+    cpu_batch = max(_CPU_BATCH, _CPU_EXIT_PIXELS // pixels)
+    return StageEngine(trained, batches=_buckets(batch, cpu_batch))
+  made = programs(trained, contract)
+  if runtime == 'jax':
+    return XlaEngine('jax', made, contract, batches=_buckets(batch))
+  with tempfile.TemporaryDirectory() as folder:
+    if runtime == 'onnx':
+      package.write_onnx(folder, made, fold_norms=True)
+      engine = OnnxEngine(folder, contract)
+      engine.best_batch = batch or engine.best_batch
+      return engine
+    shared = package.write_stablehlo(folder, made, share=False)
+    exported = engines.exported_programs(folder, contract, shared)
+  return XlaEngine('stablehlo', exported, contract, batches=_buckets(batch))
 
 
 def _buckets(batch: int, cpu_batch: int = _CPU_BATCH) -> list[int]:

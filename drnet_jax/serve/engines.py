@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs the networks: XLA programs, or graphs that were exported.
 
-An engine is given batches of crops and gives back
+An engine is given batches and gives back
 
-    log_p(images)            [B, R], the predictor's log-probabilities
-    probabilities(j, images) [B, K], of the classes, by the network at size j
+    log_p(images)  [B, R], the predictor's log-probabilities, and
+    run(j, inputs) [B, K], the probabilities of the classes at option j, and
+                   what a later option of the same network goes on with
 
-where `images` are uint8 [B, S, S, 3] with S as the contract says. An engine may
-return more rows than it was given images (a bucket's padding) and may return
-before it is done; `numpy.asarray` waits.
+where `images` are uint8 [B, S, S, 3] with S as the contract says, and so are
+`inputs`, unless the option goes on with what an earlier one left (`pool`). An
+engine may return more rows than it was given (a bucket's padding) and may
+return before it is done; `numpy.asarray` waits.
 """
 
 import concurrent.futures
@@ -22,96 +24,33 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.errors import UserError
-from drnet_jax.export.contract import Contract
-from drnet_jax.run import workdir as workdir_lib
+from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.package import STABLEHLO_WEIGHTS
+from drnet_jax.export.programs import Program
 
 # Weights as constants of a program make XLA's CPU code a fifth faster at batch
 # 1, but each program then holds a copy.
 MOST_BAKED_BYTES = 2**30
-STABLEHLO_WEIGHTS = 'weights.npz'
 
 
 class Engine(Protocol):
   """See the module.
 
-  `best_batch` is what bulk work should come in, `bucket(n)` how many images
-  are computed where n are asked for.
+  `best_batch` is what bulk work should come in, `bucket(j, n)` how many images
+  are computed at option j where n are asked for, `pool(j)` where images wait
+  that go on with what an earlier option left, None if they wait as crops.
   """
 
   name: str
   best_batch: int
 
-  def bucket(self, count: int) -> int: ...
+  def bucket(self, option: int, count: int) -> int: ...
+
+  def pool(self, option: int) -> Any | None: ...
 
   def log_p(self, images: np.ndarray) -> Any: ...
 
-  def probabilities(self, size_index: int, images: np.ndarray) -> Any: ...
-
-
-def predictor_program(model, weights, images: jax.Array) -> jax.Array:
-  """log p of the sizes.
-
-  Args:
-    model: DRNet.
-    weights: (params, batch_stats).
-    images: uint8 [B, S, S, 3].
-
-  Returns:
-    float32 [B, R].
-  """
-  params, batch_stats = weights
-  logits, _ = model.predict(
-    params['predictor'], batch_stats['predictor'], images, train=False
-  )
-  return jax.nn.log_softmax(logits)
-
-
-def network_program(model, size_px: int, weights, images: jax.Array):
-  """Probabilities of the classes, as `predictor_program`: float32 [B, K]."""
-  return jax.nn.softmax(model.logits_at(*weights, images, size_px))
-
-
-def programs(
-  trained: workdir_lib.Trained, contract: Contract
-) -> dict[str, tuple[Callable, Any, int]]:
-  """The functions that a model is at inference.
-
-  Returns:
-    By name ('predictor', 'r112', ...): a function of (weights, images), its
-    weights, and the side of the images it is given. Each has its own part of
-    the weights only.
-  """
-  model, found = trained.model, {}
-  if contract.has_router:
-    weights = (
-      {'predictor': trained.params['predictor']},
-      {'predictor': trained.batch_stats['predictor']},
-    )
-    found['predictor'] = (
-      functools.partial(predictor_program, model),
-      weights,
-      contract.input_px(contract.predictor_px),
-    )
-  for size_px in model.resolutions:
-    norm = model.norm_set(size_px)
-    weights = (
-      {
-        'base': trained.params['base'],
-        'norm': {norm: trained.params['norm'][norm]},
-      },
-      {'norm': {norm: trained.batch_stats['norm'][norm]}},
-    )
-    found[network_name(size_px)] = (
-      functools.partial(network_program, model, size_px),
-      weights,
-      contract.input_px(size_px),
-    )
-  return found
-
-
-def network_name(size_px: int) -> str:
-  """Of the program (and of its files) for a size."""
-  return f'r{size_px}'
+  def run(self, option: int, inputs: Any) -> tuple[Any, Any]: ...
 
 
 class XlaEngine:
@@ -119,7 +58,7 @@ class XlaEngine:
 
   Args:
     name: of the path, for people.
-    programs: as from `programs`.
+    programs: as from `export.programs`.
     contract: of the model.
     batches: bucket sizes to compile for; a batch is padded to the next.
   """
@@ -127,7 +66,7 @@ class XlaEngine:
   def __init__(
     self,
     name: str,
-    programs: Mapping[str, tuple[Callable, Any, int]],
+    programs: Mapping[str, Program],
     contract: Contract,
     *,
     batches: Sequence[int],
@@ -135,48 +74,62 @@ class XlaEngine:
     self.name = name
     self._batches = sorted(set(batches))
     self.best_batch = self._batches[-1]
-    self._sizes = contract.resolutions
+    self._programs = contract.programs
     weight_bytes = sum(
-      x.nbytes for _, w, _ in programs.values() for x in jax.tree.leaves(w)
+      x.nbytes for p in programs.values() for x in jax.tree.leaves(p.weights)
     )
     cpu = jax.default_backend() == 'cpu'
-    jobs = {
-      (name, batch): functools.partial(
-        _compile,
-        *parts,
-        batch,
-        baked=cpu and batch == 1 and weight_bytes <= MOST_BAKED_BYTES,
-      )
-      for name, parts in programs.items()
-      for batch in self._batches
-    }
-    # XLA compiles outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      futures = {key: pool.submit(job) for key, job in jobs.items()}
-      self._compiled = {key: f.result() for key, f in futures.items()}
+    self._compiled = in_parallel(
+      {
+        (name, batch): functools.partial(
+          _compile,
+          program,
+          batch,
+          baked=cpu and batch == 1 and weight_bytes <= MOST_BAKED_BYTES,
+        )
+        for name, program in programs.items()
+        for batch in self._batches
+      }
+    )
 
-  def log_p(self, images: np.ndarray) -> jax.Array:
-    return self._run('predictor', images)
-
-  def probabilities(self, size_index: int, images: np.ndarray) -> jax.Array:
-    return self._run(network_name(self._sizes[size_index]), images)
-
-  def bucket(self, count: int) -> int:
+  def bucket(self, option: int, count: int) -> int:
     return routing.bucket(count, self._batches)
 
+  def pool(self, option: int) -> None:
+    return None
+
+  def log_p(self, images: np.ndarray) -> jax.Array:
+    return self._run(PREDICTOR, images)
+
+  def run(self, option: int, inputs: np.ndarray) -> tuple[jax.Array, None]:
+    return self._run(self._programs[option], inputs), None
+
   def _run(self, name: str, images: np.ndarray) -> jax.Array:
-    batch = self.bucket(len(images))
-    missing = batch - len(images)
-    if missing:
-      images = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
-    return self._compiled[name, batch](images)
+    batch = routing.bucket(len(images), self._batches)
+    return self._compiled[name, batch](padded(images, batch))
 
 
-def _compile(program, weights, side_px: int, batch: int, *, baked: bool):
+def in_parallel(jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+  """Results of jobs that compile: XLA does so outside of Python's lock."""
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    futures = {key: threads.submit(job) for key, job in jobs.items()}
+    return {key: future.result() for key, future in futures.items()}
+
+
+def padded(images: np.ndarray, batch: int) -> np.ndarray:
+  """Images, and black ones up to a number."""
+  missing = batch - len(images)
+  if not missing:
+    return images
+  return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
+
+
+def _compile(program: Program, batch: int, *, baked: bool):
+  function, weights, side_px = program
   images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
   if baked:
-    return jax.jit(functools.partial(program, weights)).lower(images).compile()
-  compiled = jax.jit(program).lower(weights, images).compile()
+    return jax.jit(functools.partial(function, weights)).lower(images).compile()
+  compiled = jax.jit(function).lower(weights, images).compile()
   return functools.partial(compiled, weights)
 
 
@@ -236,25 +189,64 @@ class OnnxEngine:
     def session(name: str):
       return onnx_session(os.path.join(folder, f'{name}.onnx'))
 
-    self._predictor = session('predictor') if contract.has_router else None
-    self._networks = [
-      session(network_name(size_px)) for size_px in contract.resolutions
-    ]
+    self._predictor = session(PREDICTOR) if contract.routes else None
+    self._networks = [session(name) for name in contract.programs]
 
-  def bucket(self, count: int) -> int:
+  def bucket(self, option: int, count: int) -> int:
     return count  # any batch will do
+
+  def pool(self, option: int) -> None:
+    return None
 
   def log_p(self, images: np.ndarray) -> np.ndarray:
     return self._predictor.run(None, {'images': images})[0]
 
-  def probabilities(self, size_index: int, images: np.ndarray) -> np.ndarray:
-    return self._networks[size_index].run(None, {'images': images})[0]
+  def run(self, option: int, inputs: np.ndarray) -> tuple[np.ndarray, None]:
+    return self._networks[option].run(None, {'images': inputs})[0], None
+
+
+class LadderEngine:
+  """Several networks' engines as one, its options one after another.
+
+  Args:
+    engines: of the networks.
+    contracts: of the same.
+    router: index of the network whose predictor is asked.
+  """
+
+  def __init__(
+    self, engines: Sequence[Engine], contracts: Sequence[Contract], router: int
+  ):
+    self._engines = engines
+    self._places = [
+      (k, j)
+      for k, contract in enumerate(contracts)
+      for j in range(len(contract.options))
+    ]
+    self._router = engines[router]
+    self.name = ' + '.join(dict.fromkeys(engine.name for engine in engines))
+    self.best_batch = min(engine.best_batch for engine in engines)
+
+  def bucket(self, option: int, count: int) -> int:
+    k, j = self._places[option]
+    return self._engines[k].bucket(j, count)
+
+  def pool(self, option: int) -> Any | None:
+    k, j = self._places[option]
+    return self._engines[k].pool(j)
+
+  def log_p(self, images: np.ndarray) -> Any:
+    return self._router.log_p(images)
+
+  def run(self, option: int, inputs: Any) -> tuple[Any, Any]:
+    k, j = self._places[option]
+    return self._engines[k].run(j, inputs)
 
 
 def exported_programs(
   folder: str, contract: Contract, shared: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[Callable, Any, int]]:
-  """The StableHLO programs of an export folder, as from `programs`.
+) -> dict[str, Program]:
+  """The StableHLO programs of an export folder.
 
   Args:
     folder: from `package.write`.
@@ -262,9 +254,12 @@ def exported_programs(
     shared: for programs that take their weights as arguments, what these are
       called in the folder's `weights.npz`.
   """
-  sides = {network_name(r): contract.input_px(r) for r in contract.resolutions}
-  if contract.has_router:
-    sides['predictor'] = contract.input_px(contract.predictor_px)
+  sides = {
+    name: view.side_px
+    for name, view in zip(contract.programs, contract.views, strict=True)
+  }
+  if contract.routes:
+    sides[PREDICTOR] = contract.predictor_view.side_px
   arrays = {}
   if shared:
     with np.load(os.path.join(folder, STABLEHLO_WEIGHTS)) as file:
@@ -275,9 +270,9 @@ def exported_programs(
       exported = jax.export.deserialize(bytearray(file.read()))
     if name in shared:
       weights = [arrays[key] for key in shared[name]]
-      found[name] = exported.call, weights, side_px
+      found[name] = Program(exported.call, weights, side_px)
     else:
-      found[name] = _without_weights(exported.call), (), side_px
+      found[name] = Program(_without_weights(exported.call), (), side_px)
   return found
 
 

@@ -2,6 +2,7 @@
 """One image of whatever kind, as the crops that the networks are given."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,63 +10,49 @@ from PIL import Image, ImageOps
 
 from drnet_jax.data import transforms
 from drnet_jax.errors import UserError
-from drnet_jax.export.contract import Contract
-
-# A decoded image is kept for a second crop if its area is at most this many
-# times that of the largest crop; decoding at 1/2, 1/4 or 1/8 leaves no more.
-_KEEP = (2 * transforms.DECODE_MARGIN) ** 2
+from drnet_jax.export.contract import Contract, View
 
 
 class Picture:
-  """An image that is decoded when a crop is asked for, and cut to any side.
+  """An image, cut as networks are given it; decoded once for all views.
 
   Args:
     source: a path, the bytes of a file, a PIL image, or an array [H, W],
       [H, W, 1], [H, W, 3] or [H, W, 4]; see `as_pixels` for its type.
-    contract: of the model.
+    contract: of the model, for how files are decoded.
   """
 
   def __init__(self, source: Any, contract: Contract):
     self._source = source
     self._contract = contract
-    self._decoded: np.ndarray | None = None
-    self._crops: dict[int, np.ndarray] = {}
+    self._crops: dict[View, np.ndarray] = {}
 
-  def crop(self, side_px: int) -> np.ndarray:
-    """The central crop.
-
-    Args:
-      side_px: of the result. Any side shows the same part of the image.
-
-    Returns:
-      uint8 [side_px, side_px, 3].
+  def cut(self, views: Iterable[View]) -> None:
+    """Decodes the image, and keeps these crops and nothing else of it.
 
     Raises:
       UserError: the image cannot be read.
     """
-    if side_px not in self._crops:
-      self._crops[side_px] = self._cut(side_px)
-    return self._crops[side_px]
-
-  def _cut(self, side_px: int) -> np.ndarray:
-    contract = self._contract
-    image = self._decoded
-    if image is None:
-      image = self._decode()
-      largest_px = contract.short_px(contract.image_px)
-      # Crops of other sides are asked for only if sizes have their own.
-      if contract.decode == 'scaled' and (
-        image[..., 0].size <= _KEEP * largest_px**2
-      ):
-        self._decoded = image
-    return np.ascontiguousarray(
-      transforms.center_crop(
-        image,
-        side_px,
-        resize_px=contract.short_px(side_px),
-        keep_aspect=contract.keep_aspect,
+    missing = [view for view in views if view not in self._crops]
+    image = self._decode() if missing else None
+    for view in missing:
+      self._crops[view] = np.ascontiguousarray(
+        transforms.center_crop(
+          image,
+          view.side_px,
+          resize_px=view.short_px,
+          keep_aspect=view.keep_aspect,
+        )
       )
-    )
+
+  def crop(self, view: View) -> np.ndarray:
+    """The central crop, uint8 [side_px, side_px, 3].
+
+    Raises:
+      UserError: the image cannot be read.
+    """
+    self.cut([view])
+    return self._crops[view]
 
   def _decode(self) -> np.ndarray:
     contract, source = self._contract, self._source
@@ -74,9 +61,9 @@ class Picture:
     if isinstance(source, bytearray | memoryview):
       source = bytes(source)
     if isinstance(source, str | bytes):
-      # Once, as large as the largest size needs: most of a JPEG's decoding is
-      # its entropy code, which a second decode would read again.
-      least_px = transforms.DECODE_MARGIN * contract.short_px(contract.image_px)
+      # As large as the most demanding view takes, for all of them at once: most
+      # of a JPEG's decoding is its entropy code.
+      least_px = transforms.DECODE_MARGIN * contract.decode_px
       scaled = contract.decode == 'scaled'
       return transforms.decode(source, least_px=least_px if scaled else None)
     if isinstance(source, Image.Image):

@@ -7,9 +7,7 @@ its batch is full: so hardly any padding is computed, and nothing of an image
 after its exit. Pools stay on the device.
 """
 
-import concurrent.futures
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.run import workdir
-from drnet_jax.serve.engines import MOST_BAKED_BYTES
+from drnet_jax.serve.engines import MOST_BAKED_BYTES, in_parallel, padded
 
 
 class StageEngine:
@@ -53,33 +51,28 @@ class StageEngine:
       for k in range(first, self.num_exits)
       for batch in self._batches
     }
-    # XLA compiles outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-      futures = {key: threads.submit(job) for key, job in jobs.items()}
-      self.compiled = {key: f.result() for key, f in futures.items()}
+    self.compiled = in_parallel(jobs)
 
-  def bucket(self, count: int) -> int:
+  def bucket(self, option: int, count: int) -> int:
     """The batch that is computed where there are so many images."""
     return routing.bucket(count, self._batches)
 
-  def run(self, k: int, state: Any) -> tuple[jax.Array, Any]:
-    """Stage k, from 0: probabilities [B, K] of its exit, and the state after.
+  def run(self, option: int, inputs: Any) -> tuple[jax.Array, Any]:
+    """A stage: probabilities [B, K] of its exit, and the state after.
 
     Args:
-      k: index of the exit to reach.
-      state: of a batch that is one of the buckets; images uint8 for the first.
+      option: index of the exit to reach.
+      inputs: uint8 images for the first, else the state after the exit before,
+        of a batch that is one of the buckets.
     """
-    batch = len(jax.tree.leaves(state)[0])
-    return self.compiled['run', k, batch](state)
+    if option == 0:
+      inputs = padded(inputs, self.bucket(0, len(inputs)))
+    batch = len(jax.tree.leaves(inputs)[0])
+    return self.compiled['run', option, batch](inputs)
 
-  def pad(self, images: np.ndarray) -> np.ndarray:
-    """Images for the first stage, in their bucket."""
-    missing = self.bucket(len(images)) - len(images)
-    return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
-
-  def pool(self, k: int) -> 'Pool':
-    """An empty pool of images on their way to exit k, from 1."""
-    return Pool(self, k)
+  def pool(self, option: int) -> 'Pool | None':
+    """An empty pool of images on their way to an exit, but the first."""
+    return Pool(self, option) if option else None
 
   def _shapes(self, batch: int) -> list[Any]:
     """The state that each stage begins with."""
@@ -155,7 +148,7 @@ class Pool:
 
   def __init__(self, engine: StageEngine, exit_index: int):
     self._engine = engine
-    self.exit_index = exit_index
+    self._exit_index = exit_index
     self._places: Any = None
     self.waiting: list[Any] = []
 
@@ -173,11 +166,11 @@ class Pool:
       # Not jnp.zeros, which would be compiled now.
       self._places = jax.tree.map(
         lambda x: jax.device_put(np.zeros(x.shape, x.dtype)),
-        engine.pool_shapes(self.exit_index),
+        engine.pool_shapes(self._exit_index),
       )
     padded = np.zeros(batch, np.int32)
     padded[: len(rows)] = rows
-    push = engine.compiled['push', self.exit_index, batch]
+    push = engine.compiled['push', self._exit_index, batch]
     start = np.int32(len(self.waiting))
     self._places = push(self._places, state, padded, start)
     self.waiting += items
@@ -187,7 +180,8 @@ class Pool:
     engine = self._engine
     count = min(len(self.waiting), engine.best_batch)
     start = len(self.waiting) - count
-    pop = engine.compiled['pop', self.exit_index, engine.bucket(count)]
+    batch = engine.bucket(self._exit_index, count)
+    pop = engine.compiled['pop', self._exit_index, batch]
     state = pop(self._places, np.int32(start))
     self.waiting, taken = self.waiting[:start], self.waiting[start:]
     return state, taken

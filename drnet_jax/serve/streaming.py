@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images that arrive one by one, answered in batches before a deadline.
 
-Images that chose the same size wait for each other. A size runs when its batch
-is full, or when one of its images must start now to be answered in time. A
-batch that runs unfilled takes along images of smaller sizes that must start
-too, and others where there would be padding: these run larger than they chose,
-never smaller, and are counted as `spilled`.
+A place of the schedule runs when its batch is full, or when one of its images
+must start now to be answered in time, the options that may still follow
+counted. A batch that runs unfilled takes along images that wait for earlier
+options and must start too, and others where there would be padding: these run
+further along the path than their policy asked, never less far, and are counted
+as `spilled`.
 """
 
 import collections
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.serve.answers import Prediction
-from drnet_jax.serve.picture import Picture
+from drnet_jax.serve.schedule import Item, Schedule, Waiting
 
 _PATIENCE_S = 0.05  # between looks for an end of the stream
 _MOST_WAITING = 1000  # images; `submit` blocks where there are more
@@ -29,21 +30,15 @@ _MOST_WAITING = 1000  # images; `submit` blocks where there are more
 
 @dataclasses.dataclass
 class Request:
-  """An image on its way.
+  """Whose an image is.
 
   Attributes:
-    picture: the image.
     arrived: when, in seconds of the monotonic clock.
     future: gets the answer.
-    view: crop for the predictor.
-    chosen: index of the size chosen for it.
   """
 
-  picture: Picture
   arrived: float
   future: concurrent.futures.Future
-  view: np.ndarray | None = None
-  chosen: int = 0
 
 
 def take(
@@ -55,16 +50,16 @@ def take(
   """Decides what runs next; takes it off the queues.
 
   Args:
-    waiting: one queue per size, ascending in size, oldest first.
+    waiting: one queue per place, in the order of the path, oldest first.
     due: whether the oldest of each queue must start now.
     batch: the most that run at once.
     bucket: how many images are computed where so many are asked for.
 
   Returns:
-    Index of the size and what to run there; None if all can wait. A full
-    batch goes first, the largest size before the others. Otherwise the
-    largest size that has something due takes along smaller sizes that are due
-    too, and fills what would be padding with others; the next smaller first.
+    The place and what to run there; None if all can wait. A full batch goes
+    first, the last place before the others. Otherwise the last place that has
+    something due takes along what is due at earlier ones, and fills what would
+    be padding with others; the nearest earlier place first.
   """
   order = range(len(waiting) - 1, -1, -1)
   for j in order:
@@ -75,12 +70,12 @@ def take(
       continue
     taken = list(waiting[j])
     waiting[j].clear()
-    smaller = waiting[:j][::-1]
-    for queue_, is_due in zip(smaller, due[:j][::-1], strict=True):
+    earlier = waiting[:j][::-1]
+    for queue_, is_due in zip(earlier, due[:j][::-1], strict=True):
       while is_due and queue_ and len(taken) < batch:
         taken.append(queue_.popleft())
     slots = min(bucket(len(taken)), batch)
-    for queue_ in smaller:
+    for queue_ in earlier:
       while queue_ and len(taken) < slots:
         taken.append(queue_.popleft())
     return j, taken
@@ -91,7 +86,7 @@ class Stream:
   """Answers images as they arrive. Use it in a `with` statement.
 
   Args:
-    classifier: what answers.
+    classifier: what answers, by the policy it has now.
     deadline_ms: from `submit` to the answer. Met as long as the machine can;
       `late` counts the others.
     batch: the most that run at once.
@@ -105,15 +100,16 @@ class Stream:
     self, classifier: Any, *, deadline_ms: float, batch: int, top_k: int
   ):
     self._classifier = classifier
+    self._engine = classifier.engine
     self._deadline_s = deadline_ms / 1e3
     self._batch = batch
     self._top_k = top_k
-    sizes = len(classifier.contract.resolutions)
-    self._waiting: list[collections.deque] = [
-      collections.deque() for _ in range(sizes)
-    ]
-    # How long a batch of each size lately took, for starting in time.
-    self._seconds = [0.0] * sizes
+    self._schedule: Schedule = classifier.schedule(
+      batch=batch, done=self._answer, failed=self._fail
+    )
+    self._stops = self._schedule.stops
+    # How long a batch of each place lately took, for starting in time.
+    self._seconds = [0.0] * len(self._stops)
     self._arrivals: queue.SimpleQueue = queue.SimpleQueue()
     self._latencies_s: collections.deque = collections.deque(maxlen=10_000)
     self.answered = self.late = self.spilled = 0
@@ -140,13 +136,14 @@ class Stream:
 
     Returns:
       A future of its `Prediction`; it raises UserError if the image cannot be
-      read. Blocks while very many are waiting.
+      read, and can be cancelled until the image is routed. Blocks while very
+      many are waiting.
     """
     self._room.acquire()
-    picture = self._classifier.picture(source)
-    request = Request(picture, time.monotonic(), concurrent.futures.Future())
+    request = Request(time.monotonic(), concurrent.futures.Future())
     request.future.add_done_callback(lambda _: self._room.release())
-    self._readers.submit(self._read, request)
+    item = Item(request, self._classifier.picture(source))
+    self._readers.submit(self._read, item)
     return request.future
 
   def latency_ms(self, percentiles: Sequence[float] = (50, 95, 99)) -> list:
@@ -155,52 +152,104 @@ class Stream:
       return [float('nan')] * len(percentiles)
     return list(1e3 * np.percentile(self._latencies_s, percentiles))
 
-  def _read(self, request: Request) -> None:
+  def _read(self, item: Item) -> None:
     try:
-      request.view = self._classifier.view(request.picture)
-      self._arrivals.put(request)
+      self._schedule.read(item)
     except Exception as error:  # a decoder may raise anything on rubbish
-      request.future.set_exception(error)
+      if item.key.future.set_running_or_notify_cancel():
+        self._fail(item, error)
+    else:
+      self._arrivals.put(item)
 
   def _work(self) -> None:
     while True:
-      arrived = self._collect()
-      if arrived:
-        self._guard(arrived, lambda: self._route(arrived))  # noqa: B023
+      if arrived := self._collect():
+        self._guard(arrived, lambda: self._schedule.admit(arrived))  # noqa: B023
       now = time.monotonic()
       closing = self._closing.is_set() and self._arrivals.empty()
       due = [
-        bool(waiting) and (closing or self._start_by(waiting[0], j) <= now)
-        for j, waiting in enumerate(self._waiting)
+        bool(q.waiting) and self._start_by(place) <= now
+        for place, q in enumerate(self._schedule.queues)
       ]
-      bucket = self._classifier.engine.bucket
-      taken = take(self._waiting, due, self._batch, bucket)
-      if taken:
-        self._guard(taken[1], lambda: self._run(*taken))  # noqa: B023
-      elif closing:
-        return
+      if closing and not any(due):
+        # The first goes first, so that those who go on join the next.
+        if (place := self._schedule.first_waiting) is None:
+          return
+        self._run(place, None)
+        continue
+      self._run_next(due)
 
-  def _guard(self, requests, work) -> None:
-    """Does the work; what goes wrong is the answer to its requests."""
+  def _run_next(self, due: Sequence[bool]) -> None:
+    """Runs a batch that is full or due, if there is one."""
+    queues = self._schedule.queues
+    # An image can be taken further along as a crop, not into the features of a
+    # network with exits.
+    crops = [
+      q.waiting if isinstance(q, Waiting) else collections.deque()
+      for q in queues
+    ]
+    place = self._schedule.full()
+    if place is None:
+      place = next((p for p in reversed(range(len(due))) if due[p]), None)
+    if place is None:
+      return
+    if not isinstance(queues[place], Waiting):
+      self._run(place, None)
+      return
+
+    def bucket(count: int) -> int:
+      return self._engine.bucket(self._stops[place].option, count)
+
+    _, taken = take(crops, due, self._batch, bucket)
+    for item in taken:
+      item.spilled |= item.place < place
+    self._run(place, taken)
+
+  def _run(self, place: int, taken: list[Item] | None) -> None:
+    waiting = self._schedule.queues[place].waiting
+    items = list(waiting) if taken is None else taken
+    start = time.monotonic()
+
+    def run() -> None:
+      self._schedule.start(place, taken)
+      while self._schedule.is_busy:
+        self._schedule.fetch()
+
+    self._guard(items, run)
+    took = time.monotonic() - start
+    self._seconds[place] = max(took, 0.9 * self._seconds[place])
+
+  def _guard(self, items: Sequence[Item], work: Callable[[], None]) -> None:
+    """Does the work; what goes wrong is the answer to its images."""
     try:
       work()
     except Exception as error:
-      for request in requests:
-        if not request.future.done():
-          request.future.set_exception(error)
+      for item in items:
+        if not item.key.future.done():
+          item.key.future.set_exception(error)
 
-  def _start_by(self, request: Request, j: int) -> float:
-    return request.arrived + self._deadline_s - self._seconds[j]
+  def _start_by(self, place: int) -> float:
+    """When the oldest image of a place must start to be answered in time."""
+    left = 0.0
+    for stop, seconds in zip(
+      self._stops[place:], self._seconds[place:], strict=True
+    ):
+      left += seconds
+      if stop.certain:
+        break
+    waiting = self._schedule.queues[place].waiting
+    oldest = min(item.key.arrived for item in waiting)
+    return oldest + self._deadline_s - left
 
-  def _collect(self) -> list[Request]:
+  def _collect(self) -> list[Item]:
     """What has arrived, after waiting for it as long as nothing is due."""
     starts = [
-      self._start_by(waiting[0], j)
-      for j, waiting in enumerate(self._waiting)
-      if waiting
+      self._start_by(place)
+      for place, q in enumerate(self._schedule.queues)
+      if q.waiting
     ]
     patience = min([_PATIENCE_S, *(t - time.monotonic() for t in starts)])
-    arrived: list[Request] = []
+    arrived: list[Item] = []
     try:
       while len(arrived) < self._batch:
         arrived.append(
@@ -210,36 +259,24 @@ class Stream:
         )
     except queue.Empty:
       pass
-    return arrived
+    # Whoever was cancelled is out; from here on nobody can be.
+    return [x for x in arrived if x.key.future.set_running_or_notify_cancel()]
 
-  def _route(self, requests: list[Request]) -> None:
-    choice = self._classifier.choose([r.view for r in requests])
-    for request, j in zip(requests, choice.tolist(), strict=True):
-      request.view, request.chosen = None, j
-      self._waiting[j].append(request)
-
-  def _run(self, j: int, requests: list[Request]) -> None:
-    start = time.monotonic()
-    crops, good = [], []
-    for request in requests:
-      try:
-        crops.append(self._classifier.crop(request.picture, j))
-        good.append(request)
-      except Exception as error:  # as above
-        request.future.set_exception(error)
-    if not good:
+  def _answer(self, item: Item, probabilities: np.ndarray) -> None:
+    request = item.key
+    try:
+      answer: Prediction = self._classifier.answer(
+        item, probabilities, self._top_k
+      )
+    except Exception as error:
+      self._fail(item, error)
       return
-    rows = np.asarray(self._classifier.engine.probabilities(j, np.stack(crops)))
-    end = time.monotonic()
-    self._seconds[j] = max(end - start, 0.9 * self._seconds[j])
-    for request, row in zip(good, rows, strict=False):
-      answer = self._classifier.answer(row, j, request.chosen, self._top_k)
-      self._count(request, answer, end)
-      request.future.set_result(answer)
-
-  def _count(self, request: Request, answer: Prediction, end: float) -> None:
-    seconds = end - request.arrived
+    seconds = time.monotonic() - request.arrived
     self._latencies_s.append(seconds)
     self.answered += 1
     self.late += seconds > self._deadline_s
-    self.spilled += answer.size_px > answer.chosen_px
+    self.spilled += answer.spilled
+    request.future.set_result(answer)
+
+  def _fail(self, item: Item, error: Exception) -> None:
+    item.key.future.set_exception(error)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several calibrated models at several budgets: accuracy, cost and time."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax import settings as settings_lib
+from drnet_jax.bench.stopwatch import interleaved
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.policy import Policy, describe
+from drnet_jax.choosing.scores import Score
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+from drnet_jax.report import evaluated
+from drnet_jax.serve.classifier import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model and what its policies promise.
+
+  Attributes:
+    name: for people.
+    classifier: runs it.
+    policies: for several budgets.
+    scores: what each gives on the test split.
+    labels: int [N], of the test split.
+    files: images to time.
+  """
+
+  name: str
+  classifier: Classifier
+  policies: Sequence[Policy]
+  scores: Sequence[Score]
+  labels: np.ndarray
+  files: Sequence[Any]
+
+
+def subject(path: str, *, policy: str, settings: int, images: int) -> Subject:
+  """A calibrated run, or ladder.
+
+  Args:
+    path: its folder.
+    policy: family of the policies, or 'best'.
+    settings: of it, evenly from the cheapest to the most accurate.
+    images: of the test split, to time.
+  """
+  run = evaluated.read(path)
+  if run.calibration is None:
+    raise UserError(
+      f'{path} is not calibrated: python -m drnet_jax calibrate '
+      f'--workdir={path}'
+    )
+  points = run.calibration.family('GMACs', policy)
+  some = np.unique(
+    np.linspace(0, len(points) - 1, settings).round().astype(int)
+  )
+  policies = [points[i].policy for i in some]
+  data = settings_lib.call(Data, run.config.data, 'config.data')
+  examples = data.open(data.test_split).examples
+  return Subject(
+    name=path,
+    classifier=Classifier.load(path),
+    policies=policies,
+    scores=[scores.score(p, run.record, path) for p in policies],
+    labels=run.record.label,
+    files=[examples[i]['image'] for i in range(min(images, len(examples)))],
+  )
+
+
+def measure(
+  subjects: Sequence[Subject], *, rounds: int, singly: bool
+) -> list[dict[str, Any]]:
+  """Times every policy of every model.
+
+  Args:
+    subjects: tested on the same images.
+    rounds: timed ones; medians count.
+    singly: each image by itself, instead of in bulk.
+
+  Returns:
+    A row for each: 'model', 'gmacs', 'ms_per_image', 'top1', 'policy', and
+    'timed_gmacs', the cost of the very images that were timed.
+  """
+  first = subjects[0]
+  for other in subjects[1:]:
+    if not np.array_equal(first.labels, other.labels):
+      raise UserError(
+        f'{first.name} and {other.name} were tested on different images: '
+        'their accuracies cannot be compared'
+      )
+  spent: dict[Any, float] = {}
+  jobs = {
+    (i, j): functools.partial(_predict, one, policy, singly, spent, (i, j))
+    for i, one in enumerate(subjects)
+    for j, policy in enumerate(one.policies)
+  }
+  rows = []
+  for (i, j), seconds in interleaved(jobs, rounds, 'policies').items():
+    one = subjects[i]
+    rows.append(
+      {
+        'model': one.name,
+        'gmacs': one.scores[j].gmacs,
+        'timed_gmacs': spent[i, j],
+        'ms_per_image': 1e3 * float(np.median(seconds)) / len(first.files),
+        'top1': one.scores[j].top1,
+        'policy': describe(one.policies[j], one.classifier.contract.options),
+      }
+    )
+  return rows
+
+
+def _predict(one: Subject, policy, singly, spent, key) -> None:
+  one.classifier.policy = policy
+  calls = [[file] for file in one.files] if singly else [one.files]
+  answers = [x for call in calls for x in one.classifier.predict(call)]
+  spent[key] = float(np.mean([x.gmacs for x in answers]))

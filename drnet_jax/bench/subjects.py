@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an inference benchmark times: a trained run, or a network of no run."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import models, settings
+from drnet_jax.choosing import exit_shares
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.policy import AT_ONCE, Policy
+from drnet_jax.choosing.record import Record, signals
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import UserError
+from drnet_jax.export.contract import Contract
+from drnet_jax.models import ranet_network
+from drnet_jax.report import evaluated
+from drnet_jax.run import workdir
+from drnet_jax.serve.classifier import Classifier
+
+_GO_ON = 1 / 3  # of the images of a cascade of random weights
+_COSTS = (0.3, 0.4, 0.6, 0.8)  # of the last exit's, where a network has exits
+_STEPS = 40  # of bisection
+
+
+class Drawn:
+  """A start that lets the predictor run and then ignores it.
+
+  Args:
+    shares: of the images at each position of the path, in turn and as evenly
+      as can be.
+  """
+
+  share = 0.0
+
+  def __init__(self, shares: Sequence[float]):
+    self._edges = np.cumsum(shares)
+    self._seen = 0
+
+  def __call__(self, log_p: np.ndarray, draw: Any) -> np.ndarray:
+    # Multiples of the golden ratio fall evenly into [0, 1).
+    turns = (self._seen + np.arange(len(log_p))) * 0.6180339887498949 % 1.0
+    self._seen += len(log_p)
+    return np.minimum(
+      np.searchsorted(self._edges, turns, side='right'), len(self._edges) - 1
+    )
+
+  def restart(self) -> None:
+    """Begins the same order again."""
+    self._seen = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is timed.
+
+  Attributes:
+    trained: the model.
+    contract: its contract.
+    files: images, encoded or as arrays.
+    labels: of them, or None where they show nothing.
+    policies: to time against the most expensive option, by name; {} where they
+      must be set on the images themselves, see `policies_for`.
+    record: of the test split, if there is one: for the figure.
+    shares: of the images at each size, with random weights.
+  """
+
+  trained: workdir.Trained
+  contract: Contract
+  files: list[Any]
+  labels: list[int] | None
+  policies: Mapping[str, Policy]
+  record: Record | None = None
+  shares: tuple[float, ...] = ()
+
+
+def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
+  """The model of a run, images of its test split, its policies.
+
+  Args:
+    path: of the workdir.
+    images: how many.
+    asked: a policy and a budget, as for `Calibration.find`.
+  """
+  trained = workdir.load(path, mesh_lib.create(1))
+  contract = Contract.of(trained)
+  data = settings.call(Data, trained.config.data, 'config.data')
+  examples = data.open(data.test_split).examples
+  rows = range(min(images, len(examples)))
+  policies = {}
+  record = None
+  if evaluated.is_evaluated(path):
+    run = evaluated.read(path, **asked)
+    record = run.record
+    if run.found:
+      policies[str(asked.get('policy', 'best'))] = run.found.policy
+  if contract.routes and not asked:
+    policies['router as trained'] = contract.as_trained
+  return Subject(
+    trained,
+    contract,
+    [examples[i]['image'] for i in rows],
+    [int(examples[i]['label']) for i in rows],
+    policies,
+    record,
+  )
+
+
+def of_network(
+  network: str, sizes: Sequence[int], shares: Sequence[float], images: int
+) -> Subject:
+  """A model of random weights by name: a base network, or a RANet."""
+  if network in ranet_network.CONFIGURATIONS:
+    return _of_ranet(network, images)
+  if len(shares) != len(sizes) or abs(sum(shares) - 1) > 1e-6:
+    raise UserError(f'shares {shares} are not {len(sizes)} that add up to 1')
+  model = models.create_drnet(
+    base={'network': network},
+    predictor={'network': 'resnet10'},
+    predictor_px=128,
+    image_px=max(sizes),
+    resolutions=sizes,
+    resolution_aware_bn=True,
+    antialias=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    num_classes=1000,
+  )
+  trained = _untrained(model, jax.jit(model.init), 1000, has_router=True)
+  contract = _contract(trained, round(model.image_px * 256 / 224))
+  files = [_noise_jpeg(seed) for seed in range(min(images, 16))]
+  files = [files[i % len(files)] for i in range(images)]
+  return Subject(trained, contract, files, None, {}, shares=tuple(shares))
+
+
+def _of_ranet(name: str, images: int) -> Subject:
+  is_cifar = ranet_network.CONFIGURATIONS[name]['stem'] == 'cifar'
+  classes = 10 if is_cifar else 1000
+  model = models.create_ranet(
+    network={'configuration': name},
+    image_px=32 if is_cifar else 224,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    num_classes=classes,
+  )
+  trained = _untrained(model, model.init, classes, has_router=False)
+  # Of differing brightness and contrast, to differ in confidence.
+  rng, side = np.random.default_rng(0), model.image_px
+  low = rng.integers(0, 200, (images, 1, 1, 3))
+  noise = rng.integers(0, 56, (images, side, side, 3))
+  files = list((low + noise).astype(np.uint8))
+  return Subject(trained, _contract(trained, 0), files, None, {})
+
+
+def _untrained(model, init, classes: int, *, has_router) -> workdir.Trained:
+  params, batch_stats = init(jax.random.key(0))
+  return workdir.Trained(
+    model=model,
+    params=params,
+    batch_stats=batch_stats,
+    has_router=has_router,
+    class_names=tuple(map(str, range(classes))),
+    config=ml_collections.ConfigDict(),
+    origin='random weights',
+  )
+
+
+def _contract(trained: workdir.Trained, resize_px: int) -> Contract:
+  return Contract.of_model(
+    trained.model,
+    resize_px=resize_px,
+    keep_aspect=True,
+    has_router=trained.has_router,
+    decode='full',
+    class_names=trained.class_names,
+    origin=trained.origin,
+  )
+
+
+def policies_for(subject: Subject, classifier: Classifier) -> dict[str, Policy]:
+  """The policies to time; thresholds without a run fit the timed images.
+
+  Only so is a share of images, or a cost, what it is to be.
+  """
+  if subject.policies:
+    return dict(subject.policies)
+  contract, options = subject.contract, len(subject.contract.options)
+  if options < 2:
+    raise UserError('there is one option only: nothing to choose')
+  sure = _confidence(classifier, subject.files)
+  if contract.options.noun == 'exit':
+    full = contract.costs.full
+    return {
+      f'{share:.0%} of the cost': _exits_at(sure, contract, share * full)
+      for share in _COSTS
+    }
+  ends = (0, options - 1)
+  limits = exit_shares.thresholds(sure[:, ends], (1 - _GO_ON, _GO_ON))
+  cascade = Policy(ends, None, tuple(limits.tolist()), signal='probability')
+  policies = {'cascade, a third goes on': cascade}
+  if subject.shares:
+    every = tuple(range(options))
+    stop = (AT_ONCE,) * (options - 1)
+    policies = {'routed': Policy(every, Drawn(subject.shares), stop)} | policies
+  return policies
+
+
+def _confidence(classifier: Classifier, files: Sequence[Any]) -> np.ndarray:
+  """Largest probability at every option, [N, R]."""
+  found = []
+  for j in range(len(classifier.contract.options)):
+    classifier.policy = policy_lib.fixed(j)
+    said = np.stack([x.probabilities for x in classifier.predict(files)])
+    found.append(signals(said)[0])
+  return np.stack(found, 1)
+
+
+def _exits_at(sure: np.ndarray, contract: Contract, gmacs: float) -> Policy:
+  """Thresholds by the rule of shares, within an average cost."""
+  table, low, high = np.asarray(contract.gmacs), -12.0, 12.0
+  every = tuple(range(len(table)))
+  found = Policy(every, None, (AT_ONCE,) * (len(every) - 1))
+  for _ in range(_STEPS):
+    middle = (low + high) / 2
+    shares = exit_shares.geometric_shares(np.exp(middle), len(table))
+    limits = exit_shares.thresholds(sure, shares)
+    left_at = (sure >= np.append(limits, -np.inf)).argmax(1)
+    if table[left_at].mean() <= gmacs:
+      low = middle
+      found = Policy(every, None, tuple(limits.tolist()), signal='probability')
+    else:
+      high = middle
+  return found
+
+
+def _noise_jpeg(seed: int) -> bytes:
+  """A JPEG of 500 x 375, as large a file as a photograph of that size."""
+  rng = np.random.default_rng(seed)
+  picture = np.zeros((375, 500, 3), np.float32)
+  for side in (4, 12, 36, 108, 324):
+    noise = rng.uniform(0, 255, (side * 3 // 4, side, 3)).astype(np.uint8)
+    layer = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
+    picture += np.asarray(layer, np.float32) / 5
+  file = io.BytesIO()
+  Image.fromarray(picture.astype(np.uint8)).save(file, 'JPEG', quality=90)
+  return file.getvalue()

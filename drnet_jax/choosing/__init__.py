@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much work an image gets: where it starts, when it stops, what counts."""

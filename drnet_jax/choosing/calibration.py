@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `calibrate` leaves: the best policies for every budget, and their costs.
+
+calibration.json  frontiers of every family, in GMACs and, where this machine
+                  was measured, in milliseconds
+calibration.npz   the record of the held-out images that they were found on
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from drnet_jax import settings
+from drnet_jax.choosing import record as record_lib
+from drnet_jax.choosing import search
+from drnet_jax.choosing.options import Costs, Options
+from drnet_jax.choosing.policy import FAMILIES, Policy
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.search import Point
+from drnet_jax.errors import UserError
+
+FILE = 'calibration.json'
+RECORD = 'calibration.npz'
+CHOICES = ('best', *FAMILIES)
+_FORMAT = 2
+# What a saving may cost in accuracy unless a budget says: top-1.
+TOLERANCE = 0.003
+_MOST_IMAGES = 10_000  # more hardly move a threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """See the module.
+
+  Attributes:
+    options: what is chosen among.
+    costs: in each unit that was measured, 'GMACs' at least.
+    points: by unit and family ('best' is of all), ascending in cost and top-1.
+    split: the images, for people: 'scaled_digits/validation'.
+    images: how many.
+    origin: of the weights and images, as in the record.
+  """
+
+  options: Options
+  costs: Mapping[str, Costs]
+  points: Mapping[str, Mapping[str, Sequence[Point]]]
+  split: str
+  images: int
+  origin: str
+
+  @classmethod
+  def of(
+    cls, record: Record, *, split: str, ms: Costs | None = None
+  ) -> 'Calibration':
+    """Searches all families on the record of a held-out split.
+
+    Args:
+      record: as much of it is used as is useful.
+      split: for people.
+      ms: milliseconds of this machine, if they were measured.
+    """
+    record = record.some(slice(_MOST_IMAGES))
+    costs = {c.unit: c for c in (record.costs, ms) if c}
+    return cls(
+      options=record.options,
+      costs=costs,
+      points={
+        unit: search.frontiers(record, table) for unit, table in costs.items()
+      },
+      split=split,
+      images=len(record.label),
+      origin=record.origin,
+    )
+
+  def find(
+    self,
+    *,
+    policy: str = 'best',
+    gmacs: float | None = None,
+    ms: float | None = None,
+    accuracy: float | None = None,
+  ) -> Point:
+    """The best policy of a family within a budget.
+
+    Args:
+      policy: one of CHOICES.
+      gmacs: most that an image may cost on average, in 1e9 multiply-adds,
+        everything counted.
+      ms: the same in milliseconds.
+      accuracy: top-1 in [0, 1] to reach at the least cost. Without any of the
+        three: that of the best fixed option, less TOLERANCE, or the most that
+        the family has.
+
+    Raises:
+      UserError: not calibrated for it, or out of reach.
+    """
+    given = [x for x in (gmacs, ms, accuracy) if x is not None]
+    if len(given) > 1:
+      raise UserError('set one budget: gmacs, ms or accuracy')
+    points = self.family('GMACs' if ms is None else 'ms', policy)
+    if not given:
+      best = self.points['GMACs']['fixed'][-1].top1
+      wanted = min(best - TOLERANCE, points[-1].top1)
+      return next(p for p in points if p.top1 >= wanted)
+    (asked,) = given
+    if accuracy is None:
+      within = [p for p in points if p.cost <= asked * (1 + 1e-9)]
+      if not within:
+        unit = 'GMACs' if ms is None else 'ms'
+        raise UserError(
+          f'a budget of {asked:g} {unit} is out of reach: the least is '
+          f'{points[0].cost:.4g}, everything counted'
+        )
+      return within[-1]
+    enough = [p for p in points if p.top1 >= accuracy]
+    if not enough:
+      raise UserError(
+        f'an accuracy of {accuracy:.4g} is out of reach: on the calibration '
+        f'images the best is {points[-1].top1:.4g}'
+      )
+    return enough[0]
+
+  def family(self, unit: str, policy: str) -> Sequence[Point]:
+    """The frontier of a family.
+
+    Raises:
+      UserError: there is none.
+    """
+    if unit not in self.points:
+      raise UserError(
+        'no milliseconds were measured: python -m drnet_jax calibrate '
+        '--workdir=... --measure=jax'
+      )
+    if policy not in CHOICES:
+      raise UserError(f'policy = {policy!r} is not one of {CHOICES}')
+    if policy not in self.points[unit]:
+      without = 'a trained predictor' if 'rout' in policy else 'several options'
+      raise UserError(f'policy = {policy!r} needs {without}')
+    return self.points[unit][policy]
+
+  def write(self, folder: str) -> str:
+    """Writes `calibration.json` and returns its path."""
+    path = os.path.join(folder, FILE)
+    fields = dataclasses.asdict(self) | {'format': _FORMAT}
+    settings.write_json(path, fields)
+    return path
+
+
+def read(folder: str) -> Calibration | None:
+  """Reads what `Calibration.write` left in a folder, if anything.
+
+  Args:
+    folder: a workdir, an export, or a ladder.
+
+  Raises:
+    UserError: the file is damaged, or of an older version.
+  """
+  path = os.path.join(folder, FILE)
+  if not os.path.exists(path):
+    return None
+  try:
+    with open(path) as file:
+      fields = json.load(file)
+    if fields.get('format') != _FORMAT:
+      raise ValueError('it is of another version')
+    return _from_json(fields)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{path} cannot be used ({error}): calibrate again, or delete it'
+    ) from error
+
+
+def _from_json(fields: dict[str, Any]) -> Calibration:
+  options = {k: tuple(v) for k, v in fields['options'].items()}
+  return Calibration(
+    options=Options(**options),
+    costs={
+      unit: Costs(**c | {'options': tuple(c['options'])})
+      for unit, c in fields['costs'].items()
+    },
+    points={
+      unit: {
+        family: [
+          Point(
+            **p
+            | {
+              'policy': Policy.from_json(p['policy']),
+              'shares': tuple(p['shares']),
+            }
+          )
+          for p in points
+        ]
+        for family, points in families.items()
+      }
+      for unit, families in fields['points'].items()
+    },
+    split=fields['split'],
+    images=fields['images'],
+    origin=fields['origin'],
+  )
+
+
+def write_record(folder: str, record: Record) -> None:
+  """Keeps the record of the held-out images, for another search."""
+  record_lib.save(record, os.path.join(folder, RECORD))
+
+
+def read_record(folder: str) -> Record | None:
+  """What `write_record` kept, if anything."""
+  path = os.path.join(folder, RECORD)
+  return record_lib.load(path) if os.path.exists(path) else None

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image can be run at, and what that costs.
+
+An option is a size of a network, an exit of one, or the same of one of several
+networks. Options stand in ascending order of cost within their network.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+# Of so many options every mean is kept, of more only means of neighbours.
+_FEW = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Names of what can be chosen among, and which go on with which.
+
+  Attributes:
+    names: [R], for people: '112 px', 'exit 3', 'small: 112 px'.
+    chain: [R], options of the same number, from 0, are exits of one network: a
+      later one goes on with what an earlier one computed. -1 stands alone.
+  """
+
+  names: tuple[str, ...]
+  chain: tuple[int, ...]
+
+  @classmethod
+  def of(cls, names: Sequence[str]) -> 'Options':
+    """Of one network: exits if they are named so, else sizes."""
+    names = tuple(str(name) for name in names)
+    return cls(names, tuple(-1 + name.startswith('exit ') for name in names))
+
+  @classmethod
+  def join(cls, several: 'dict[str, Options]') -> 'Options':
+    """Of several networks, by their names."""
+    names, chain = [], []
+    for prefix, one in several.items():
+      names += [f'{prefix}: {name}' for name in one.names]
+      first = max(chain, default=-1) + 1
+      chain += [c + first if c >= 0 else c for c in one.chain]
+    return cls(tuple(names), tuple(chain))
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  @property
+  def noun(self) -> str:
+    """What one is called: a 'size', an 'exit', or an 'option' of a mixture."""
+    if all(name.endswith(' px') and ':' not in name for name in self.names):
+      return 'size'
+    return 'exit' if set(self.chain) == {0} else 'option'
+
+  @property
+  def columns(self) -> tuple[tuple[int, ...], ...]:
+    """Each option alone, then the sets of options whose mean may answer."""
+    indices = range(len(self))
+    sets = [(j,) for j in indices]
+    if len(self) <= _FEW:
+      for length in range(2, len(self) + 1):
+        sets += itertools.combinations(indices, length)
+    else:
+      sets += [
+        tuple(range(i, j)) for i in indices for j in range(i + 2, len(self) + 1)
+      ]
+    return tuple(sets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What an image costs.
+
+  Attributes:
+    unit: 'GMACs' or 'ms'.
+    options: [R], of running each with nothing run before it.
+    predictor: of the predictor.
+    source: how it was found.
+  """
+
+  unit: str
+  options: tuple[float, ...]
+  predictor: float
+  source: str
+
+  @property
+  def full(self) -> float:
+    """Of the most expensive option."""
+    return max(self.options)
+
+  def of_path(self, options: Options, path: Sequence[int]) -> np.ndarray:
+    """What has been paid along a path, float64 [P, P].
+
+    Args:
+      options: whose costs these are.
+      path: [P], options in the order in which they are tried.
+
+    Returns:
+      At [s, i] the sum over path[s] to path[i] (0 for i < s); an exit costs
+      what it adds to the exit of the same network before it.
+    """
+    count = len(path)
+    paid = np.zeros((count, count))
+    for start in range(count):
+      spent: dict[int, float] = {}
+      total = 0.0
+      for i in range(start, count):
+        j = path[i]
+        chain, cost = options.chain[j], self.options[j]
+        total += cost - spent.get(chain, 0.0)
+        if chain >= 0:
+          spent[chain] = cost
+        paid[start, i] = total
+    return paid

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every option, and the predictor, said of each image of a split.
+
+One record serves sizes, exits and several networks. All policies are judged on
+it: on the same weights and the same images.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from drnet_jax.choosing.options import Costs, Options
+
+SIGNALS = ('margin', 'probability')
+_EXTRA = 'extra.'  # prefix of an example's other fields, in a file
+_GROUP = 'original'  # field of the examples that are copies of one original
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """See the module. A column is an option, or the mean of several.
+
+  Attributes:
+    options: what is chosen among, R of them.
+    costs: of each, in GMACs.
+    label: int [N].
+    columns: [A], the options that each column is the mean of; the first R are
+      the options alone. Records of version 0.4 have no others.
+    predicted: int [N, A], class of each column.
+    confidence: float32 [N, A], probability of that class.
+    margin: float32 [N, A], that less the second largest probability; None in
+      records of version 0.4.
+    top5: bool [N, A], the label is among the five likeliest classes.
+    log_p: float32 [N, R], the predictor's log-probabilities, -inf of options it
+      does not know; None where no predictor has been trained.
+    draw: float64 [N] in [0, 1), a checksum of the predictor's view, by which a
+      dial that mixes two settings tells images apart; None in older records.
+    extra: other fields of the examples, [N] each; 'index' is the place in the
+      split.
+    origin: which weights and which images, see `run.evaluate`; '' in older
+      records.
+    probabilities: float32 [N, R, K], kept for `join`; not stored.
+  """
+
+  options: Options
+  costs: Costs
+  label: np.ndarray
+  columns: tuple[tuple[int, ...], ...]
+  predicted: np.ndarray
+  confidence: np.ndarray
+  margin: np.ndarray | None
+  top5: np.ndarray
+  log_p: np.ndarray | None
+  draw: np.ndarray | None
+  extra: Mapping[str, np.ndarray]
+  origin: str = ''
+  probabilities: np.ndarray | None = None
+
+  @property
+  def right(self) -> np.ndarray:
+    """bool [N, A], whether each column names the label."""
+    return self.predicted == self.label[:, None]
+
+  @property
+  def top1(self) -> np.ndarray:
+    """bool [N, R], of the options alone."""
+    return self.right[:, : len(self.options)]
+
+  @property
+  def gmacs(self) -> np.ndarray:
+    """float64 [R], of each option alone."""
+    return np.asarray(self.costs.options, np.float64)
+
+  @property
+  def choice(self) -> np.ndarray:
+    """int [N], index of the option the predictor finds likeliest."""
+    return self.log_p.argmax(1)
+
+  @property
+  def groups(self) -> np.ndarray:
+    """int [N], images of one number are not independent of each other."""
+    found = self.extra.get(_GROUP)
+    count = len(self.label)
+    return (
+      np.arange(count) if found is None else np.unique(found, False, True)[1]
+    )
+
+  def signal(self, name: str) -> np.ndarray:
+    """float32 [N, A]: 'margin' or 'probability', how sure a column is."""
+    return self.margin if name == 'margin' else self.confidence
+
+  def column(self, options: Sequence[int]) -> int:
+    """Index of the column of these options; KeyError if there is none."""
+    try:
+      return self.columns.index(tuple(sorted(options)))
+    except ValueError:
+      raise KeyError(f'no mean of the options {tuple(options)}') from None
+
+  def some(self, rows: slice | np.ndarray) -> 'Record':
+    """The record of some of the images."""
+    changes = {
+      field.name: value[rows]
+      for field in dataclasses.fields(self)
+      if isinstance(value := getattr(self, field.name), np.ndarray)
+    }
+    extra = {k: v[rows] for k, v in self.extra.items()}
+    return dataclasses.replace(self, **changes, extra=extra)
+
+
+def said(
+  probabilities: np.ndarray, columns: Sequence[tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+  """What columns say: 'predicted', 'confidence' and 'margin', [N, A] each.
+
+  Args:
+    probabilities: float32 [N, R, K].
+    columns: the options that each is the mean of.
+  """
+  parts = []
+  for options in columns:
+    mean = pooled([probabilities[:, j] for j in options])
+    parts.append((mean.argmax(-1), *signals(mean)))
+  predicted, confidence, margin = (
+    np.stack(x, 1) for x in zip(*parts, strict=True)
+  )
+  return {
+    'predicted': predicted.astype(np.int32),
+    'confidence': confidence,
+    'margin': margin,
+  }
+
+
+def pooled(probabilities: Sequence[np.ndarray]) -> np.ndarray:
+  """Mean of float32 arrays, in the order in which they are given."""
+  total = probabilities[0]
+  for more in probabilities[1:]:
+    total = total + more
+  return total / np.float32(len(probabilities))
+
+
+def signals(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Largest probability, and how far it lies above the second: [N] each.
+
+  Args:
+    probabilities: float32 [N, K].
+  """
+  if probabilities.shape[-1] == 1:
+    first = probabilities[:, 0]
+    return first, first
+  two = np.partition(probabilities, -2, axis=-1)[:, -2:]
+  return two[:, 1], two[:, 1] - two[:, 0]
+
+
+def checksum(view: np.ndarray) -> float:
+  """Of the pixels that a predictor sees, in [0, 1)."""
+  return zlib.crc32(view) / 2**32
+
+
+def in_top5(
+  probabilities: np.ndarray,
+  label: np.ndarray,
+  columns: Sequence[tuple[int, ...]],
+) -> np.ndarray:
+  """Whether fewer than five classes are likelier than the label: [N, A]."""
+  rows = np.arange(len(label))
+  found = []
+  for options in columns:
+    mean = pooled([probabilities[:, j] for j in options])
+    found.append((mean > mean[rows, label][:, None]).sum(-1) < 5)
+  return np.stack(found, 1)
+
+
+def join(records: Mapping[str, Record]) -> Record:
+  """Several networks' records of the same images as one.
+
+  The predictor is that of the first network that has one.
+
+  Args:
+    records: by the name of their network, with probabilities.
+
+  Raises:
+    ValueError: they are of other images, or classes.
+  """
+  several = list(records.values())
+  first = several[0]
+  for other in several[1:]:
+    if not np.array_equal(first.label, other.label) or not np.array_equal(
+      first.extra.get('index'), other.extra.get('index')
+    ):
+      raise ValueError('the records are of other images')
+  options = Options.join({name: r.options for name, r in records.items()})
+  probabilities = np.concatenate([r.probabilities for r in several], 1)
+  router = next((r for r in several if r.log_p is not None), None)
+  log_p = None
+  if router is not None:
+    log_p = np.concatenate(
+      [
+        r.log_p if r is router else np.full(r.top1.shape, -np.inf, np.float32)
+        for r in several
+      ],
+      1,
+    )
+  columns = options.columns
+  return Record(
+    options=options,
+    costs=Costs(
+      unit=first.costs.unit,
+      options=sum((r.costs.options for r in several), ()),
+      predictor=router.costs.predictor if router else 0.0,
+      source=first.costs.source,
+    ),
+    label=first.label,
+    columns=columns,
+    **said(probabilities, columns),
+    top5=in_top5(probabilities, first.label, columns),
+    log_p=log_p,
+    draw=(router or first).draw,
+    extra=first.extra,
+    origin='; '.join(r.origin for r in several),
+    probabilities=probabilities,
+  )
+
+
+def save(record: Record, path: str) -> None:
+  """Writes a record as one npz file, without pickles or probabilities."""
+  costs = record.costs
+  arrays = {
+    'options': np.array(record.options.names),
+    'chain': np.array(record.options.chain),
+    'gmacs': np.array(costs.options),
+    'predictor_gmacs': costs.predictor,
+    'source': costs.source,
+    'columns': np.array([' '.join(map(str, c)) for c in record.columns]),
+    'origin': record.origin,
+  }
+  optional = ('margin', 'log_p', 'draw')
+  for name in ('label', 'predicted', 'confidence', 'top5', *optional):
+    if getattr(record, name) is not None:
+      arrays[name] = getattr(record, name)
+  extra = {_EXTRA + k: v for k, v in record.extra.items()}
+  np.savez_compressed(path, **arrays, **extra)
+
+
+def load(path: str) -> Record:
+  """Reads what `save` wrote, or what versions 0.2 to 0.4 did."""
+  with np.load(path) as file:
+    arrays = dict(file)
+  if 'resolutions' in arrays:  # as files of version 0.2 call it
+    arrays['options'] = [f'{r} px' for r in arrays['resolutions']]
+  options = Options.of(arrays['options'])
+  if 'chain' in arrays:
+    options = Options(options.names, tuple(arrays['chain'].tolist()))
+  columns = tuple((j,) for j in range(len(options)))
+  if 'columns' in arrays:
+    columns = tuple(tuple(map(int, c.split())) for c in arrays['columns'])
+  return Record(
+    options=options,
+    costs=Costs(
+      unit='GMACs',
+      options=tuple(arrays['gmacs'].tolist()),
+      predictor=float(arrays['predictor_gmacs']),
+      source=str(arrays.get('source', 'multiply-adds of the jaxpr')),
+    ),
+    label=arrays['label'],
+    columns=columns,
+    predicted=arrays['predicted'],
+    confidence=arrays['confidence'],
+    margin=arrays.get('margin'),
+    top5=arrays['top5'],
+    log_p=arrays.get('log_p'),
+    draw=arrays.get('draw'),
+    extra={
+      k.removeprefix(_EXTRA): v
+      for k, v in arrays.items()
+      if k.startswith(_EXTRA)
+    },
+    origin=str(arrays.get('origin', '')),
+  )

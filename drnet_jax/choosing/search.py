@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best policy of each family for every budget, on held-out images.
+
+A family's policies form a cloud of (cost, top-1). Its frontier, from the
+cheapest to the most accurate, is found for a price of cost after another: with
+all else given, the best threshold of an option is a cut through the images that
+reach it, sorted by how sure their answer is; so thresholds are set in turn, the
+last option's first, until no cut helps.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.options import Costs
+from drnet_jax.choosing.policy import AT_ONCE, Dial, Policy, decide
+from drnet_jax.choosing.record import Record
+
+_PRICES = np.geomspace(1e-3, 10, 48)  # top-1 for the cost of the full option
+_CUTS = (
+  200  # places among which a threshold is looked for: more would fit noise
+)
+_ROUNDS = 3
+_DIALS = 16  # lambdas a routed cascade begins with
+_BUDGETS = 64  # of a router's dial
+_MOST_TRIED = 3  # options of a path, where there are more than _FEW
+_FEW = 4
+_HOPELESS = 0.015  # top-1 under a cheaper option
+_GAP = 0.004  # least difference in cost of two points, of the full option
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A policy and what it gives on the images it was found on.
+
+  Attributes:
+    policy: the setting.
+    cost: average of an image, in the unit of the search.
+    gmacs: the same in 1e9 multiply-adds.
+    top1: share classified correctly.
+    shares: of the images that leave at each option, [R].
+  """
+
+  policy: Policy
+  cost: float
+  gmacs: float
+  top1: float
+  shares: tuple[float, ...]
+
+
+def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
+  """The frontier of each family that the record allows, and of all: 'best'.
+
+  Args:
+    record: of images that were neither trained on nor will be reported.
+    costs: to count in.
+  """
+  routes = policy_lib.routes(record)
+  found = {'fixed': [policy_lib.fixed(j) for j in range(len(record.options))]}
+  if len(routes) > 1:
+    found['router'] = _dials(record, costs, routes)
+  if len(record.options) > 1:
+    found['cascade'] = _cascades(record, costs)
+  if len(routes) > 1:
+    found['routed_cascade'] = _routed_cascades(record, costs, routes)
+  points = {
+    family: _pareto((at(p, record, costs) for p in policies), costs)
+    for family, policies in found.items()
+  }
+  every = [point for several in points.values() for point in several]
+  return points | {'best': _pareto(every, costs)}
+
+
+def cascades(record: Record, costs: Costs) -> list[Point]:
+  """The frontier of cascades alone."""
+  return _pareto(
+    (at(p, record, costs) for p in _cascades(record, costs)), costs
+  )
+
+
+def at(policy: Policy, record: Record, costs: Costs) -> Point:
+  """What a policy gives on a record."""
+  found = decide(policy, record, costs)
+  rows = np.arange(len(found.column))
+  last = np.asarray(policy.path)[found.last]
+  in_gmacs = found
+  if costs.unit != record.costs.unit:
+    in_gmacs = decide(policy, record, record.costs)
+  return Point(
+    policy=policy,
+    cost=float(found.cost.mean()),
+    gmacs=float(in_gmacs.cost.mean()),
+    top1=float(record.right[rows, found.column].mean()),
+    shares=tuple(
+      (np.bincount(last, minlength=len(record.options)) / len(rows)).tolist()
+    ),
+  )
+
+
+def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
+  """Those that no cheaper one equals, thinned out; ascending."""
+  found: list[Point] = []
+  for point in sorted(points, key=lambda p: (p.cost, -p.top1)):
+    if found and point.top1 <= found[-1].top1:
+      continue
+    close = found and point.cost - found[-1].cost < _GAP * costs.full
+    # The first stays: it is the cheapest.
+    if close and len(found) > 1:
+      found.pop()
+    found.append(point)
+  return found
+
+
+# A router's dial.
+
+
+def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
+  """Lambdas, ascending, one between any two at which some image moves.
+
+  Args:
+    log_p: [N, P].
+    table: [P], cost of each option.
+  """
+  pairs = itertools.combinations(range(len(table)), 2)
+  found = np.unique(
+    [
+      (log_p[:, i] - log_p[:, j]) / (table[i] - table[j])
+      for i, j in pairs
+      if table[i] != table[j]
+    ]
+  )
+  ends = found[[0, -1]] + np.array([-1, 1]) / np.ptp(table)
+  return np.concatenate([ends[:1], (found[1:] + found[:-1]) / 2, ends[1:]])
+
+
+def _dials(record: Record, costs: Costs, routes: tuple[int, ...]):
+  """The router as trained, and dials of evenly spread costs."""
+  table = np.asarray(costs.options)[list(routes)]
+  log_p = record.log_p[:, routes].astype(np.float64)
+  lambdas = turns(log_p, table)
+  spread = np.linspace(table.min(), table.max(), _BUDGETS)
+  dials = [met(log_p, table, lambdas, budget) for budget in spread]
+  return [policy_lib.router(costs, routes, **dial) for dial in ({}, *dials)]
+
+
+def met(log_p, table, lambdas, budget: float) -> dict[str, float]:
+  """The dial whose average cost is the budget, the predictor left out.
+
+  Args:
+    log_p: float64 [N, P].
+    table: [P], cost of each option.
+    lambdas: from `turns`.
+    budget: within the table.
+
+  Returns:
+    Fields of a `Dial`.
+  """
+
+  def cost(i: int) -> float:
+    return table[(log_p - lambdas[i] * table).argmax(-1)].mean()
+
+  # The cost falls as lambda grows: cost(low) >= budget > cost(high).
+  low, high = 0, len(lambdas) - 1
+  if cost(high) >= budget:
+    low = high
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if cost(middle) >= budget else (low, middle)
+  above, below = cost(low), cost(high)
+  share = (above - budget) / (above - below) if above > below else 0.0
+  return {
+    'low': float(lambdas[low]),
+    'high': float(lambdas[high]),
+    'share': float(np.clip(share, 0, 1)),
+  }
+
+
+# Cascades.
+
+
+def _cascades(record: Record, costs: Costs) -> list[Policy]:
+  found = []
+  for path in paths(record, costs):
+    for answer in _answers(record, path):
+      plain = Policy(
+        path, None, (AT_ONCE,) * (len(path) - 1), answer, _signal(record)
+      )
+      found += _with_thresholds(plain, record, costs)
+  return found
+
+
+def _routed_cascades(record, costs, routes) -> list[Policy]:
+  table = np.asarray(costs.options)[list(routes)]
+  log_p = record.log_p[:, routes].astype(np.float64)
+  lambdas = turns(log_p, table)
+  spread = np.linspace(table.min(), table.max(), _DIALS, endpoint=False)
+  dials = {met(log_p, table, lambdas, budget)['low'] for budget in spread}
+  found = []
+  for penalty in sorted(dials | {0.0}):
+    start = Dial(tuple(table.tolist()), penalty, penalty)
+    for answer in _answers(record, routes):
+      plain = Policy(
+        routes, start, (AT_ONCE,) * (len(routes) - 1), answer, _signal(record)
+      )
+      found += _with_thresholds(plain, record, costs)
+  return found
+
+
+def paths(record: Record, costs: Costs) -> list[tuple[int, ...]]:
+  """Which options a cascade may try, in ascending order of cost.
+
+  Exits of a network follow one another. Of up to four options all subsets are
+  tried, of more those of two and three that are not hopeless by themselves.
+  """
+  options, table = record.options, np.asarray(costs.options)
+  if options.noun == 'exit':
+    return [tuple(range(len(options)))]
+  order = np.argsort(table, kind='stable').tolist()
+  if len(options) <= _FEW:
+    lengths = range(2, len(options) + 1)
+  else:
+    top1 = record.top1.mean(0)
+    best = np.maximum.accumulate(top1[order])
+    order = [
+      j for j, b in zip(order, best, strict=True) if top1[j] > b - _HOPELESS
+    ]
+    lengths = range(2, _MOST_TRIED + 1)
+  return [path for n in lengths for path in itertools.combinations(order, n)]
+
+
+def _answers(record: Record, path: tuple[int, ...]) -> list[str]:
+  """'last', and 'pooled' where the record has all the means it takes."""
+  known = set(record.columns)
+  count = len(path)
+  needed = [
+    tuple(sorted(path[i:j]))
+    for i in range(count)
+    for j in range(i + 1, count + 1)
+  ]
+  return ['last', 'pooled'] if known.issuperset(needed) else ['last']
+
+
+def _signal(record: Record) -> str:
+  return 'probability' if record.margin is None else 'margin'
+
+
+def _with_thresholds(
+  plain: Policy, record: Record, costs: Costs
+) -> list[Policy]:
+  """A policy with the thresholds that are best at each price of cost."""
+  walk = _Walk(plain, record, costs)
+  found = {walk.best(price) for price in _PRICES / costs.full}
+  ordered = sorted(found, key=walk.cost)
+  # Between two prices lie costs that none leads to.
+  for a, b in itertools.pairwise(ordered):
+    if walk.cost(b) - walk.cost(a) > 2 * _GAP * costs.full:
+      found.update(walk.between(a, b))
+  return [dataclasses.replace(plain, stop=walk.limits(cuts)) for cuts in found]
+
+
+class _Walk:
+  """What images do along a path, for thresholds to be set.
+
+  Cuts are numbers of images, of all sorted by descending signal: those before
+  the cut of an option leave there.
+
+  Args:
+    policy: its thresholds are to be found.
+    record: of the images.
+    costs: to count in.
+  """
+
+  def __init__(self, policy: Policy, record: Record, costs: Costs):
+    count, path = len(record.label), policy.path
+    first = policy.begin(record.log_p, record.draw, count)
+    paid = costs.of_path(record.options, path)
+    rows = np.arange(count)
+    signal = record.signal(policy.signal)
+    self._right, self._cost, self._signal, self._reached = [], [], [], []
+    for i in range(len(path)):
+      column = np.empty(count, int)
+      for start in np.unique(first):
+        s = min(start, i)
+        tried = (
+          path[s : i + 1] if policy.answer == 'pooled' else path[i : i + 1]
+        )
+        column[first == start] = record.column(tried)
+      self._right.append(record.right[rows, column].astype(np.float64))
+      self._cost.append(paid[np.minimum(first, i), i])
+      self._signal.append(signal[rows, column].astype(np.float64))
+      self._reached.append(first <= i)
+    self._order = [np.argsort(-s, kind='stable') for s in self._signal]
+    self._places = [self._cut_places(i) for i in range(len(path) - 1)]
+
+  def _cut_places(self, i: int) -> np.ndarray:
+    """Numbers of images at which the signal changes, as many as _CUTS."""
+    ordered = self._signal[i][self._order[i]]
+    count = len(ordered)
+    places = np.flatnonzero(np.diff(ordered)) + 1
+    if len(places) > _CUTS:
+      places = places[np.linspace(0, len(places) - 1, _CUTS).astype(int)]
+    return np.concatenate([[0], places, [count]])
+
+  def best(self, price: float) -> tuple[int, ...]:
+    """The cuts that are best at a price of cost, in top-1."""
+    worth = [
+      r - price * c for r, c in zip(self._right, self._cost, strict=True)
+    ]
+    cuts = [0] * len(self._places)
+    for _ in range(_ROUNDS):
+      before = list(cuts)
+      for i in reversed(range(len(cuts))):
+        onwards = self._from(i + 1, worth, cuts)
+        gain = np.where(self._reach(i, cuts), worth[i] - onwards, 0.0)
+        total = np.concatenate([[0.0], np.cumsum(gain[self._order[i]])])
+        cuts[i] = int(self._places[i][total[self._places[i]].argmax()])
+      if cuts == before:
+        break
+    return tuple(cuts)
+
+  def _leaves(self, i: int, cut: int) -> np.ndarray:
+    """bool [N]."""
+    leaves = np.zeros(len(self._order[i]), bool)
+    leaves[self._order[i][:cut]] = True
+    return leaves
+
+  def _reach(self, i: int, cuts: Sequence[int]) -> np.ndarray:
+    """Whether each image comes to option i, bool [N]."""
+    here = self._reached[0]
+    for k in range(i):
+      here = (here & ~self._leaves(k, cuts[k])) | (
+        self._reached[k + 1] & ~self._reached[k]
+      )
+    return here
+
+  def _from(self, i: int, values, cuts: Sequence[int]) -> np.ndarray:
+    """[N], the value where each image leaves, once it comes to option i."""
+    found = values[-1]
+    for k in reversed(range(i, len(cuts))):
+      found = np.where(self._leaves(k, cuts[k]), values[k], found)
+    return found
+
+  def cost(self, cuts: Sequence[int]) -> float:
+    """Average cost of an image, the predictor left out."""
+    total = np.zeros(len(self._reached[0]))
+    begin = np.zeros(len(total), bool)
+    for i, reached in enumerate(self._reached):
+      starts = reached & ~begin
+      total[starts] = self._from(i, self._cost, cuts)[starts]
+      begin |= reached
+    return float(total.mean())
+
+  def between(self, a: Sequence[int], b: Sequence[int]):
+    """Cuts on the way from some to others."""
+    for share in (0.25, 0.5, 0.75):
+      wanted = (1 - share) * np.asarray(a) + share * np.asarray(b)
+      yield tuple(
+        int(places[np.abs(places - x).argmin()])
+        for places, x in zip(self._places, wanted, strict=True)
+      )
+
+  def limits(self, cuts: Sequence[int]) -> tuple[float, ...]:
+    """Thresholds half way between the images on either side of the cuts."""
+    found = []
+    for i, cut in enumerate(cuts):
+      ordered = self._signal[i][self._order[i]]
+      if cut == 0:
+        found.append(np.inf)
+      elif cut == len(ordered):
+        found.append(AT_ONCE)
+      else:
+        found.append(float((ordered[cut - 1] + ordered[cut]) / 2))
+    return tuple(found)

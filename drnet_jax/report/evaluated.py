@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report reads of a workdir: neither images nor weights."""
+
+import collections
+import csv
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from drnet_jax.choosing import calibration as calibration_lib
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing import record as record_lib
+from drnet_jax.choosing import scores, search
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import Judgement, Score
+from drnet_jax.errors import UserError
+from drnet_jax.report import pictures
+from drnet_jax.run import ladder, workdir
+
+# Data sets whose name says how they are stored, not what they hold.
+_STORAGE = ('folder', 'packed')
+
+
+_MOST_POINTS = 24  # of a frontier that are scored on the test images
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+  """An evaluated run.
+
+  Attributes:
+    path: of the workdir.
+    config: that it was begun with.
+    class_names: in label order.
+    record: of the test split.
+    calibration: of the same weights; None where there is none.
+    metrics: values by step of each metric of each stage.
+    sessions: what was made when and with what, see `workdir.note`.
+    evaluation: `report/evaluation.json`; {} of older runs.
+    pictures: some test images as `data:` addresses, by index of the record.
+    asked: which policy to judge, as for `Calibration.find`.
+  """
+
+  path: str
+  config: ml_collections.ConfigDict
+  class_names: Sequence[str]
+  record: Record
+  calibration: Calibration | None
+  metrics: Mapping[str, Mapping[str, Mapping[int, float]]]
+  sessions: Sequence[Mapping[str, str]]
+  evaluation: Mapping[str, Any]
+  pictures: Mapping[int, str]
+  asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def router(self) -> Policy | None:
+    """The predictor as it was trained; None where there is none."""
+    routes = policy_lib.routes(self.record)
+    if len(routes) < 2:
+      return None
+    return policy_lib.router(self.record.costs, routes)
+
+  @functools.cached_property
+  def found(self) -> search.Point | None:
+    """The calibrated policy; None where nothing can be chosen."""
+    if not self.calibration or len(self.record.options) < 2:
+      return None
+    return self.calibration.find(**self.asked)
+
+  @property
+  def policy(self) -> Policy | None:
+    """What this run is judged by: the best policy asked for, or the router."""
+    return self.found.policy if self.found else self.router
+
+  @functools.cached_property
+  def judgement(self) -> Judgement | None:
+    """The policy among its rivals; None where nothing chooses.
+
+    Rivals of other families are those that the calibration finds best within
+    the cost of the policy. Without a calibration their thresholds are taken
+    from the test images, which favours them.
+    """
+    if self.policy is None:
+      return None
+    if self.found is None:
+      name, others = 'router', self._unfair_rivals()
+    else:
+      asked = self.asked.get('policy', 'best').replace('_', ' ')
+      name, others = f'{asked} policy', {}
+      cost = self.found.gmacs
+      for family in ('router', 'cascade', 'routed_cascade'):
+        points = self.calibration.points['GMACs'].get(family, ())
+        within = [p for p in points if p.gmacs <= cost * (1 + 1e-9)]
+        if within and within[-1].policy != self.policy:
+          others[family.replace('_', ' ')] = within[-1].policy
+      if self.router:
+        others['router as trained'] = self.router
+    return scores.judge(self.record, self.policy, name=name, others=others)
+
+  def _unfair_rivals(self) -> dict[str, Policy]:
+    cost = scores.score(self.router, self.record, '').gmacs
+    points = search.cascades(self.record, self.record.costs)
+    within = [p for p in points if p.gmacs <= cost]
+    return {'cascade': within[-1].policy} if within else {}
+
+  @functools.cached_property
+  def router_judgement(self) -> Judgement | None:
+    """The router as trained among its rivals; None without one."""
+    if self.found is None or self.router is None:
+      return self.judgement if self.router else None
+    return scores.judge(self.record, self.router, name='router')
+
+  @functools.cached_property
+  def frontiers(self) -> dict[str, list[tuple[search.Point, Score]]]:
+    """What the calibration promised at each budget, and what the test gave."""
+    if not self.calibration:
+      return {}
+    found = {}
+    for family, points in self.calibration.points['GMACs'].items():
+      some = np.unique(
+        np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int)
+      )
+      found[family] = [
+        (points[i], scores.score(points[i].policy, self.record, family))
+        for i in some
+      ]
+    return found
+
+  def scores(self) -> list[Score]:
+    """Fixed options, policies and rivals, on the test images."""
+    found = scores.fixed_scores(self.record)
+    if judged := self.judgement:
+      found += [
+        Score(s.name, s.gmacs.value, s.top1.value, s.top5, s.shares)
+        for s in judged.all[len(found) :]
+      ]
+      return found
+    return [*found, scores.oracle(self.record)]
+
+  def ends(self) -> np.ndarray | None:
+    """int [N], the option at which each image ends; None if nothing chooses."""
+    if self.policy is None:
+      return None
+    decided = policy_lib.decide(self.policy, self.record, self.record.costs)
+    return np.asarray(self.policy.path)[decided.last]
+
+  def rank_correlations(self) -> dict[str, float]:
+    """Of where images end with the numeric fields of the data set."""
+    ends = self.ends()
+    return {} if ends is None else scores.rank_correlations(self.record, ends)
+
+  @property
+  def name(self) -> str:
+    """The folder's name."""
+    return os.path.basename(os.path.normpath(os.path.abspath(self.path)))
+
+  @property
+  def directory(self) -> str:
+    """Where its report lies."""
+    return os.path.join(self.path, 'report')
+
+  @property
+  def data(self) -> str:
+    """The data set, for people: 'imagenette2_224, 100 images of a class'."""
+    return data_name(self.config.data)
+
+  @property
+  def network(self) -> str:
+    """The network, for people: 'resnet50'."""
+    if ladder.is_ladder(self.path):
+      return f'ladder of {" and ".join(ladder.members(self.path))}'
+    return network_name(self.config.model)
+
+  @property
+  def sizes(self) -> str:
+    """What is chosen among: '112/168/224 px', or '6 exits'."""
+    options = self.record.options.names
+    if self.record.options.noun == 'exit':
+      return f'{len(options)} exits'
+    if self.record.options.noun == 'option':
+      return f'{len(options)} options'
+    return '/'.join(o.removesuffix(' px') for o in options) + ' px'
+
+  @property
+  def routing(self) -> Mapping[str, Mapping[int, float]]:
+    """Metrics of the stage that trains the router; {} if there is none."""
+    for metrics in self.metrics.values():
+      if 'train/entropy' in metrics:
+        return metrics
+    return {}
+
+
+def is_evaluated(path: str) -> bool:
+  """Whether there is something to report of a workdir."""
+  return os.path.exists(record_file(path))
+
+
+def read(path: str, **asked: Any) -> EvaluatedRun:
+  """Reads an evaluated workdir, or the folder of a ladder.
+
+  Args:
+    path: of it.
+    **asked: see `EvaluatedRun`.
+
+  Raises:
+    UserError: it is not a workdir, or was not evaluated.
+  """
+  first = path
+  if ladder.is_ladder(path):
+    first = next(iter(ladder.members(path).values()))
+  config = workdir.read_config(first)
+  if not is_evaluated(path):
+    raise UserError(
+      f'{path} is not evaluated yet: python -m drnet_jax.main --mode=evaluate '
+      f'--workdir={path}'
+    )
+  directory = os.path.join(path, 'report')
+  record = record_lib.load(record_file(path))
+  return EvaluatedRun(
+    path=path,
+    config=config,
+    class_names=_read_json(os.path.join(first, 'classes.json'), ()),
+    record=record,
+    calibration=_calibration(path, record),
+    metrics=_read_metrics(os.path.join(path, 'metrics.csv')),
+    sessions=workdir.sessions(path),
+    evaluation=_read_json(os.path.join(directory, 'evaluation.json'), {}),
+    pictures=pictures.load(directory),
+    asked=asked,
+  )
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+  """The data set that a section `config.data` names."""
+  name = data['name']
+  if name in _STORAGE:
+    folder = os.path.basename(os.path.normpath(data['data_dir']))
+    name = folder.removesuffix('.npz')
+  # Fields that older configs lack are off.
+  parts = [name, data.get('classes') and f'classes {data["classes"]}']
+  if data.get('images_per_class'):
+    parts.append(f'{data["images_per_class"]} training images of a class')
+  return ', '.join(part for part in parts if part)
+
+
+def network_name(model: Mapping[str, Any]) -> str:
+  """The network that a section `config.model` describes."""
+  if 'base' not in model:
+    return f'RANet {model["network"].get("configuration", "")}'.strip()
+  base = model['base']
+  name = base['network']
+  if base.get('stage_sizes'):
+    blocks = '-'.join(map(str, base['stage_sizes']))
+    name += f' ({blocks} blocks, width {base["width"]})'
+  elif base.get('width', 1.0) != 1.0:
+    name += f' x{base["width"]}'
+  return name
+
+
+def record_file(path: str) -> str:
+  """Where `evaluate` keeps what it recorded of the test split."""
+  return os.path.join(path, workdir.TEST_RECORD)
+
+
+def _calibration(path: str, record: Record) -> Calibration | None:
+  """That of a workdir, if it is of the weights that were evaluated."""
+  try:
+    found = calibration_lib.read(path)
+  except UserError:  # of an older version; `calibrate` makes it anew
+    return None
+  weights = record.origin.partition(';')[0]
+  same = found is not None and found.origin.partition(';')[0] == weights
+  return found if same else None
+
+
+def _read_json(path: str, default: Any) -> Any:
+  if not os.path.exists(path):
+    return default
+  with open(path) as file:
+    return json.load(file)
+
+
+def _read_metrics(path: str) -> dict[str, dict[str, dict[int, float]]]:
+  found = collections.defaultdict(lambda: collections.defaultdict(dict))
+  if os.path.exists(path):
+    with open(path, newline='') as file:
+      for row in csv.DictReader(file):
+        value = float(row['value'])
+        if np.isfinite(value):
+          found[row['stage']][row['metric']][int(row['step'])] = value
+  return found

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies for every budget, found on held-out images; see `choosing`."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from drnet_jax import processes
+from drnet_jax.choosing import calibration as calibration_lib
+from drnet_jax.choosing import record as record_lib
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.options import Costs
+from drnet_jax.choosing.record import Record
+from drnet_jax.data.pipeline import HELD_OUT
+from drnet_jax.errors import UserError
+from drnet_jax.run import ladder, workdir
+from drnet_jax.run.recording import Subject
+
+_SHARED = 0.01  # of the images of two splits may look alike by chance
+
+
+def calibrate_run(
+  path: str, *, split: str | None = None, ms: Costs | None = None
+) -> Calibration:
+  """Calibrates a workdir; see `calibrate`."""
+  subject = Subject(path)
+  check_held_out(split or subject.data.validation_split, subject)
+  return calibrate(subject, subject.test_record(), split=split, ms=ms)
+
+
+def calibrate(
+  subject: Subject,
+  test: Record,
+  *,
+  split: str | None = None,
+  ms: Costs | None = None,
+) -> Calibration:
+  """Finds the best policies on held-out images and leaves them in the workdir.
+
+  Args:
+    subject: the run.
+    test: record of the images that the report is made of.
+    split: of the held-out images; default the validation split.
+    ms: milliseconds of this machine; default those measured before.
+
+  Raises:
+    UserError: the split holds images of the test split.
+  """
+  split = split or subject.data.validation_split
+  check_held_out(split, subject)
+  record = calibration_lib.read_record(subject.path)
+  if not subject.is_fresh(record, split):
+    record = subject.record(split, 'calibrate')
+  _check_others(record, test, split)
+  return _found(subject.path, record, f'{subject.data.name}/{split}', ms)
+
+
+def calibrate_ladder(
+  paths: Sequence[str],
+  folder: str,
+  *,
+  split: str | None = None,
+  ms: Costs | None = None,
+) -> Calibration:
+  """Calibrates several runs as one ladder.
+
+  Args:
+    paths: workdirs, the cheapest network first.
+    folder: for `ladder.json`, the calibration and the report's record.
+    split: as for `calibrate`; the same images for all.
+    ms: of all their options.
+
+  Raises:
+    UserError: they know other classes or were given other images.
+  """
+  subjects = {k: Subject(p) for k, p in ladder.members(paths).items()}
+  held_out, test = {}, {}
+  for name, subject in subjects.items():
+    own = split or subject.data.validation_split
+    check_held_out(own, subject)
+    held_out[name] = subject.record(
+      own, f'calibrate {name}', keep_probabilities=True
+    )
+    test[name] = subject.record(
+      subject.data.test_split, f'test {name}', keep_probabilities=True
+    )
+  names = {k: s.trained.class_names for k, s in subjects.items()}
+  if len(set(names.values())) > 1:
+    raise UserError(f'{" and ".join(paths)} do not know the same classes')
+  try:
+    joined, tested = record_lib.join(held_out), record_lib.join(test)
+  except ValueError as error:
+    raise UserError(
+      f'{" and ".join(paths)} cannot be one ladder: {error}; train them on '
+      'the same splits'
+    ) from error
+  _check_others(joined, tested, own)
+  ladder.write(folder, paths)
+  record_path = os.path.join(folder, workdir.TEST_RECORD)
+  os.makedirs(os.path.dirname(record_path), exist_ok=True)
+  record_lib.save(tested, record_path)
+  return _found(folder, joined, f'{subject.data.name}/{own}', ms)
+
+
+def _found(
+  folder: str, record: Record, split: str, ms: Costs | None
+) -> Calibration:
+  before = _readable(folder)
+  if ms is None and before and before.options == record.options:
+    ms = before.costs.get('ms')
+  found = Calibration.of(record, split=split, ms=ms)
+  if processes.is_main():
+    found.write(folder)
+    calibration_lib.write_record(folder, record)
+  return found
+
+
+def _readable(folder: str) -> Calibration | None:
+  """The calibration that is there, unless it is about to be replaced anyway."""
+  try:
+    return calibration_lib.read(folder)
+  except UserError:
+    return None
+
+
+def check_held_out(split: str, subject: Subject) -> None:
+  """UserError where policies would be set on the images they are tested on."""
+  if split == subject.data.test_split:
+    raise UserError(
+      f'policies would be set on {split!r}, the images that they are to be '
+      'tested on. Train with --config.data.held_out=5000 '
+      f'--config.data.validation_split={HELD_OUT}, or name other images with '
+      'calibrate --split'
+    )
+
+
+def _check_others(record: Record, test: Record, split: str) -> None:
+  """The same for splits of different names that share images."""
+  if test.draw is None:
+    return
+  shared = float(np.isin(record.draw, test.draw).mean())
+  if shared > _SHARED:
+    raise UserError(
+      f'{shared:.0%} of the images of {split!r} are also in the test split: '
+      'policies would be set on images that they are to be tested on. Name '
+      'others with config.data.validation_split or calibrate --split'
+    )

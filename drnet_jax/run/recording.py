@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model says of a split: every image once, at every option."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import processes, settings, terminal
+from drnet_jax.choosing import record as record_lib
+from drnet_jax.choosing.options import Costs, Options
+from drnet_jax.choosing.record import Record
+from drnet_jax.data.pipeline import Data
+from drnet_jax.data.sources import Source
+from drnet_jax.errors import UserError
+from drnet_jax.models import Model
+from drnet_jax.run import workdir
+
+_ON_DEVICE = ('image', 'label', 'valid')  # all else of a batch is extra
+
+
+class Evaluator:
+  """Records what a model says of a split; compiled once for all its calls.
+
+  Args:
+    model: to evaluate.
+    mesh: devices to run on.
+  """
+
+  def __init__(self, model: Model, mesh: Mesh):
+    self._model = model
+    self._mesh = mesh
+    # Every process gets the answers to all images: a few numbers each.
+    self._judge = jax.jit(
+      functools.partial(_judge, model, mesh),
+      static_argnums=0,
+      out_shardings=mesh_lib.replicated(mesh),
+    )
+    macs = model.macs()
+    self._options = Options.of(model.options)
+    self._costs = Costs(
+      'GMACs', macs.gmacs, macs.predictor / 1e9, 'multiply-adds of the jaxpr'
+    )
+
+  def split(
+    self,
+    data: Data,
+    source: Source,
+    description: str,
+    params,
+    batch_stats,
+    *,
+    batch_size: int,
+    has_router: bool,
+    keep_probabilities: bool = False,
+  ) -> Record:
+    """Runs the model over a split, each process over its part of it.
+
+    Args:
+      data: how images become batches.
+      source: the split.
+      description: for the progress bar.
+      params: of the model.
+      batch_stats: of the model.
+      batch_size: images at a time, over all devices.
+      has_router: whether the predictor has been trained.
+      keep_probabilities: see `__call__`.
+
+    Raises:
+      UserError: the network returns NaN.
+    """
+    batches = data.eval_batches(
+      source,
+      size_px=self._model.image_px,
+      batch_size=batch_size,
+      process=jax.process_index(),
+      num_processes=jax.process_count(),
+    )
+    return self(
+      params,
+      batch_stats,
+      batches,
+      len(source.examples),
+      description,
+      has_router=has_router,
+      keep_probabilities=keep_probabilities,
+    )
+
+  def __call__(
+    self,
+    params,
+    batch_stats,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    num_examples: int,
+    description: str,
+    *,
+    has_router: bool,
+    keep_probabilities: bool = False,
+  ) -> Record:
+    """Runs the model over a split.
+
+    Args:
+      params: of the model.
+      batch_stats: of the model.
+      batches: from `pipeline.eval_batches`, this process's part.
+      num_examples: in the split.
+      description: for the progress bar.
+      has_router: whether the predictor has been trained.
+      keep_probabilities: for records that will be joined.
+
+    Raises:
+      RuntimeError: the batches did not hold each image once.
+      UserError: the network returns NaN.
+    """
+    parts, extras, indices, queued = [], [], [], []
+    columns = self._options.columns
+    with terminal.progress(
+      total=num_examples, desc=description, unit='img', leave=False
+    ) as bar:
+      for batch in batches:
+        valid = batch['valid']
+        indices.append(batch['index'])
+        extra = {k: v[valid] for k, v in batch.items() if k not in _ON_DEVICE}
+        extra['draw'] = [record_lib.checksum(x) for x in batch['image'][valid]]
+        extras.append(extra)
+        on_device = mesh_lib.shard_batch(
+          {k: batch[k] for k in _ON_DEVICE}, self._mesh
+        )
+        # Fetched a batch later, so that the device always has work queued.
+        queued.append(self._judge(has_router, params, batch_stats, on_device))
+        if len(queued) > 1:
+          parts.append(_fetch(queued.pop(0), columns, keep_probabilities))
+        bar.update(len(valid) * jax.process_count())
+    parts.append(_fetch(queued.pop(), columns, keep_probabilities))
+    fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    seen = np.sort(np.concatenate(sum(processes.gather(indices), [])))
+    if not np.array_equal(seen[seen >= 0], np.arange(num_examples)):
+      raise RuntimeError(
+        f'{description}: not each of {num_examples} images was shown once'
+      )
+    if not np.isfinite(fields['confidence']).all():
+      raise UserError(
+        f'{description}: the network returns NaN or infinity; its weights or '
+        'statistics are broken'
+      )
+    # Batch by batch, and within a batch process by process: in order.
+    extras = list(itertools.chain(*zip(*processes.gather(extras), strict=True)))
+    extra = {k: np.concatenate([e[k] for e in extras]) for k in extras[0]}
+    return Record(
+      **{'log_p': None} | fields,
+      options=self._options,
+      costs=self._costs,
+      columns=columns,
+      draw=extra.pop('draw'),
+      extra=extra,
+    )
+
+
+class Subject:
+  """A trained run, ready to be recorded on its splits.
+
+  Args:
+    path: the workdir.
+
+  Attributes:
+    path: the workdir.
+    trained: its latest weights.
+    data: of its config.
+  """
+
+  def __init__(self, path: str):
+    mesh = mesh_lib.create()
+    self.path = path
+    self.trained = workdir.load(path, mesh)
+    config = self.trained.config.data
+    self.data = settings.call(Data, config, 'config.data')
+    self._evaluator = Evaluator(self.trained.model, mesh)
+
+  def record(
+    self, split: str, description: str, *, keep_probabilities: bool = False
+  ) -> Record:
+    """Runs the model once over a split; see `Evaluator`."""
+    trained = self.trained
+    with processes.main_first(f'split {split}'):
+      source = self.data.open(split)
+    record = self._evaluator.split(
+      self.data,
+      source,
+      description,
+      trained.params,
+      trained.batch_stats,
+      batch_size=trained.config.eval_batch_size,
+      has_router=trained.has_router,
+      keep_probabilities=keep_probabilities,
+    )
+    return dataclasses.replace(record, origin=self.origin(split))
+
+  def origin(self, split: str) -> str:
+    """Which weights and which images a record of a split is of."""
+    trained = self.trained
+    return (
+      f'{trained.origin}, weights {trained.digest}; {self.data.name}/{split}'
+    )
+
+  def is_fresh(self, record: Record | None, split: str) -> bool:
+    """Whether a record is of these weights and of this split."""
+    return record is not None and record.origin == self.origin(split)
+
+  def test_record(self) -> Record:
+    """What `evaluate` recorded of the test split, made again if stale."""
+    kept = os.path.join(self.path, workdir.TEST_RECORD)
+    record = record_lib.load(kept) if os.path.exists(kept) else None
+    if self.is_fresh(record, self.data.test_split):
+      return record
+    record = self.record(self.data.test_split, 'test')
+    if processes.is_main():
+      os.makedirs(os.path.dirname(kept), exist_ok=True)
+      record_lib.save(record, kept)
+    return record
+
+
+def _judge(
+  model: Model, mesh: Mesh, has_router: bool, params, batch_stats, batch
+):
+  """What a `Record` holds, for one batch."""
+  images, labels = batch['image'], batch['label']
+  params = mesh_lib.gathered(params, mesh)
+  logits = model.all_logits(params, batch_stats, images)  # [B, R, K]
+  of_label = jnp.take_along_axis(logits, labels[:, None, None], -1)
+  judged = {
+    'valid': batch['valid'],
+    'label': labels,
+    'probabilities': jax.nn.softmax(logits),
+    'top5': (logits > of_label).sum(-1) < 5,
+  }
+  if has_router:
+    scores, _ = model.predict(
+      params['predictor'], batch_stats['predictor'], images, train=False
+    )
+    judged['log_p'] = jax.nn.log_softmax(scores)
+  return judged
+
+
+def _fetch(
+  judged: dict[str, jax.Array], columns, keep_probabilities: bool
+) -> dict[str, np.ndarray]:
+  """What a record holds of a batch."""
+  valid = np.asarray(judged['valid'])
+  found = {k: np.asarray(v)[valid] for k, v in judged.items() if k != 'valid'}
+  probabilities, alone = found.pop('probabilities'), found['top5']
+  means = columns[alone.shape[1] :]
+  if means:
+    # Of an option alone by its logits: small probabilities may be equal.
+    more = record_lib.in_top5(probabilities, found['label'], means)
+    found['top5'] = np.concatenate([alone, more], 1)
+  if keep_probabilities:
+    found['probabilities'] = probabilities
+  return found | record_lib.said(probabilities, columns)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far two paths of one model are apart."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.serve.classifier import Classifier
+
+TOLERANCE = 1e-4  # of probabilities
+# Where a choice hangs on less than this, rounding decides it.
+_TIE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+  """How two paths answer the same images.
+
+  Attributes:
+    runtime: of the second.
+    images: compared.
+    ties: images that ran at other options, by a choice that hung on rounding.
+    others: images that ran at other options for no such reason.
+    largest: difference of probabilities, where the options are the same.
+  """
+
+  runtime: str
+  images: int
+  ties: int
+  others: int
+  largest: float
+
+  @property
+  def holds(self) -> bool:
+    """Whether the two agree."""
+    return not self.others and self.largest <= TOLERANCE
+
+  def __str__(self) -> str:
+    return (
+      f'{self.images} images, probabilities within {self.largest:.1e} of JAX, '
+      f'options differ on {self.others}, and on {self.ties} that are ties'
+    )
+
+
+def compare(
+  ours: Classifier, theirs: Classifier, images: Sequence[Any]
+) -> Parity:
+  """Runs images through two paths of one model that follow one policy."""
+  ties = others = 0
+  largest = 0.0
+  for image, a, b in zip(
+    images, ours.predict(images), theirs.predict(images), strict=True
+  ):
+    if a.ran == b.ran:
+      difference = np.abs(a.probabilities - b.probabilities).max()
+      largest = max(largest, float(difference))
+    elif _is_tie(ours, image):
+      ties += 1
+    else:
+      others += 1
+  return Parity(theirs.engine.name, len(images), ties, others, largest)
+
+
+def _is_tie(classifier: Classifier, image: Any) -> bool:
+  """Whether a choice for an image changes when it is shaken a little."""
+  policy, contract = classifier.policy, classifier.contract
+  limits = np.asarray(policy.stop)
+  shaken = [
+    dataclasses.replace(policy, stop=tuple((limits + x).tolist()))
+    for x in (_TIE, -_TIE)
+  ]
+  ran = set()
+  try:
+    for classifier.policy in shaken:
+      ran.add(classifier.predict([image])[0].ran)
+  finally:
+    classifier.policy = policy
+  if len(ran) > 1 or policy.start is None:
+    return len(ran) > 1
+  view = classifier.picture(image).crop(contract.predictor_view)
+  log_p = np.asarray(classifier.engine.log_p(view[None]))[0]
+  known = [contract.routes.index(j) for j in policy.path]
+  scores = log_p[known] - policy.start.low * np.asarray(policy.start.costs)
+  best = np.sort(scores)[::-1]
+  return bool(best[0] - best[1] <= _TIE)

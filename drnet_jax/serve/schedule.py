@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one scheduler: images under way along the path of a policy.
+
+An image waits in the queue of its option until a batch is full, is run, and
+leaves or joins the next queue with what it carries: its crop, the features of a
+network with exits, the answers so far. Whoever holds a `Schedule` (a call of
+`predict`, a stream) decides when a batch that is not full must run.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.choosing.policy import AT_ONCE, Policy
+from drnet_jax.choosing.record import checksum, pooled, signals
+from drnet_jax.export.contract import Contract, View
+from drnet_jax.serve.engines import Engine
+from drnet_jax.serve.picture import Picture
+
+_IN_FLIGHT = 4  # batches that nobody has fetched: they keep a device busy
+
+
+@dataclasses.dataclass
+class Item:
+  """An image on its way.
+
+  Attributes:
+    key: whoever schedules it knows it by.
+    picture: the image.
+    policy: that it follows.
+    place: where in the plan it is.
+    said: probabilities [K] of each option that was tried on it.
+    tried: their positions in the policy's path.
+    spilled: it was taken further along than the policy asked.
+  """
+
+  key: Any
+  picture: Picture
+  policy: Policy | None = None
+  place: int = 0
+  said: list[np.ndarray] = dataclasses.field(default_factory=list)
+  tried: list[int] = dataclasses.field(default_factory=list)
+  spilled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+  """A place in the plan: an option that images come to.
+
+  Attributes:
+    option: index of it.
+    position: of the option in the policy's path; None where images only pass
+      an exit on their way to a later one.
+    certain: whether every image leaves here.
+  """
+
+  option: int
+  position: int | None
+  certain: bool
+
+
+def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
+  """The places that a policy leads through.
+
+  Returns:
+    The places in order, and at which of them an image enters that starts at
+    each position of the path.
+  """
+  stops, entries = [], []
+  chains = contract.options.chain
+  for position, option in enumerate(policy.path):
+    entries.append(len(stops))
+    if chains[option] >= 0:
+      come_by = {stop.option for stop in stops}
+      stops += [
+        Stop(j, None, False)
+        for j in range(chains.index(chains[option]), option)
+        if j not in come_by
+      ]
+    last = position == len(policy.path) - 1
+    certain = last or policy.stop[position] == AT_ONCE
+    stops.append(Stop(option, position, certain))
+  return stops, entries
+
+
+class Waiting:
+  """Images that wait for an option as crops, the oldest first."""
+
+  def __init__(self):
+    self.waiting: collections.deque[Item] = collections.deque()
+
+
+class Schedule:
+  """Images under way; see the module.
+
+  Args:
+    engine: runs the networks.
+    contract: of the model.
+    policy: that the images follow.
+    batch: the most that are run at once.
+    done: called with each item that leaves, and its answer [K].
+    failed: called with each item that cannot be read, and the error.
+  """
+
+  def __init__(
+    self,
+    engine: Engine,
+    contract: Contract,
+    policy: Policy,
+    *,
+    batch: int,
+    done: Callable[[Item, np.ndarray], None],
+    failed: Callable[[Item, Exception], None],
+  ):
+    self._engine, self._contract, self._policy = engine, contract, policy
+    self._batch, self._done, self._failed = batch, done, failed
+    self.stops, self._entries = plan(policy, contract)
+    self.queues = [engine.pool(s.option) or Waiting() for s in self.stops]
+    self._in_flight: collections.deque = collections.deque()
+    # The crops that may be asked for of an image.
+    self.asked = [
+      *([contract.predictor_view] if policy.start is not None else []),
+      *(
+        contract.views[stop.option]
+        for stop, queue in zip(self.stops, self.queues, strict=True)
+        if isinstance(queue, Waiting)
+      ),
+    ]
+    self._alone = False
+
+  def read(self, item: Item) -> None:
+    """Decodes an image to all the crops that may be asked for.
+
+    Raises:
+      Exception: whatever a decoder raises on rubbish.
+    """
+    item.picture.cut(self.asked)
+
+  def admit(self, items: Sequence[Item], *, alone: bool = False) -> None:
+    """Lets images in that were read, each where the policy starts it.
+
+    Args:
+      items: to let in.
+      alone: no other image will come: none waits for another.
+    """
+    self._alone = alone
+    if not items:
+      return
+    log_p = draw = None
+    if self._policy.start is not None:
+      views = [
+        item.picture.crop(self._contract.predictor_view) for item in items
+      ]
+      log_p = self._ask(views)
+      draw = np.array([checksum(view) for view in views])
+    first = self._policy.begin(log_p, draw, len(items))
+    for item, position in zip(items, first.tolist(), strict=True):
+      self._join(item, self._entries[position])
+
+  def _ask(self, views: Sequence[np.ndarray]) -> np.ndarray:
+    """log p [N, R] of all options, -inf of those the predictor has not."""
+    most = self._engine.best_batch
+    parts = [
+      (
+        len(views[i : i + most]),
+        self._engine.log_p(np.stack(views[i : i + most])),
+      )
+      for i in range(0, len(views), most)
+    ]
+    known = np.concatenate([np.asarray(y)[:count] for count, y in parts])
+    log_p = np.full((len(views), len(self._contract.options)), -np.inf)
+    log_p[:, list(self._contract.routes)] = known
+    return log_p
+
+  def _join(self, item: Item, place: int) -> None:
+    item.place, item.policy = place, self._policy
+    self.queues[place].waiting.append(item)
+
+  def full(self) -> int | None:
+    """The last place that has a whole batch waiting; None if none has."""
+    for place in reversed(range(len(self.queues))):
+      if len(self.queues[place].waiting) >= self._batch:
+        return place
+    return None
+
+  @property
+  def is_busy(self) -> bool:
+    """Whether there are results to fetch."""
+    return bool(self._in_flight)
+
+  @property
+  def first_waiting(self) -> int | None:
+    """The first place at which an image waits; None if nobody does."""
+    waiting = (i for i, q in enumerate(self.queues) if q.waiting)
+    return next(waiting, None)
+
+  def start(self, place: int, taken: list[Item] | None = None) -> None:
+    """Runs a batch of a place; its results are fetched later.
+
+    Args:
+      place: of the plan.
+      taken: images to run there; by default the oldest that wait there.
+    """
+    queue, stop = self.queues[place], self.stops[place]
+    if isinstance(queue, Waiting):
+      if taken is None:
+        count = min(len(queue.waiting), self._batch)
+        taken = [queue.waiting.popleft() for _ in range(count)]
+      inputs, taken = self._crops(taken, self._contract.views[stop.option])
+    else:
+      inputs, taken = queue.pop()
+    if not taken:
+      return
+    for item in taken:
+      item.place = place
+    said, state = self._engine.run(stop.option, inputs)
+    self._in_flight.append((place, taken, said, state))
+
+  def _crops(self, items: Sequence[Item], view: View):
+    crops, good = [], []
+    for item in items:
+      try:
+        crops.append(item.picture.crop(view))
+        good.append(item)
+      except Exception as error:  # a decoder may raise anything on rubbish
+        self._failed(item, error)
+    return np.stack(crops) if crops else None, good
+
+  def work(self) -> None:
+    """Runs what is full, and fetches results beyond those to keep in flight."""
+    while (place := self.full()) is not None:
+      self.start(place)
+      if len(self._in_flight) > _IN_FLIGHT:
+        self.fetch()
+
+  def drain(self) -> None:
+    """Runs everything to its end."""
+    while True:
+      self.work()
+      if self._in_flight:
+        self.fetch()
+      elif (place := self.first_waiting) is not None:
+        self.start(place)
+      else:
+        return
+
+  def fetch(self) -> list[Item]:
+    """Waits for the oldest batch; its images leave or go on."""
+    place, items, said, state = self._in_flight.popleft()
+    stop = self.stops[place]
+    rows = np.asarray(said)[: len(items)]  # the rest is padding
+    goes_on = np.ones(len(items), bool)
+    if stop.position is not None:
+      for item, row in zip(items, rows, strict=True):
+        item.said.append(row)
+        item.tried.append(stop.position)
+      answers = self._answers(items)
+      goes_on = ~self._policy.leaves(stop.position, self._sure(answers))
+      for i in np.flatnonzero(~goes_on):
+        self._done(items[i], answers[i])
+    on = np.flatnonzero(goes_on)
+    if len(on):
+      self._go_on(place + 1, items, on, state)
+    return items
+
+  def _answers(self, items: Sequence[Item]) -> np.ndarray:
+    """What is known of each image so far, [N, K]."""
+    if self._policy.answer == 'last':
+      return np.stack([item.said[-1] for item in items])
+    return np.stack([pooled(item.said) for item in items])
+
+  def _sure(self, answers: np.ndarray) -> np.ndarray:
+    probability, margin = signals(answers)
+    return margin if self._policy.signal == 'margin' else probability
+
+  def _go_on(self, place: int, items, on: np.ndarray, state) -> None:
+    queue = self.queues[place]
+    if isinstance(queue, Waiting):
+      for i in on:
+        self._join(items[i], place)
+      return
+    option = self.stops[place].option
+    if self._alone and len(items) == 1 == self._engine.bucket(option, 1):
+      # Nobody to wait for, so no pool to wait in.
+      said, state = self._engine.run(option, state)
+      self._in_flight.append((place, items, said, state))
+      return
+    queue.push(state, on, [items[i] for i in on])
+    # A pool has room for one batch beside a full one.
+    while len(queue.waiting) >= self._engine.best_batch:
+      self.start(place)
