@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from drnet_jax.choosing import exit_shares
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.options import Costs
 from drnet_jax.choosing.policy import AT_ONCE, Dial, Policy, decide
@@ -106,9 +107,8 @@ def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
   for point in sorted(points, key=lambda p: (p.cost, -p.top1)):
     if found and point.top1 <= found[-1].top1:
       continue
-    close = found and point.cost - found[-1].cost < _GAP * costs.full
-    # The first stays: it is the cheapest.
-    if close and len(found) > 1:
+    # The first stays, for it is the cheapest, and so does the last.
+    if len(found) > 1 and point.cost - found[-2].cost < _GAP * costs.full:
       found.pop()
     found.append(point)
   return found
@@ -183,6 +183,8 @@ def met(log_p, table, lambdas, budget: float) -> dict[str, float]:
 
 def _cascades(record: Record, costs: Costs) -> list[Policy]:
   found = []
+  if record.options.noun == 'exit':
+    found = [exit_shares.by_ratio(record, q) for q in exit_shares.RATIOS]
   for path in paths(record, costs):
     for answer in _answers(record, path):
       plain = Policy(
