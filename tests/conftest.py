@@ -15,11 +15,14 @@ os.environ['XLA_FLAGS'] = ' '.join(
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax  # noqa: E402  (the flags must come first)
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 from configs import smoke  # noqa: E402
 from drnet_jax import models  # noqa: E402
+from drnet_jax.choosing import record  # noqa: E402
+from drnet_jax.choosing.options import Costs, Options  # noqa: E402
 from drnet_jax.run import workdir  # noqa: E402
 from drnet_jax.run.checkpoint import Checkpoints  # noqa: E402
 
@@ -117,6 +120,39 @@ def tiny_trained(*, has_router: bool = True, spread: float = 1.0, **changes):
     class_names=tuple('abcde'),
     config=smoke.get_config(),
     origin='a test',
+  )
+
+
+def recorded(trained, images, labels=None):
+  """What every option of a model says of images, run densely.
+
+  Args:
+    trained: the model.
+    images: uint8 [N, H, H, 3].
+    labels: int [N]; by default what the last option says.
+  """
+  weights = trained.params, trained.batch_stats
+  logits = jax.jit(trained.model.all_logits)(*weights, images)
+  p = np.asarray(jax.nn.softmax(logits))
+  label = p[:, -1].argmax(-1) if labels is None else np.asarray(labels)
+  log_p = None
+  if trained.has_router:
+    scores, _ = trained.model.predict(
+      weights[0]['predictor'], weights[1]['predictor'], images, train=False
+    )
+    log_p = np.asarray(jax.nn.log_softmax(scores))
+  options, macs = Options.of(trained.model.options), trained.model.macs()
+  return record.Record(
+    options=options,
+    costs=Costs('GMACs', macs.gmacs, macs.predictor / 1e9, ''),
+    label=label,
+    columns=options.columns,
+    **record.said(p, options.columns),
+    top5=record.in_top5(p, label, options.columns),
+    log_p=log_p,
+    draw=np.array([record.checksum(x) for x in images]),
+    extra={'index': np.arange(len(images))},
+    probabilities=p,
   )
 
 

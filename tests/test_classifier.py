@@ -2,21 +2,25 @@
 """Classifying: the right answers in the right order, whatever is handed in."""
 
 import collections
+import dataclasses
 import io
 import resource
 import struct
+import time
 import zlib
 
 import jax
 import numpy as np
 import pytest
-from conftest import compilations, tiny_trained
+from conftest import compilations, recorded, tiny_trained
 from PIL import Image
 
+from drnet_jax.choosing import policy, record
+from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.data import transforms
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
-from drnet_jax.serve import budget, streaming
+from drnet_jax.serve import streaming
 from drnet_jax.serve.answers import Failure
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.picture import Picture, as_pixels
@@ -39,7 +43,7 @@ def dial_at_rest(request):
   yield
   if 'classifier' in request.fixturenames:
     shared = request.getfixturevalue('classifier')
-    shared.policy = budget.Dial(shared.contract.gmacs, 0.0, 0.0, 0.0)
+    shared.policy = shared.contract.as_trained
 
 
 def pictures(count, *, side=32, seed=0):
@@ -159,7 +163,7 @@ def test_a_fixed_size_needs_no_predictor(classifier, trained):
   np.testing.assert_allclose(
     [x.probabilities for x in answers], expected, atol=1e-5
   )
-  with pytest.raises(UserError, match='25 px is not one of'):
+  with pytest.raises(UserError, match="'25 px' is not one of"):
     classifier.set_size(25)
 
 
@@ -168,39 +172,153 @@ def test_without_a_trained_predictor_the_largest_size_runs():
   answers = classifier.predict(pictures(3))
   assert {x.size_px for x in answers} == {32}
   assert answers[0].gmacs == answers[0].full_gmacs
-  with pytest.raises(UserError, match='use set_size'):
-    classifier.set_budget(gmacs=1.0)
-
-
-def test_the_dial_moves_the_average_cost(classifier, trained):
-  images = pictures(400, seed=3)
   with pytest.raises(UserError, match='not calibrated'):
     classifier.set_budget(gmacs=1.0)
-  scores, _ = trained.model.predict(
-    trained.params['predictor'],
-    trained.batch_stats['predictor'],
-    images,
-    train=False,
+
+
+@pytest.fixture(scope='module')
+def seen(trained):
+  """What is said of a thousand images, and what the best policies are."""
+  images = pictures(1000, seed=3)
+  # Labels that the larger sizes name more often than the smaller ones.
+  said = recorded(trained, images)
+  rng = np.random.default_rng(0)
+  kept = rng.random((1000, 3)) < [0.5, 0.7, 0.9]
+  labels = np.where(
+    kept.any(1),
+    said.predicted[np.arange(1000), kept.argmax(1)],
+    rng.integers(0, 5, 1000),
   )
-  contract = classifier.contract
-  classifier.calibration = budget.Calibration(
-    np.asarray(jax.nn.log_softmax(scores)),
-    np.ones((400, 3), bool),
-    budget.Costs('GMACs', contract.gmacs, contract.predictor_gmacs, ''),
-    None,
-    'a test',
+  made = recorded(trained, images, labels)
+  return images, made, Calibration.of(made, split='a test')
+
+
+def points_of(calibration, family):
+  """A cheap, a middling and an expensive setting."""
+  points = calibration.points['GMACs'][family]
+  return [points[i].policy for i in {0, len(points) // 2, len(points) - 1}]
+
+
+@pytest.mark.parametrize('family', policy.FAMILIES)
+def test_a_policy_does_for_real_what_its_record_says(classifier, seen, family):
+  images, made, calibration = seen
+  for chosen in points_of(calibration, family):
+    classifier.policy = chosen
+    answers = classifier.predict(images)
+    agrees(answers, chosen, made)
+    for i in range(0, 1000, 200):
+      (alone,) = classifier.predict([images[i]])
+      assert alone.ran == answers[i].ran
+    with classifier.stream(deadline_ms=1e5, batch=4) as stream:
+      futures = [stream.submit(image) for image in images[:300]]
+    assert [f.result().ran for f in futures] == [x.ran for x in answers[:300]]
+    assert stream.spilled == stream.late == 0
+
+
+def agrees(answers, chosen, made):
+  """Options, answers and costs are those of the record; ties apart."""
+  decided = policy.decide(chosen, made, made.costs)
+  names = made.options.names
+  rows = zip(
+    decided.first, decided.last, decided.column, decided.cost, strict=True
   )
-  low, high = contract.gmacs[0], contract.gmacs[-1]
+  others = 0
+  for i, (answer, (first, last, column, cost)) in enumerate(
+    zip(answers, rows, strict=True)
+  ):
+    path = chosen.path[first : last + 1]
+    if answer.ran != tuple(names[j] for j in path):
+      others += 1
+      continue
+    assert answer.label == made.predicted[i, column]
+    assert answer.gmacs == pytest.approx(cost)
+    assert answer.probability == pytest.approx(
+      made.confidence[i, column], abs=1e-5
+    )
+  assert others <= 1, 'an image may lie at a threshold to the last digit'
+
+
+@pytest.mark.parametrize('answer', policy.ANSWERS)
+@pytest.mark.parametrize('signal', record.SIGNALS)
+def test_every_kind_of_cascade_is_what_its_record_says(
+  classifier, seen, answer, signal
+):
+  images, made, _ = seen
+  limits = np.quantile(made.signal(signal)[:, :3], 0.6, axis=0)
+  chosen = policy.Policy((0, 2), None, (limits[0].item(),), answer, signal)
+  classifier.policy = chosen
+  answers = classifier.predict(images[:300])
+  agrees(answers, chosen, made.some(slice(300)))
+  assert {len(x.ran) for x in answers} == {1, 2}
+
+
+def test_a_budget_is_kept_to(classifier, seen):
+  with pytest.raises(UserError, match='not calibrated'):
+    classifier.set_budget(gmacs=1.0)
+  images, made, classifier.calibration = seen
+  full = classifier.contract.costs.full
   try:
-    for share in (0.1, 0.5, 0.9):
-      asked = low + share * (high - low) + contract.predictor_gmacs
-      promised = classifier.set_budget(gmacs=asked)
-      answers = classifier.predict(images)
-      cost = np.mean([x.gmacs for x in answers])
-      assert promised.gmacs == pytest.approx(asked)
-      assert cost == pytest.approx(asked, rel=0.01)
+    for share in (0.4, 0.7, 1.1):
+      promised = classifier.set_budget(gmacs=share * full)
+      spent = np.mean([x.gmacs for x in classifier.predict(images)])
+      assert spent == pytest.approx(promised.gmacs, rel=1e-3)
+      assert spent <= share * full * 1.001
+    routed = classifier.set_budget(policy='router', gmacs=0.7 * full)
+    assert routed.policy.family == 'router'
   finally:
     classifier.calibration = None
+
+
+def test_a_calibration_of_another_model_is_refused(trained, seen):
+  other = Classifier.of(tiny_trained(resolutions=(16, 32)), batch=1)
+  with pytest.raises(UserError, match='calibrate again'):
+    Classifier(other.contract, other.engine, seen[2])
+
+
+def test_a_calibrated_model_follows_its_best_policy(trained, seen):
+  classifier = Classifier.of(trained, batch=1, calibration=seen[2])
+  assert classifier.policy == seen[2].find().policy
+
+
+# Ladders.
+
+
+@pytest.fixture(scope='module')
+def ladder(trained):
+  """A small network at two sizes, then the one with a router."""
+  small = tiny_trained(has_router=False, resolutions=(16, 32), spread=2.0)
+  members = {'small': small, 'large': trained}
+  return members, Classifier.of_ladder(members, batch=4)
+
+
+def test_a_ladder_is_what_its_record_says(ladder):
+  members, classifier = ladder
+  images = pictures(300, seed=8)
+  labels = np.random.default_rng(0).integers(0, 5, 300)
+  joined = record.join(
+    {k: recorded(t, images, labels) for k, t in members.items()}
+  )
+  assert classifier.contract.options == joined.options
+  assert classifier.contract.gmacs == pytest.approx(joined.costs.options)
+  found = Calibration.of(joined, split='a test')
+  for family in ('cascade', 'router', 'best'):
+    for chosen in points_of(found, family):
+      classifier.policy = chosen
+      agrees(classifier.predict(images), chosen, joined)
+  sure = joined.margin[:, 0]
+  chosen = policy.Policy((0, 4), None, (float(np.median(sure)),), 'pooled')
+  classifier.policy = chosen
+  answers = classifier.predict(images)
+  agrees(answers, chosen, joined)
+  assert {x.option for x in answers} == {'small: 16 px', 'large: 32 px'}
+
+
+def test_networks_of_a_ladder_know_the_same_classes(trained):
+  other = dataclasses.replace(
+    tiny_trained(has_router=False), class_names=tuple('abcdx')
+  )
+  with pytest.raises(UserError, match="class 4 is 'e' and 'x'"):
+    Classifier.of_ladder({'one': trained, 'two': other})
 
 
 def test_nothing_is_compiled_after_loading(trained):
@@ -315,11 +433,6 @@ def test_bad_files_among_a_thousand(trained, tmp_path):
 # Decoding no more than is needed.
 
 
-def contract_of(trained, decode, **changes):
-  contract = Contract.of(trained, decode=decode)
-  return type(contract)(**vars(contract) | changes)
-
-
 def smooth_jpeg(side):
   """A JPEG without detail that shrinking could lose."""
   x = np.linspace(0, 255, side)
@@ -336,20 +449,23 @@ def smooth_jpeg(side):
 
 def test_scaled_decoding_shows_the_same_picture_at_every_size(trained):
   data = smooth_jpeg(300)
-  contract = contract_of(trained, 'scaled', resize_px=36)
+  contract = Contract.of(trained, decode='scaled')
+  views = [
+    dataclasses.replace(v, short_px=v.side_px + 4) for v in contract.views
+  ]
   picture = Picture(data, contract)
-  for side in (32, 16, 24):
+  for view in views:
     whole = transforms.center_crop(
       transforms.decode(data),
-      side,
-      resize_px=contract.short_px(side),
+      view.side_px,
+      resize_px=view.short_px,
       keep_aspect=True,
     )
-    crop = picture.crop(side)
-    assert crop.shape == (side, side, 3)
+    crop = picture.crop(view)
+    assert crop.shape == (view.side_px, view.side_px, 3)
     assert np.abs(crop.astype(int) - whole).mean() < 3
     # What was cut before does not show.
-    np.testing.assert_array_equal(crop, Picture(data, contract).crop(side))
+    np.testing.assert_array_equal(crop, Picture(data, contract).crop(view))
 
 
 def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
@@ -362,10 +478,12 @@ def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
     return image
 
   monkeypatch.setattr(transforms, 'decode', note)
+  contract = Contract.of(trained, decode='scaled')
   for side, expected in ((256, 64), (255, 128), (140, 70), (70, 70)):
-    picture = Picture(smooth_jpeg(side), contract_of(trained, 'scaled'))
-    for size_px in (16, 32, 24):
-      picture.crop(size_px)
+    picture = Picture(smooth_jpeg(side), contract)
+    picture.cut(contract.views)
+    for view in contract.views:
+      picture.crop(view)
     assert decoded.pop() == expected and not decoded, 'once, at 64 px or more'
 
 
@@ -422,14 +540,69 @@ def test_a_stream_answers_all_and_never_smaller(classifier):
     broken = stream.submit(b'no image')
   for future, alone in zip(futures, expected, strict=True):
     answer = future.result(timeout=10)
-    assert answer.chosen_px == alone.size_px <= answer.size_px
-    if answer.size_px == alone.size_px:
+    assert answer.spilled == (answer.size_px > alone.size_px)
+    assert answer.size_px >= alone.size_px
+    if not answer.spilled:
       np.testing.assert_allclose(
         answer.probabilities, alone.probabilities, atol=1e-5
       )
   with pytest.raises(UserError, match='no known format'):
     broken.result(timeout=10)
-  spilled = sum(f.result().size_px > f.result().chosen_px for f in futures)
-  assert stream.answered == 60 and stream.spilled == spilled
+  assert stream.answered == 60
+  assert stream.spilled == sum(f.result().spilled for f in futures)
   p50, p99 = stream.latency_ms((50, 99))
   assert 0 < p50 <= p99
+
+
+def test_a_cancelled_image_leaves_its_neighbours_alone(classifier):
+  images = pictures(12, seed=5)
+  with classifier.stream(deadline_ms=500, batch=4) as stream:
+    futures = [stream.submit(image) for image in images]
+    cancelled = [future.cancel() for future in futures[1::3]]
+  for i, future in enumerate(futures):
+    if i % 3 == 1 and cancelled[i // 3]:
+      assert future.cancelled()
+    else:
+      assert future.result(timeout=10).name in 'abcde'
+
+
+def test_what_fails_in_a_batch_fails_its_images_alone(classifier, monkeypatch):
+  run = classifier.engine.run
+
+  def fails_once(option, inputs):
+    monkeypatch.setattr(classifier.engine, 'run', run)
+    raise RuntimeError('a device is lost')
+
+  classifier.set_size(16)
+  monkeypatch.setattr(classifier.engine, 'run', fails_once)
+  with classifier.stream(deadline_ms=20, batch=2) as stream:
+    futures = [stream.submit(image) for image in pictures(6)]
+  failed = [f for f in futures if f.exception()]
+  assert 1 <= len(failed) <= 2
+  assert all(f.result().size_px == 16 for f in futures if f not in failed)
+
+
+def test_images_that_go_on_are_started_in_time(classifier):
+  """What may still follow counts: 40 ms, twice, of a deadline of 300."""
+  run = classifier.engine.run
+
+  def slowly(option, inputs):
+    time.sleep(0.04)
+    return run(option, inputs)
+
+  classifier.policy = policy.Policy((0, 2), None, (np.inf,))
+  classifier.engine.run = slowly
+  try:
+    with classifier.stream(deadline_ms=300, batch=4) as stream:
+      for image in pictures(8):
+        stream.submit(image).result()  # it learns how long a batch takes
+      late = stream.late
+      futures = []
+      for image in pictures(16, seed=1):
+        futures.append(stream.submit(image))
+        time.sleep(0.03)
+      wait = [f.result() for f in futures]
+    assert {x.ran for x in wait} == {('16 px', '32 px')}
+    assert stream.late == late, stream.latency_ms((50, 100))
+  finally:
+    del classifier.engine.run

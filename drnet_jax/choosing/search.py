@@ -226,9 +226,10 @@ def paths(record: Record, costs: Costs) -> list[tuple[int, ...]]:
   else:
     top1 = record.top1.mean(0)
     best = np.maximum.accumulate(top1[order])
-    order = [
+    good = [
       j for j, b in zip(order, best, strict=True) if top1[j] > b - _HOPELESS
     ]
+    order = good if len(good) > 1 else order[:2]
     lengths = range(2, _MOST_TRIED + 1)
   return [path for n in lengths for path in itertools.combinations(order, n)]
 
