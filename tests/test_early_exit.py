@@ -9,26 +9,27 @@ import os
 import shutil
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import compilations, tiny_trained
+from conftest import compilations, recorded, tiny_trained
 from PIL import Image
 
 from configs import cifar10_ranet_tiny
 from drnet_jax import models, settings
-from drnet_jax.bench import exits as benchmark_exits
+from drnet_jax.bench import inference, subjects
+from drnet_jax.bench import models as models_bench
+from drnet_jax.choosing import calibration as calibration_lib
+from drnet_jax.choosing import exit_shares, policy, scores, search
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.policy import Policy
 from drnet_jax.commands import calibrate, compare, predict
 from drnet_jax.errors import UserError
-from drnet_jax.report import exits
-from drnet_jax.report.policies import Record
+from drnet_jax.export.contract import Contract
+from drnet_jax.run import calibrate as calibrate_lib
 from drnet_jax.run import evaluate, train, workdir
-from drnet_jax.serve import budget, exit_budget
 from drnet_jax.serve.answers import Failure
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.serve.early_exit import EarlyExitClassifier
-from drnet_jax.serve.exit_budget import ExitCalibration
 
 NETWORK = {
   'stem': 'cifar',
@@ -78,32 +79,9 @@ def pictures(count, seed=0):
   return (low + noise).astype(np.uint8)
 
 
-def simulated(trained, images):
-  """Probabilities of every exit, [B, E, K]."""
-  logits = jax.jit(trained.model.all_logits)(
-    trained.params, trained.batch_stats, images
-  )
-  return np.asarray(jax.nn.softmax(logits))
-
-
-def record(trained, images):
-  p = simulated(trained, images)
-  return Record(
-    options=np.array(trained.model.options),
-    gmacs=np.array(trained.model.macs().gmacs),
-    predictor_gmacs=0.0,
-    label=p[:, -1].argmax(-1),
-    predicted=p.argmax(-1),
-    confidence=p.max(-1),
-    top5=np.ones(p.shape[:2], bool),
-    log_p=None,
-    extra={},
-  )
-
-
 # First, while the classifier is fresh.
 def test_nothing_is_compiled_after_loading(classifier):
-  classifier.set_thresholds([0.5, 0.5, 0.5, 0.5])
+  classifier.policy = Policy((0, 1, 2, 3), None, (0.5, 0.5, 0.5))
   with compilations() as compiled:
     for count in (1, 2, 7, 40):
       classifier.predict(pictures(count))
@@ -113,33 +91,65 @@ def test_nothing_is_compiled_after_loading(classifier):
 @pytest.mark.parametrize('ratio', [0.2, 0.7, 1.5])
 def test_real_is_simulated(classifier, trained, ratio):
   images = pictures(150)
-  p = simulated(trained, images)
-  limits = exits.thresholds(
-    p.max(-1), exits.geometric_shares(ratio, p.shape[1])
-  )
+  said = recorded(trained, images)
+  chosen = exit_shares.by_ratio(said, ratio)
   # Midway between two images, so that no rounding decides.
-  limits = np.where(np.isfinite(limits), limits - 1e-5, limits)
-  left_at = exits.leave_at(p.max(-1), limits)
-  assert len(set(left_at.tolist())) == 4, 'the test should use every exit'
-  classifier.set_thresholds(limits)
-  answers = classifier.predict(iter(images))
-  assert [x.exit_number - 1 for x in answers] == left_at.tolist()
-  np.testing.assert_allclose(
-    [x.probabilities for x in answers], p[np.arange(150), left_at], atol=1e-5
+  chosen = dataclasses.replace(
+    chosen, stop=tuple((np.array(chosen.stop) - 1e-5).tolist())
   )
-  gmacs = np.array(trained.model.macs().gmacs)
-  np.testing.assert_allclose([x.gmacs for x in answers], gmacs[left_at])
+  decided = policy.decide(chosen, said, said.costs)
+  assert len(set(decided.last.tolist())) == 4, 'the test should use every exit'
+  classifier.policy = chosen
+  answers = classifier.predict(iter(images))
+  names = said.options.names
+  assert [x.option for x in answers] == [names[k] for k in decided.last]
+  np.testing.assert_allclose(
+    [x.probabilities for x in answers],
+    said.probabilities[np.arange(150), decided.last],
+    atol=1e-5,
+  )
+  np.testing.assert_allclose([x.gmacs for x in answers], decided.cost)
   for image, together in zip(images[:12], answers, strict=False):
     (alone,) = classifier.predict([image])
-    assert alone.exit_number == together.exit_number
+    assert alone.ran == together.ran
     np.testing.assert_allclose(
       alone.probabilities, together.probabilities, atol=1e-6
     )
 
 
+@pytest.mark.parametrize('answer', policy.ANSWERS)
+@pytest.mark.parametrize('path', [(0, 1, 2, 3), (0, 3), (1, 2)])
+def test_any_path_through_the_exits(classifier, trained, path, answer):
+  """Also one that passes exits without a look, in streams too."""
+  images = pictures(200, seed=11)
+  said = recorded(trained, images)
+  limits = np.quantile(said.margin[:, path[:-1]], 0.5, axis=0)
+  if answer == 'pooled' and path == (0, 3):
+    with pytest.raises(KeyError, match='no mean'):
+      policy.decide(
+        Policy(path, None, tuple(limits), answer),
+        dataclasses.replace(said, columns=said.columns[:4]),
+        said.costs,
+      )
+  chosen = Policy(path, None, tuple(limits.tolist()), answer)
+  decided = policy.decide(chosen, said, said.costs)
+  classifier.policy = chosen
+  answers = classifier.predict(images)
+  expected = [said.options.names[path[k]] for k in decided.last]
+  differ = [x.option != y for x, y in zip(answers, expected, strict=True)]
+  assert sum(differ) <= 1
+  for i, x in enumerate(answers):
+    if not differ[i]:
+      assert x.gmacs == pytest.approx(decided.cost[i])
+      assert x.label == said.predicted[i, decided.column[i]]
+  with classifier.stream(deadline_ms=1e5, batch=4) as stream:
+    futures = [stream.submit(image) for image in images[:50]]
+  assert [f.result().ran for f in futures] == [x.ran for x in answers[:50]]
+
+
 def test_an_exit_for_all(classifier, trained):
   images = pictures(11, seed=1)
-  p = simulated(trained, images)
+  p = recorded(trained, images).probabilities
   for k in range(1, 5):
     classifier.set_exit(k)
     answers = classifier.predict(images)
@@ -163,7 +173,7 @@ def test_nothing_runs_after_an_exit(classifier, monkeypatch):
   monkeypatch.setattr(classifier.engine, 'run', note)
   classifier.set_exit(2)
   classifier.predict(pictures(40))
-  assert ran == 5 * [0, 1]  # batches of 8
+  assert sorted(ran) == 5 * [0] + 5 * [1]  # batches of 8
 
 
 def test_bad_files_leave_their_places(classifier):
@@ -181,47 +191,55 @@ def test_bad_files_leave_their_places(classifier):
   assert classifier.predict([]) == []
 
 
-def test_the_dial_meets_a_budget(classifier, trained, tmp_path):
+def test_a_budget_is_met(classifier, trained):
   with pytest.raises(UserError, match='not calibrated'):
     classifier.set_budget(gmacs=1.0)
-  calibration = ExitCalibration.of(
-    record(trained, pictures(600)), split='a test'
-  )
-  calibration.write(str(tmp_path))
-  classifier.calibration = exit_budget.read(str(tmp_path))
-  costs = trained.model.macs().gmacs
+  said = recorded(trained, pictures(600))
+  classifier.calibration = Calibration.of(said, split='a test')
+  costs = said.costs.options
   images = pictures(600, seed=5)
   try:
     for share in (0.2, 0.5, 0.8):
       asked = costs[0] + share * (costs[-1] - costs[0])
       point = classifier.set_budget(gmacs=asked)
-      assert point == calibration.find(gmacs=asked)
-      assert 0.97 * asked <= point.gmacs <= asked
-      answers = classifier.predict(images)
-      spent = np.mean([x.gmacs for x in answers])
-      assert spent == pytest.approx(asked, rel=0.06)
+      assert point.gmacs <= asked
+      spent = np.mean([x.gmacs for x in classifier.predict(images)])
+      assert spent == pytest.approx(point.gmacs, rel=0.06)
     assert classifier.set_budget(gmacs=costs[0]).shares[0] == 1
-    assert classifier.set_budget(gmacs=costs[-1]).cost <= costs[-1]
     cheap = classifier.set_budget(accuracy=0.6)
     assert cheap.top1 >= 0.6 and cheap.cost < costs[-1]
-    with pytest.raises(UserError, match='out of reach'):
-      classifier.set_budget(gmacs=2 * costs[-1])
     with pytest.raises(UserError, match='no milliseconds'):
       classifier.set_budget(ms=1)
   finally:
     classifier.calibration = None
-  (tmp_path / budget.FILE).write_text('{')
-  with pytest.raises(UserError, match='calibrate again'):
-    exit_budget.read(str(tmp_path))
 
 
-def test_what_networks_with_exits_cannot(trained, classifier):
+def test_what_networks_with_exits_cannot(trained, classifier, tmp_path):
   with pytest.raises(UserError, match="'jax' only"):
     Classifier.of(trained, runtime='onnx')
-  with pytest.raises(UserError, match='no streams'):
-    classifier.stream(deadline_ms=10)
-  with pytest.raises(UserError, match='not a threshold'):
-    classifier.set_thresholds([0.5])
+  with pytest.raises(UserError, match='cannot be exported'):
+    classifier.export(str(tmp_path / 'out'), formats=('onnx',))
+
+
+def test_a_ladder_of_both_methods(trained):
+  sizes = tiny_trained(resolutions=(16, 32), has_router=False)
+  classifier = Classifier.of_ladder({'exits': trained, 'sizes': sizes}, batch=8)
+  images = pictures(60, seed=3)
+  small, large = recorded(trained, images), Classifier.of(sizes, batch=8)
+  large.set_size(32)
+  last = large.predict(images)
+  first, third = small.margin[:, 0], small.margin[:, 2]
+  a, b = (float(np.median(x)) + 1e-5 for x in (first, third))
+  classifier.policy = Policy((0, 2, 5), None, (a, b))
+  expected = np.where(first >= a, 0, np.where(third >= b, 1, 2))
+  names = ('exits: exit 1', 'exits: exit 3', 'sizes: 32 px')
+  answers = classifier.predict(images)
+  assert [x.option for x in answers] == [names[k] for k in expected]
+  assert len(set(expected.tolist())) == 3, 'the test should use every option'
+  for k, (x, y) in enumerate(zip(answers, last, strict=True)):
+    if expected[k] == 2:
+      np.testing.assert_allclose(x.probabilities, y.probabilities, atol=1e-5)
+      assert x.gmacs == pytest.approx(small.gmacs[2] + y.gmacs)
 
 
 # The commands, on a run that took no training.
@@ -270,13 +288,14 @@ def test_a_run_trains_evaluates_calibrates_and_predicts(run, capsys, tmp_path):
     names = {row['metric'] for row in csv.DictReader(file)}
   assert {'train/top1_exit2', 'validation/fixed_exit_2_top1'} <= names
   with flagsaver.flagsaver(workdir=run, measure='jax'):
-    calibrate._run()
+    calibrate.run([])
   with open(os.path.join(run, 'report', 'budget.csv')) as file:
     rows = list(csv.DictReader(file))
-  assert [float(row['q']) for row in rows] == list(exits.RATIOS)
-  calibration = exit_budget.read(run)
-  assert calibration.confidence.shape == (16, 2)
-  assert list(calibration.ms.sizes) == sorted(calibration.ms.sizes)
+  assert [float(row['q']) for row in rows] == list(exit_shares.RATIOS)
+  calibration = calibration_lib.read(run)
+  assert calibration.images == 16 and len(calibration.options) == 2
+  for table in calibration.costs.values():
+    assert list(table.options) == sorted(table.options)
   with flagsaver.flagsaver(
     workdirs=[run],
     folder=str(tmp_path),
@@ -284,19 +303,20 @@ def test_a_run_trains_evaluates_calibrates_and_predicts(run, capsys, tmp_path):
     timed_images=8,
     timed_rounds=1,
   ):
-    compare._run()
+    compare.run([])
   with open(tmp_path / 'compare.csv') as opened:
     costs = [float(row['timed_gmacs']) for row in csv.DictReader(opened)]
-  assert costs == pytest.approx(calibration.gmacs.sizes)
+  full = calibration.costs['GMACs'].options
+  assert costs[0] == pytest.approx(full[0]) and costs[-1] <= full[-1]
   assert (tmp_path / 'compare.svg').exists()
   file = str(tmp_path / 'image.png')
   Image.fromarray(pictures(1)[0]).save(file)
   capsys.readouterr()
   with flagsaver.flagsaver(workdir=run, exit=2, format='json'):
-    predict._run([file, file])
+    predict.run([file, file])
   answers = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
-  assert [x['exit'] for x in answers] == [2, 2]
-  assert answers[0]['gmacs'] == pytest.approx(calibration.gmacs.sizes[1])
+  assert [x['option'] for x in answers] == ['exit 2', 'exit 2']
+  assert answers[0]['gmacs'] == pytest.approx(full[1])
 
 
 def test_thresholds_are_never_set_on_the_test_images(run, tmp_path):
@@ -306,45 +326,37 @@ def test_thresholds_are_never_set_on_the_test_images(run, tmp_path):
   shutil.copytree(run, path)
   settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
   with pytest.raises(UserError, match='tested on. Train with'):
-    calibrate.calibrate(path)
-  os.remove(os.path.join(path, budget.FILE))
+    calibrate_lib.calibrate_run(path)
+  os.remove(os.path.join(path, calibration_lib.FILE))
   with pytest.raises(UserError, match='not calibrated'):
-    compare.subject(path, points=2, images=8)
+    models_bench.subject(path, policy='best', settings=2, images=8)
 
 
 def test_both_methods_on_one_plot(trained, classifier):
   images = list(pictures(24, seed=9))
   labels = np.arange(48) % 5
-  seen = record(trained, pictures(48))
-  sizes = tiny_trained(resolutions=(16, 32))
+  sizes = tiny_trained(resolutions=(16, 32), image_px=16)
   drnet = Classifier.of(sizes, batch=8)
-  log_p = np.log(np.random.default_rng(0).dirichlet((1, 1), 48))
-  gmacs = drnet.contract.gmacs
-  both = dataclasses.replace(
-    seen, gmacs=np.array(gmacs), log_p=log_p, predicted=seen.predicted[:, :2]
-  )
-  both = dataclasses.replace(
-    both, top5=both.top5[:, :2], predictor_gmacs=drnet.contract.predictor_gmacs
-  )
-  subjects = []
-  for name, one, kept, calibration in (
-    ('exits', classifier, seen, ExitCalibration.of(seen, split='a test')),
-    ('sizes', drnet, both, budget.Calibration.of(both, split='a test')),
+  compared = []
+  for name, one, model in (
+    ('exits', classifier, trained),
+    ('sizes', drnet, sizes),
   ):
-    points = calibration.points(calibration.gmacs, 3)
-    scores = [calibration.score(point, kept) for point in points]
-    subjects.append(compare.Subject(name, one, points, scores, labels, images))
-    assert [s.gmacs for s in scores] == pytest.approx([p.gmacs for p in points])
-    assert [s.top1 for s in scores] == pytest.approx([p.top1 for p in points])
-  rows = compare.measure(subjects, rounds=1, singly=False)
-  assert [row['model'] for row in rows] == 3 * ['exits'] + 3 * ['sizes']
+    said = recorded(model, pictures(48))
+    points = search.frontiers(said, said.costs)['best'][:3]
+    policies = [point.policy for point in points]
+    found = [scores.score(p, said, name) for p in policies]
+    assert [s.gmacs for s in found] == pytest.approx([p.gmacs for p in points])
+    compared.append(
+      models_bench.Subject(name, one, policies, found, labels, images)
+    )
+  rows = models_bench.measure(compared, rounds=1, singly=False)
+  assert {row['model'] for row in rows} == {'exits', 'sizes'}
   assert min(row['ms_per_image'] for row in rows) > 0
-  first, *_, last = [row['timed_gmacs'] for row in rows[:3]]
-  assert first == pytest.approx(trained.model.macs().gmacs[0])
-  assert first < last <= trained.model.macs().gmacs[-1]
+  assert rows[0]['timed_gmacs'] == pytest.approx(trained.model.macs().gmacs[0])
   with pytest.raises(UserError, match='different images'):
-    compare.measure(
-      [subjects[0], dataclasses.replace(subjects[1], labels=labels[1:])],
+    models_bench.measure(
+      [compared[0], dataclasses.replace(compared[1], labels=labels[1:])],
       rounds=1,
       singly=False,
     )
@@ -366,22 +378,22 @@ def test_mistakes_in_a_config(run, tmp_path, change, message):
     train.train(config, str(tmp_path))
 
 
-def test_benchmark_compares_with_the_last_exit(trained, classifier):
-  contract = benchmark_exits._contract(
-    dataclasses.replace(trained, config=ml_collections.ConfigDict())
-  )
-  classifier = EarlyExitClassifier(contract, classifier.engine)
-  images = list(pictures(40))
-  classifier.calibration = benchmark_exits._calibration(classifier, images)
-  stages = benchmark_exits.time_stages(classifier, rounds=1)
-  assert [row['stage to exit'] for row in stages] == 2 * [1, 2, 3, 4]
-  total = sum(row['mmacs'] for row in stages if row['batch'] == 8)
-  assert total == pytest.approx(1e3 * contract.gmacs[-1])
-  for row in benchmark_exits.time_predictions(classifier, images, rounds=1):
-    share = row['share of the full cost']
+def test_benchmark_compares_with_the_last_exit(trained):
+  contract = Contract.of(trained)
+  subject = subjects.Subject(trained, contract, list(pictures(40)), None, {})
+  contenders = inference.Contenders(subject, ['jax'], [8])
+  stages = inference.time_networks(contenders, rounds=1)
+  names = contract.options.names
+  assert [row['part'] for row in stages] == 2 * list(names)
+  total = sum(row['gmacs'] for row in stages if row['batch'] == 8)
+  assert total == pytest.approx(contract.gmacs[-1])
+  for row in inference.time_predictions(contenders, rounds=1):
+    share = float(row['policy'].partition('%')[0]) / 100
     # Of 40 images one more or less counts, and batches round differently.
-    assert row['gmacs'] <= 1.05 * share * contract.gmacs[-1]
+    assert row['gmacs'] <= 1.05 * share * contract.gmacs[-1] or (
+      row['mode'] == 'single'
+    )
     assert row['implied'] == pytest.approx(contract.gmacs[-1] / row['gmacs'])
-    assert row['realised'] == pytest.approx(
-      row['full_ms'] / row['early_exit_ms']
+    assert row['realised_of_implied'] == pytest.approx(
+      row['realised'] / row['implied']
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported folder: it agrees with JAX, stands alone, and says what it is."""
 
+import dataclasses
 import io
 import json
 import os
@@ -11,20 +12,22 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tiny_trained
+from conftest import recorded, tiny_trained
 from PIL import Image
 from test_classifier import encoded, pictures, smooth_jpeg
 
-from drnet_jax.commands import export
+from drnet_jax.choosing import calibration as calibration_lib
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.errors import UserError
 from drnet_jax.export import package
 from drnet_jax.export.contract import Contract
-from drnet_jax.export.standalone import Model
-from drnet_jax.serve import budget
+from drnet_jax.export.standalone import Model, cut
+from drnet_jax.serve import parity
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.picture import Picture
 
-RUNTIME = pathlib.Path(package.__file__).with_name('onnx_runtime.py')
+RUNTIME = pathlib.Path(package.__file__).with_name('standalone.py')
 
 
 @pytest.fixture(scope='module')
@@ -38,48 +41,46 @@ def ours(trained):
 
 
 @pytest.fixture(scope='module')
-def calibration(ours):
-  images = pictures(200, seed=7)
-  contract = ours.contract
-  return budget.Calibration(
-    np.concatenate(
-      [ours.engine.log_p(images[i : i + 4]) for i in range(0, 200, 4)]
-    ),
-    np.ones((200, 3), bool),
-    budget.Costs('GMACs', contract.gmacs, contract.predictor_gmacs, ''),
-    None,
-    'a test',
-  )
+def calibration(trained):
+  images = pictures(400, seed=7)
+  labels = np.random.default_rng(0).integers(0, 5, 400)
+  said = recorded(trained, images)
+  # Labels that each size names more often than the smaller ones.
+  kept = np.random.default_rng(1).random((400, 3)) < [0.5, 0.7, 0.9]
+  named = said.predicted[np.arange(400), kept.argmax(1)]
+  labels = np.where(kept.any(1), named, labels)
+  return Calibration.of(recorded(trained, images, labels), split='a test')
 
 
 @pytest.fixture(scope='module')
-def folder(trained, calibration, tmp_path_factory):
+def folder(ours, calibration, tmp_path_factory):
   path = str(tmp_path_factory.mktemp('exported'))
-  package.write(path, trained, Contract.of(trained), calibration)
+  calibrated = Classifier(ours.contract, ours.engine, calibration, ours.members)
+  calibrated.policy = ours.contract.as_trained
+  calibrated.export(path, formats=('onnx', 'stablehlo'))
   return path
 
 
-def test_what_an_export_may_replace(trained, folder, tmp_path):
-  contract = Contract.of(trained)
+def test_what_an_export_may_replace(ours, folder, tmp_path):
   taken, file = tmp_path / 'taken', tmp_path / 'file'
   taken.mkdir()
   (taken / 'thesis.txt').write_text('')
   file.write_text('')
   for path, message in (
-    (taken, 'holds something else than an export'),
+    (taken, 'is not an export'),
     (file, 'is a file'),
     (file / 'below', 'cannot write'),
   ):
     with pytest.raises(UserError, match=message):
-      package.write(str(path), trained, contract, None, formats=('onnx',))
+      ours.export(str(path), formats=('onnx',))
   with pytest.raises(UserError, match='no format'):
-    package.write(str(tmp_path / 'none'), trained, contract, None, formats=())
+    ours.export(str(tmp_path / 'none'), formats=())
   # An older export goes whole.
   target = tmp_path / 'export'
   shutil.copytree(folder, target)
-  package.write(str(target), trained, contract, None, formats=('onnx',))
+  ours.export(str(target), formats=('onnx',))
   names = os.listdir(target)
-  assert budget.FILE not in names
+  assert calibration_lib.FILE not in names
   assert not any(name.endswith('.stablehlo') for name in names)
   with pytest.raises(UserError, match='exported to onnx only'):
     Classifier.load(str(target), runtime='stablehlo')
@@ -90,9 +91,10 @@ def test_exported_paths_agree_with_jax(ours, folder, runtime):
   theirs = Classifier.load(folder, runtime=runtime, batch=4)
   assert theirs.contract == ours.contract
   images = list(pictures(100, seed=5))
-  parity = export.compare(ours, theirs, images)
-  assert parity.holds and parity.images == 100
-  assert parity.largest < 1e-5
+  theirs.policy = ours.policy
+  found = parity.compare(ours, theirs, images)
+  assert found.holds and found.images == 100
+  assert found.largest < 1e-5
 
 
 PHOTOGRAPHS = os.path.join(
@@ -114,40 +116,40 @@ def test_paths_agree_on_a_thousand_photographs(tmp_path):
     base=network, predictor=network, predictor_px=64, resolutions=(64, 96, 128)
   )
   ours = Classifier.of(trained)
-  package.write(str(tmp_path), trained, ours.contract, None)
+  ours.export(str(tmp_path), formats=('onnx', 'stablehlo'))
   with np.load(PHOTOGRAPHS) as file:
     data, offsets = file['data'], file['offsets']
   images = [data[offsets[i] : offsets[i + 1]].tobytes() for i in range(1000)]
   for runtime in ('onnx', 'stablehlo'):
     theirs = Classifier.load(str(tmp_path), runtime=runtime)
-    parity = export.compare(ours, theirs, images)
-    assert parity.holds and parity.ties < 10
+    found = parity.compare(ours, theirs, images)
+    assert found.holds and found.ties < 10
   sizes = {x.size_px for x in ours.predict(images)}
   assert len(sizes) > 1, 'the test should use several sizes'
 
 
 def test_parity_sees_other_weights(ours):
   other = Classifier.of(tiny_trained(spread=3.0), runtime='onnx')
-  assert not export.compare(ours, other, list(pictures(10))).holds
+  assert not parity.compare(ours, other, list(pictures(10))).holds
 
 
 def test_shared_weights_are_stored_once(tmp_path):
   network = {'network': 'resnet', 'stage_sizes': (1,), 'width': 16}
   trained = tiny_trained(base=network | {'stem': 'cifar'})
   ours = Classifier.of(trained, batch=4)
-  contract, sizes = Contract.of(trained), {}
+  sizes, formats = {}, ('onnx', 'stablehlo')
   for weights in ('folded', 'shared'):
     path = tmp_path / weights
-    package.write(str(path), trained, contract, None, weights=weights)
+    ours.export(str(path), formats=formats, weights=weights)
     sizes[weights] = (path / 'weights.bin').stat().st_size
   # One copy of the base instead of three; the predictor is small.
   assert sizes['shared'] < 0.5 * sizes['folded']
   kernel = trained.params['base']['stage1_block1']['conv1']['kernel']
   for program in path.glob('*.stablehlo'):
     assert np.asarray(kernel).tobytes() not in program.read_bytes()
-  for runtime in ('onnx', 'stablehlo'):
+  for runtime in formats:
     theirs = Classifier.load(str(path), runtime=runtime, batch=4)
-    assert export.compare(ours, theirs, list(pictures(50))).holds
+    assert parity.compare(ours, theirs, list(pictures(50))).holds
 
 
 def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
@@ -175,24 +177,52 @@ def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
   ):
     assert row['image'] == path
     assert row['name'] == expected.name
-    assert row['size_px'] == expected.size_px
+    assert tuple(row['ran']) == expected.ran
     assert row['gmacs'] == pytest.approx(expected.gmacs)
     assert row['probability'] == pytest.approx(expected.probability, abs=1e-5)
 
 
-def test_the_runtime_keeps_to_a_budget(folder, calibration):
-  table = json.loads(pathlib.Path(folder, 'contract.json').read_text())[
-    'budgets'
-  ]
-  costs = [row['gmacs'] for row in table]
-  assert costs == sorted(set(costs)) and len(costs) > 8
-  images = [Image.fromarray(x) for x in pictures(200, seed=7)]
-  for row in (table[1], table[-2]):
-    model = Model(folder, gmacs=row['gmacs'] * 1.0001)
-    cost = np.mean([model.predict(image)['gmacs'] for image in images])
-    assert cost == pytest.approx(row['gmacs'], rel=0.02)
-  with pytest.raises(ValueError, match='no entry'):
-    Model(folder, gmacs=costs[0] / 2)
+@pytest.mark.parametrize('family', policy_lib.FAMILIES)
+def test_the_runtime_follows_every_family(ours, folder, calibration, family):
+  """Options, answers and costs are those of the same policy here."""
+  images = [Image.fromarray(x) for x in pictures(80, seed=7)]
+  points = calibration.points['GMACs'][family]
+  for point in (points[0], points[len(points) // 2], points[-1]):
+    model = Model(folder, policy=family, gmacs=point.gmacs)
+    ours.policy = point.policy
+    others = 0
+    for image, expected in zip(images, ours.predict(images), strict=True):
+      found = model.predict(image)
+      if tuple(found['ran']) != expected.ran:
+        others += 1
+        continue
+      assert found['gmacs'] == pytest.approx(expected.gmacs)
+      np.testing.assert_allclose(
+        found['probabilities'], expected.probabilities, atol=1e-5
+      )
+    assert others <= 1, 'an image may lie at a threshold to the last digit'
+  ours.policy = ours.contract.as_trained
+  with pytest.raises(ValueError, match='no policy'):
+    Model(folder, policy=family, gmacs=points[0].gmacs / 2)
+
+
+def test_a_ladder_is_exported_whole(trained, tmp_path):
+  small = tiny_trained(has_router=False, resolutions=(16, 32), spread=2.0)
+  ladder = Classifier.of_ladder({'small': small, 'large': trained}, batch=4)
+  ladder.policy = policy_lib.Policy((0, 4), None, (0.3,), 'pooled')
+  ladder.export(str(tmp_path / 'out'), formats=('onnx',))
+  images = [Image.fromarray(x) for x in pictures(40, seed=2)]
+  model = Model(str(tmp_path / 'out'))
+  theirs = Classifier.load(str(tmp_path / 'out'), runtime='onnx')
+  theirs.policy = ladder.policy
+  for image, a, b in zip(
+    images, ladder.predict(images), theirs.predict(images), strict=True
+  ):
+    found = model.predict(image)
+    assert tuple(found['ran']) == a.ran == b.ran
+    np.testing.assert_allclose(
+      found['probabilities'], a.probabilities, atol=1e-5
+    )
 
 
 def modes():
@@ -226,27 +256,23 @@ def test_the_runtime_crops_as_we_do(folder, trained, tmp_path, name, decode):
   path = tmp_path / name
   path.write_bytes(modes()[name])
   model = Model(folder)
-  for keep_aspect in (True, False):
-    model.contract |= {
-      'decode': decode,
-      'resize_px': 36,
-      'keep_aspect': keep_aspect,
-    }
-    contract = Contract.from_json(model.contract)
-    for side in (16, 24, 32) if decode == 'scaled' else (32,):
+  contract = Contract.of(trained, decode=decode)
+  model.contract = json.loads(json.dumps(contract.to_json()))
+  image = model.read(str(path))
+  for plain in contract.views:
+    for keep_aspect in (True, False):
+      view = dataclasses.replace(
+        plain, short_px=plain.side_px + 4, keep_aspect=keep_aspect
+      )
       np.testing.assert_array_equal(
-        model.crop(str(path), side), Picture(str(path), contract).crop(side)
+        cut(image, dataclasses.asdict(view)),
+        Picture(str(path), contract).crop(view),
       )
 
 
 def test_the_runtime_follows_a_scaled_contract(trained, tmp_path):
-  package.write(
-    str(tmp_path),
-    trained,
-    Contract.of(trained, decode='scaled'),
-    None,
-    formats=('onnx',),
-  )
+  ours = Classifier.of(trained, batch=1, decode='scaled')
+  ours.export(str(tmp_path), formats=('onnx',))
   model, classifier = (
     Model(str(tmp_path)),
     Classifier.load(str(tmp_path), runtime='onnx'),
@@ -256,7 +282,7 @@ def test_the_runtime_follows_a_scaled_contract(trained, tmp_path):
     path.write_bytes(smooth_jpeg(side))
     (expected,) = classifier.predict([path])
     found = model.predict(str(path))
-    assert found['size_px'] == expected.size_px
+    assert tuple(found['ran']) == expected.ran
     np.testing.assert_allclose(
       found['probabilities'], expected.probabilities, atol=1e-6
     )
@@ -271,7 +297,7 @@ def test_the_card_says_what_it_is(folder, trained):
     '16 px, 24 px, 32 px',
     'scaled_digits/originals',
     'a test',
-    'python run.py --gmacs',
+    'python run.py --policy=best --gmacs',
     'mean 0.5, 0.5, 0.5',
     '## Limits',
   ):
@@ -288,9 +314,7 @@ def test_an_exported_folder_is_run_as_exported(folder):
 
 def test_without_a_predictor(tmp_path):
   trained = tiny_trained(has_router=False)
-  package.write(
-    str(tmp_path), trained, Contract.of(trained), None, formats=('onnx',)
-  )
+  Classifier.of(trained, batch=1).export(str(tmp_path), formats=('onnx',))
   assert not (tmp_path / 'predictor.onnx').exists()
   answer = Model(str(tmp_path)).predict(Image.fromarray(pictures(1)[0]))
-  assert answer['size_px'] == 32
+  assert answer['ran'] == ['32 px']

@@ -116,7 +116,7 @@ def _check_replaceable(folder: str) -> None:
   there = os.listdir(folder)
   if there and (CONTRACT not in there or 'checkpoints' in there):
     raise UserError(
-      f'{folder} holds something else than an export; name a new folder'
+      f'{folder} is not an export and not empty; name a new folder'
     )
 
 
