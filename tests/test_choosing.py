@@ -11,6 +11,7 @@ import test_ranet_network
 from drnet_jax.choosing import (
   calibration,
   exit_shares,
+  halves,
   record,
   scores,
   search,
@@ -673,3 +674,21 @@ def test_shares_of_extreme_ratios_are_finite():
     shares = exit_shares.geometric_shares(ratio, 8)
     assert shares.sum() == pytest.approx(1) and np.isfinite(shares).all()
   assert shares[-1] == pytest.approx(1)
+
+
+def test_halves_score_what_they_were_not_set_on():
+  made = synthetic(800)
+  rows = halves.halves(made, [1.5, 2.5, 3.5], splits=4)
+  assert {row['split'] for row in rows} == {0, 1, 2, 3}
+  found = {
+    row['budget']: row
+    for row in halves.summary(rows)
+    if row['family'] == 'best'
+  }
+  assert found[2.5]['gmacs'] == pytest.approx(2.5, rel=0.1)
+  assert found[2.5]['gain'] > 0.02
+  assert found[2.5]['gain_least'] <= found[2.5]['gain']
+  # Of a router that knows nothing, thresholds that fit noise gain nothing.
+  blind = dataclasses.replace(made, margin=made.margin[::-1].copy())
+  lost = halves.summary(halves.halves(blind, [2.5], splits=4))
+  assert next(r for r in lost if r['family'] == 'cascade')['gain'] < 0.01

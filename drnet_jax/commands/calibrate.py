@@ -14,6 +14,10 @@ cascades and routed cascades; leaves `calibration.json`. Then checks what it
 promises on the test split, beside the best fixed options, and writes the report
 again. Policies are never set on the images that they are tested on.
 
+`--halves=10` is for who has no images but those of the test split: policies are
+set on one half and scored on the other, so many times. It prints means, leaves
+`halves.csv` (in `--to`, else in the report), and no policy to use.
+
 Of a network with exits it also draws the curve of budgeted batch classification
 by the rule of the paper, `report/budget.*`; with `--compare=other,workdirs` the
 best of several networks at each budget.
@@ -36,6 +40,9 @@ _SPLIT = flags.DEFINE_string(
   'split', None, 'Held-out images; default config.data.validation_split.'
 )
 _TO = flags.DEFINE_string('to', None, 'Folder of a ladder.')
+_HALVES = flags.DEFINE_integer(
+  'halves', 0, 'Times to divide the test images in two instead.', 0
+)
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Calibrated networks with exits to draw beside this one.'
 )
@@ -47,6 +54,9 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax.run import calibrate
 
   path = cli.model()
+  if _HALVES.value:
+    _halves([path] if isinstance(path, str) else path)
+    return
   if isinstance(path, str):
     calibrate.calibrate_run(path, split=_SPLIT.value, ms=_measured(path))
   else:
@@ -65,6 +75,47 @@ def run(arguments: Sequence[str]) -> None:
     terminal.say(exit_tables.write([path, *_COMPARE.value], found.directory))
   written = os.path.join(path, 'calibration.json')
   terminal.say(f'Written: {written}, {found.directory}')
+
+
+def _halves(paths: list[str]) -> None:
+  """Estimates what policies give, without images to set them on."""
+  import numpy as np
+
+  from drnet_jax import terminal
+  from drnet_jax.choosing import halves
+  from drnet_jax.report.tables import write_csv
+  from drnet_jax.run import calibrate
+  from drnet_jax.run.recording import Subject
+
+  subjects = {
+    os.path.basename(os.path.abspath(path)): Subject(path) for path in paths
+  }
+  first = next(iter(subjects.values()))
+  record = calibrate.joined_record(subjects, first.data.test_split)
+  budgets = np.geomspace(record.gmacs.min(), record.costs.full, 16)
+  rows = halves.halves(record, budgets[1:], splits=_HALVES.value)
+  found = halves.summary(rows)
+  print(
+    terminal.table(
+      [
+        {
+          'policy': row['family'],
+          'budget': f'{row["budget"]:.4g}',
+          'GMACs': f'{row["gmacs"]:.4g}',
+          'top-1 %': f'{100 * row["top1"]:.2f}',
+          'best fixed there': f'{100 * row["best_fixed"]:.2f}',
+          'gain': f'{100 * row["gain"]:+.2f} [{100 * row["gain_least"]:+.2f}, '
+          f'{100 * row["gain_most"]:+.2f}]',
+          'full option': f'{100 * row["largest"]:.2f}',
+        }
+        for row in found
+      ]
+    )
+  )
+  folder = _TO.value or os.path.join(paths[0], 'report')
+  os.makedirs(folder, exist_ok=True)
+  write_csv(os.path.join(folder, 'halves.csv'), rows)
+  print(f'Written: {os.path.join(folder, "halves.csv")}')
 
 
 def _measured(path: str | list[str]):

@@ -2,7 +2,7 @@
 """Policies for every budget, found on held-out images; see `choosing`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -75,32 +75,46 @@ def calibrate_ladder(
     UserError: they know other classes or were given other images.
   """
   subjects = {k: Subject(p) for k, p in ladder.members(paths).items()}
-  held_out, test = {}, {}
-  for name, subject in subjects.items():
-    own = split or subject.data.validation_split
-    check_held_out(own, subject)
-    held_out[name] = subject.record(
-      own, f'calibrate {name}', keep_probabilities=True
-    )
-    test[name] = subject.record(
-      subject.data.test_split, f'test {name}', keep_probabilities=True
-    )
-  names = {k: s.trained.class_names for k, s in subjects.items()}
-  if len(set(names.values())) > 1:
-    raise UserError(f'{" and ".join(paths)} do not know the same classes')
-  try:
-    joined, tested = record_lib.join(held_out), record_lib.join(test)
-  except ValueError as error:
-    raise UserError(
-      f'{" and ".join(paths)} cannot be one ladder: {error}; train them on '
-      'the same splits'
-    ) from error
-  _check_others(joined, tested, own)
+  first = next(iter(subjects.values()))
+  split = split or first.data.validation_split
+  for subject in subjects.values():
+    check_held_out(split, subject)
+  held_out = joined_record(subjects, split)
+  test = joined_record(subjects, first.data.test_split)
+  _check_others(held_out, test, split)
   ladder.write(folder, paths)
   record_path = os.path.join(folder, workdir.TEST_RECORD)
   os.makedirs(os.path.dirname(record_path), exist_ok=True)
-  record_lib.save(tested, record_path)
-  return _found(folder, joined, f'{subject.data.name}/{own}', ms)
+  record_lib.save(test, record_path)
+  return _found(folder, held_out, f'{first.data.name}/{split}', ms)
+
+
+def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
+  """What all options of several runs say of a split.
+
+  Args:
+    subjects: by the name of their network, the cheapest first.
+    split: of each of them.
+
+  Raises:
+    UserError: they know other classes or were given other images.
+  """
+  names = {k: s.trained.class_names for k, s in subjects.items()}
+  if len(set(names.values())) > 1:
+    raise UserError(f'{" and ".join(names)} do not know the same classes')
+  records = {
+    name: subject.record(split, name, keep_probabilities=True)
+    for name, subject in subjects.items()
+  }
+  if len(records) == 1:
+    return next(iter(records.values()))
+  try:
+    return record_lib.join(records)
+  except ValueError as error:
+    raise UserError(
+      f'{" and ".join(records)} cannot be one ladder: {error}; train them on '
+      'the same splits'
+    ) from error
 
 
 def _found(

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies found on one half of some images and scored on the other, many times.
+
+For who has one set of labelled images: no image is scored by a policy that was
+set on it. What comes out is an estimate, not a policy to use.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.choosing import scores, search
+from drnet_jax.choosing.record import Record
+
+_FAMILIES = ('best', 'router', 'cascade', 'routed_cascade')
+
+
+def halves(
+  record: Record, budgets: Sequence[float], *, splits: int, seed: int = 0
+) -> list[dict[str, Any]]:
+  """What each family gives at each budget.
+
+  Args:
+    record: of the images.
+    budgets: average costs to stay within on the half that policies are set on.
+    splits: times to divide the groups of images in two.
+    seed: of the divisions.
+
+  Returns:
+    A row for each split, budget and family that has a policy for it: 'split',
+    'budget', 'family', and of the other half 'gmacs', 'top1', 'best_fixed' (the
+    hull of all fixed options at that cost) and 'largest' (top-1 of the most
+    expensive option).
+  """
+  groups = record.groups
+  count = groups.max() + 1
+  rows = []
+  for split in range(splits):
+    drawn = np.random.default_rng((seed, split)).permutation(count)
+    is_first = np.isin(groups, drawn[: count // 2])
+    ours, theirs = record.some(is_first), record.some(~is_first)
+    found = search.frontiers(ours, ours.costs)
+    largest = float(theirs.top1[:, theirs.gmacs.argmax()].mean())
+    for budget in budgets:
+      for family in _FAMILIES:
+        within = [p for p in found.get(family, ()) if p.cost <= budget]
+        if not within:
+          continue
+        score = scores.score(within[-1].policy, theirs, family)
+        rows.append(
+          {
+            'split': split,
+            'budget': budget,
+            'family': family,
+            'gmacs': score.gmacs,
+            'top1': score.top1,
+            'best_fixed': scores.hull_top1(theirs, score.gmacs),
+            'largest': largest,
+          }
+        )
+  return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Means over the splits, and their range, by budget and family."""
+  found = []
+  for budget, family in dict.fromkeys(
+    (row['budget'], row['family']) for row in rows
+  ):
+    some = [
+      row for row in rows if (row['budget'], row['family']) == (budget, family)
+    ]
+
+    def mean(values) -> float:
+      return float(np.mean(values))
+
+    gains = [row['top1'] - row['best_fixed'] for row in some]
+    found.append(
+      {
+        'budget': budget,
+        'family': family,
+        'gmacs': mean([row['gmacs'] for row in some]),
+        'top1': mean([row['top1'] for row in some]),
+        'best_fixed': mean([row['best_fixed'] for row in some]),
+        'gain': mean(gains),
+        'gain_least': min(gains),
+        'gain_most': max(gains),
+        'largest': mean([row['largest'] for row in some]),
+        'splits': len(some),
+      }
+    )
+  return found
