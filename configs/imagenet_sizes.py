@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval_batch_size = 50
   config.data.name = 'packed'
   config.data.data_dir = 'imagenet_val1300_227.npz'
+  config.data.held_out = 0
   config.data.validation_split = 'val[1000:]'
   config.data.test_split = 'val[:1000]'
   config.data.resize_px = 227

@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = in1k.get_config()
   config.data.name = 'folder'
   config.data.data_dir = 'imagenet'
-  config.data.validation_split = 'val'
+  config.data.held_out = 2_500  # 5 %, to calibrate policies on
   config.data.test_split = 'val'
   config.data.classes = 'imagenet100'
   config.data.images_per_class = 500
