@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ONNX graph under construction: its tensors, its nodes, and their names.
+
+A tensor is kept in whatever order of axes its producer wrote, and the order is
+remembered, so a transpose costs nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from drnet_jax.errors import UserError
+from drnet_jax.export.traced import Program, Value, is_symbolic
+
+_OPSET = 18
+_IR_VERSION = 9  # the first that has opset 18's types; old runtimes read it
+
+_TYPES = {
+  'float32': TensorProto.FLOAT,
+  'float64': TensorProto.DOUBLE,
+  'int32': TensorProto.INT32,
+  'int64': TensorProto.INT64,
+  'int8': TensorProto.INT8,
+  'uint8': TensorProto.UINT8,
+  'bool': TensorProto.BOOL,
+}
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+  """An array in the ONNX graph.
+
+  Attributes:
+    name: there.
+    axes: `axes[i]` is the axis of the traced array that is stored at place i.
+    node: that makes it; None for the input.
+    value: the traced array.
+  """
+
+  name: str
+  axes: tuple[int, ...]
+  node: 'Node | None'
+  value: Value
+
+  def place(self, axis: int) -> int:
+    """Where a traced axis is stored."""
+    return self.axes.index(axis)
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+  """An ONNX operator to be written.
+
+  Attributes:
+    operator: its type; 'Affine' stands for x * scale + bias.
+    inputs: names of tensors, or constants.
+    output: name.
+    attributes: of the operator.
+    weight_axis: for a product with a weight as its last or only constant
+      input, the axis of the weight that is the output's channel; else None.
+    channel_place: where that channel is stored in the output.
+    scale, bias: pending, per channel, broadcastable to the output.
+  """
+
+  operator: str
+  inputs: list[Any]
+  output: str
+  attributes: dict[str, Any]
+  weight_axis: int | None = None
+  channel_place: int = 0
+  scale: np.ndarray | None = None
+  bias: np.ndarray | None = None
+
+
+class Builder:
+  """The graph; what writes the operators is built upon it."""
+
+  def __init__(self, program: Program, input_name: str, *, fold_norms: bool):
+    self._fold_norms = fold_norms
+    self._nodes: list[Node] = []
+    self._count = 0
+    self._program = program
+    rank = len(program.input.shape)
+    first = Tensor(input_name, tuple(range(rank)), None, program.input)
+    self._tensors: dict[Value, Tensor] = {program.input: first}
+    if rank == 4 and any(
+      o.name == 'conv_general_dilated' for o in program.operations
+    ):
+      # While the pixels are still bytes: a quarter of the memory to move.
+      self._tensors[program.input] = self._arranged(first, (0, 3, 1, 2))
+
+  def finish(self, input_name: str, output_name: str) -> onnx.ModelProto:
+    """The model."""
+    output = self._program.output
+    if output.constant is not None:
+      raise UserError('the output does not depend on the images')
+    last = self._arranged(
+      self._tensors[output], tuple(range(len(output.shape)))
+    )
+    self._emit('Identity', [last.name], output, last.axes, name=output_name)
+    nodes, initializers = [], {}
+
+    def named(x, node: Node, i: int) -> str:
+      if isinstance(x, str):
+        return x
+      name = f'{node.output}_c{i}'
+      initializers[name] = numpy_helper.from_array(
+        np.asarray(x, order='C'), name
+      )
+      return name
+
+    for node in self._nodes:
+      for operator, inputs, out, attributes in _written(node):
+        nodes.append(
+          helper.make_node(
+            operator,
+            [
+              named(x, dataclasses.replace(node, output=out), i)
+              for i, x in enumerate(inputs)
+            ],
+            [out],
+            name=out,
+            **attributes,
+          )
+        )
+    program = self._program
+    graph = helper.make_graph(
+      nodes,
+      'drnet_jax',
+      [_info(input_name, program.input)],
+      [_info(output_name, output)],
+      list(initializers.values()),
+    )
+    model = helper.make_model(
+      graph,
+      producer_name='drnet_jax',
+      opset_imports=[helper.make_opsetid('', _OPSET)],
+      ir_version=_IR_VERSION,
+    )
+    onnx.checker.check_model(model)
+    return model
+
+  # Bookkeeping.
+
+  def _emit(
+    self, operator, inputs, value: Value, axes, *, name=None, **attributes
+  ) -> Tensor:
+    """Adds a node and says which traced array it makes, in which order."""
+    node = Node(
+      operator, list(inputs), name or self._fresh(operator), attributes
+    )
+    self._nodes.append(node)
+    tensor = Tensor(node.output, tuple(axes), node, value)
+    self._tensors[value] = tensor
+    return tensor
+
+  def _alias(self, tensor: Tensor, value: Value) -> None:
+    """Gives an array that is already there to another value.
+
+    Without its node: what is put into that would show in both.
+    """
+    self._tensors[value] = Tensor(tensor.name, tensor.axes, None, value)
+
+  def _fresh(self, operator: str) -> str:
+    self._count += 1
+    return f'{operator.lower()}_{self._count}'
+
+  def _arranged(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """The same array stored in this order of axes."""
+    axes = tuple(axes)
+    if tensor.axes == axes:
+      return tensor
+    perm = [tensor.axes.index(axis) for axis in axes]
+    node = Node('Transpose', [tensor.name], self._fresh('t'), {'perm': perm})
+    self._nodes.append(node)
+    return Tensor(node.output, axes, node, tensor.value)
+
+  def _natural(self, value: Value):
+    """A name (or constant) whose axes are stored as traced."""
+    if value.constant is not None:
+      return value.constant
+    tensor = self._tensors[value]
+    return self._arranged(tensor, tuple(range(len(value.shape)))).name
+
+  def _operands(self, inputs: Sequence[Value]):
+    """Names or constants of arrays to combine, all in one order; the order."""
+    rank = max(len(x.shape) for x in inputs)
+    axes = next(
+      self._tensors[x].axes
+      for x in inputs
+      if x.constant is None and len(x.shape) == rank
+    )
+    names = []
+    for x in inputs:
+      if x.constant is not None:
+        c = x.constant
+        names.append(c if c.ndim == 0 else c.transpose(axes))
+      elif len(x.shape) == rank:
+        names.append(self._arranged(self._tensors[x], axes).name)
+      else:
+        names.append(self._tensors[x].name)  # a scalar
+    return names, axes
+
+
+def _written(node: Node):
+  """The operators of a node, what is pending put in: name, inputs, ..."""
+  if node.scale is None:
+    yield node.operator, node.inputs, node.output, node.attributes
+    return
+  scale, bias = node.scale, node.bias
+  if node.operator == 'Affine':
+    (x,) = node.inputs
+    last = node.output
+    if bias.any() and (scale != 1).any():
+      yield 'Mul', [x, scale.astype(np.float32)], f'{last}_scaled', {}
+      yield 'Add', [f'{last}_scaled', bias.astype(np.float32)], last, {}
+    elif bias.any():
+      yield 'Add', [x, bias.astype(np.float32)], last, {}
+    elif (scale != 1).any():
+      yield 'Mul', [x, scale.astype(np.float32)], last, {}
+    else:
+      yield 'Identity', [x], last, {}
+    return
+  inputs = list(node.inputs)
+  i = next(i for i, x in enumerate(inputs) if not isinstance(x, str))
+  weight = inputs[i].astype(np.float64)
+  shape = [1] * weight.ndim
+  shape[node.weight_axis] = -1
+  inputs[i] = (weight * scale.reshape(shape if scale.size > 1 else [])).astype(
+    np.float32
+  )
+  if node.operator == 'Conv':
+    flat = np.broadcast_to(bias.ravel(), weight.shape[0])
+    yield (
+      'Conv',
+      [*inputs, flat.astype(np.float32)],
+      node.output,
+      node.attributes,
+    )
+  elif bias.any():
+    product = f'{node.output}_product'
+    yield node.operator, inputs, product, node.attributes
+    yield 'Add', [product, bias.astype(np.float32)], node.output, {}
+  else:
+    yield node.operator, inputs, node.output, node.attributes
+
+
+def onnx_type(dtype: np.dtype) -> int:
+  try:
+    return _TYPES[np.dtype(dtype).name]
+  except KeyError:
+    raise UserError(f'cannot export arrays of {dtype} to ONNX') from None
+
+
+def _info(name: str, value: Value):
+  shape = ['batch' if is_symbolic(n) else n for n in value.shape]
+  return helper.make_tensor_value_info(name, onnx_type(value.dtype), shape)

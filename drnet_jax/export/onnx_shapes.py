@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JAX's primitives that move, cut and reduce arrays, as ONNX operators."""
+
+import numpy as np
+
+from drnet_jax.errors import UserError
+from drnet_jax.export.onnx_builder import Builder, Node, Tensor, onnx_type
+from drnet_jax.export.traced import Operation, is_symbolic
+
+REDUCTIONS = {
+  'reduce_sum': 'ReduceSum',
+  'reduce_max': 'ReduceMax',
+  'reduce_min': 'ReduceMin',
+  'reduce_prod': 'ReduceProd',
+}
+
+
+class Shapes(Builder):
+  """Writes operations on shapes; `_add_<primitive>` is found by its name."""
+
+  def _add_transpose(self, operation: Operation) -> None:
+    (x,), (y,) = operation.inputs, operation.outputs
+    tensor = self._tensors[x]
+    new_of_old = np.argsort(operation.params['permutation'])
+    axes = tuple(int(new_of_old[axis]) for axis in tensor.axes)
+    self._tensors[y] = Tensor(tensor.name, axes, None, y)
+
+  def _add_reshape(self, operation: Operation) -> None:
+    (y,) = operation.outputs
+    name = self._natural(operation.inputs[0])
+    self._emit('Reshape', [name, _target(y.shape)], y, range(len(y.shape)))
+
+  def _add_squeeze(self, operation: Operation) -> None:
+    (x,), (y,) = operation.inputs, operation.outputs
+    tensor, gone = self._tensors[x], operation.params['dimensions']
+    places = np.asarray([tensor.place(axis) for axis in gone])
+    axes = _renumbered([a for a in tensor.axes if a not in gone])
+    self._emit('Squeeze', [tensor.name, places], y, axes)
+
+  def _add_expand_dims(self, operation: Operation) -> None:
+    self._add_reshape(operation)
+
+  def _add_broadcast_in_dim(self, operation: Operation) -> None:
+    x, (y,) = operation.inputs[0], operation.outputs
+    where = operation.params['broadcast_dimensions']
+    old = dict(zip(where, x.shape, strict=True))
+    name = self._natural(x)
+    new_axes = np.asarray([i for i in range(len(y.shape)) if i not in old])
+    if len(new_axes):
+      name = self._emit(
+        'Unsqueeze', [name, new_axes], y, range(len(y.shape))
+      ).name
+    grown = [old.get(i, 1) != size for i, size in enumerate(y.shape)]
+    if any(g and is_symbolic(n) for g, n in zip(grown, y.shape, strict=True)):
+      raise UserError('cannot export an array repeated along the batch to ONNX')
+    if any(grown):
+      # A target of 1 leaves an axis as it is.
+      target = np.asarray(
+        [n if g else 1 for g, n in zip(grown, y.shape, strict=True)]
+      )
+      self._emit('Expand', [name, target], y, range(len(y.shape)))
+    elif not len(new_axes):
+      self._alias(self._tensors[x], y)
+
+  def _add_concatenate(self, operation: Operation) -> None:
+    for x in operation.inputs:
+      if x.constant is not None and any(map(is_symbolic, x.shape)):
+        raise UserError(
+          'cannot export a constant joined to the images (concatenate) to ONNX'
+        )
+    names, axes = self._operands(operation.inputs)
+    place = axes.index(operation.params['dimension'])
+    self._emit('Concat', names, operation.outputs[0], axes, axis=place)
+
+  def _add_stack(self, operation: Operation) -> None:
+    (y,) = operation.outputs
+    axis = operation.params['axis']
+    parts = [
+      self._emit(
+        'Unsqueeze',
+        [self._natural(x), np.asarray([axis])],
+        y,
+        range(len(y.shape)),
+      ).name
+      for x in operation.inputs
+    ]
+    self._emit('Concat', parts, y, range(len(y.shape)), axis=axis)
+
+  def _add_split(self, operation: Operation) -> None:
+    tensor = self._tensors[operation.inputs[0]]
+    axis, start = operation.params['axis'], 0
+    for size, y in zip(
+      operation.params['sizes'], operation.outputs, strict=True
+    ):
+      self._cut(tensor, y, [axis], [start], [start + size], [1])
+      start += size
+
+  def _add_slice(self, operation: Operation) -> None:
+    (x,), (y,) = operation.inputs, operation.outputs
+    params = operation.params
+    axes = [i for i, n in enumerate(x.shape) if not is_symbolic(n)]
+    strides = params['strides'] or [1] * len(x.shape)
+    starts, ends, steps = (
+      [bounds[axis] for axis in axes]
+      for bounds in (params['start_indices'], params['limit_indices'], strides)
+    )
+    self._cut(self._tensors[x], y, axes, starts, ends, steps)
+
+  def _add_gather(self, operation: Operation) -> None:
+    """Indexing with constants, an axis at a time: x[:, ::2, ::2], x[:, 0]."""
+    x, indices = operation.inputs
+    (y,) = operation.outputs
+    numbers = operation.params['dimension_numbers']
+    axes = numbers.start_index_map
+    grid = indices.constant
+    picks = [] if grid is None else [_along_one_axis(g) for g in _last(grid)]
+    turned = [axis for axis, _ in picks if axis is not None]
+    if (
+      grid is None
+      or tuple(numbers.collapsed_slice_dims) != tuple(sorted(axes))
+      or numbers.operand_batching_dims
+      or any(pick is None for _, pick in picks)
+      or sorted(turned) != list(range(grid.ndim - 1))
+      or any(
+        pick.min() < 0 or pick.max() >= x.shape[axis]
+        for axis, (_, pick) in zip(axes, picks, strict=True)
+      )
+    ):
+      raise UserError('cannot export indexing of this kind to ONNX')
+    tensor = self._tensors[x]
+    kept = [i for i in range(len(x.shape)) if i not in axes]
+    # Where each axis of x goes in y; those indexed by a number go nowhere.
+    goes = dict(zip(kept, numbers.offset_dims, strict=True))
+    free = [i for i in range(len(y.shape)) if i not in numbers.offset_dims]
+    name, left = tensor.name, list(tensor.axes)
+    for axis, (grid_axis, pick) in zip(axes, picks, strict=True):
+      node = Node(
+        'Gather',
+        [name, pick],
+        self._fresh('gather'),
+        {'axis': left.index(axis)},
+      )
+      self._nodes.append(node)
+      name = node.output
+      if grid_axis is None:
+        left.remove(axis)
+      else:
+        goes[axis] = free[grid_axis]
+    self._tensors[y] = Tensor(name, tuple(goes[a] for a in left), None, y)
+
+  def _cut(self, tensor, y, axes, starts, ends, steps) -> None:
+    places = [tensor.place(axis) for axis in axes]
+    self._emit(
+      'Slice',
+      [tensor.name, *(np.asarray(v) for v in (starts, ends, places, steps))],
+      y,
+      tensor.axes,
+    )
+
+  def _add_pad(self, operation: Operation) -> None:
+    (x, fill), (y,) = operation.inputs, operation.outputs
+    config = operation.params['padding_config']
+    if any(interior for _, _, interior in config) or fill.constant is None:
+      raise UserError('cannot export padding between pixels to ONNX')
+    tensor = self._tensors[x]
+    if not any(low or high for low, high, _ in config):
+      self._alias(tensor, y)
+      return
+    low, high = (
+      [config[axis][side] for axis in tensor.axes] for side in (0, 1)
+    )
+    self._emit(
+      'Pad',
+      [tensor.name, np.asarray(low + high), fill.constant],
+      y,
+      tensor.axes,
+    )
+
+  def _reduce(self, operation: Operation) -> None:
+    (x,), (y,) = operation.inputs, operation.outputs
+    tensor, gone = self._tensors[x], operation.params['axes']
+    if any(is_symbolic(x.shape[axis]) for axis in gone):
+      raise UserError('cannot export a reduction over the batch to ONNX')
+    places = np.asarray(sorted(tensor.place(axis) for axis in gone))
+    axes = _renumbered([a for a in tensor.axes if a not in gone])
+    operator = REDUCTIONS[operation.name]
+    self._emit(operator, [tensor.name, places], y, axes, keepdims=0)
+
+  def _add_argmax(self, operation: Operation) -> None:
+    (x,), (y,) = operation.inputs, operation.outputs
+    tensor, gone = self._tensors[x], operation.params['axes']
+    axes = _renumbered([a for a in tensor.axes if a not in gone])
+    place = tensor.place(gone[0])
+    found = self._emit('ArgMax', [tensor.name], y, axes, axis=place, keepdims=0)
+    self._emit('Cast', [found.name], y, axes, to=onnx_type(y.dtype))
+
+
+def _last(x: np.ndarray) -> list[np.ndarray]:
+  """The arrays that lie along the last axis."""
+  return [x[..., i].astype(np.int64) for i in range(x.shape[-1])]
+
+
+def _along_one_axis(x: np.ndarray) -> tuple[int | None, np.ndarray | None]:
+  """The one axis along which an array varies, and its values there.
+
+  The axis is None for a single number, the values are None if there are more
+  axes.
+  """
+  if x.ndim == 0:
+    return None, x
+  for axis in range(x.ndim):
+    values = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+    if (values == values[0]).all() and (x.shape[axis] > 1 or x.ndim == 1):
+      return axis, values[0]
+  return None, None
+
+
+def _renumbered(axes: list[int]) -> tuple[int, ...]:
+  """Axes counted anew after some are gone."""
+  return tuple(sorted(axes).index(axis) for axis in axes)
+
+
+def _target(shape) -> np.ndarray:
+  """A shape for Reshape: -1 stands for the one size that is not known."""
+  if sum(map(is_symbolic, shape)) > 1:
+    raise UserError('cannot export a reshape with two unknown sizes to ONNX')
+  return np.asarray([-1 if is_symbolic(n) else n for n in shape], np.int64)
