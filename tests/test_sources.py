@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import in100
-from drnet_jax.data import sources, transforms
+from drnet_jax.data import pixels, sources, transforms
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 
@@ -34,6 +34,8 @@ DATA = {
   'images_per_class': 0,
   'held_out': 0,
   'max_bad_images': 0,
+  'max_pixels': 0,
+  'keys': ('image', 'label'),
   'threads': 1,
   'workers': 0,
 }
@@ -47,7 +49,7 @@ def picture(label, i) -> bytes:
 
 
 def shade(example) -> int:
-  return int(transforms.decode(example['image'])[0, 0, 0])
+  return int(pixels.decode(example['image'])[0, 0, 0])
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def test_packed_file_of_some_classes(packed, tmp_path):
   assert source.class_names == ('cat',)
   assert [e['label'] for e in source.examples] == [0]
   path.write_text('crane\n')
-  with pytest.raises(UserError, match='does not have once: crane'):
+  with pytest.raises(UserError, match='or has duplicates of: crane'):
     sources.load('packed', 'val', data_dir=packed, classes=str(path))
 
 
