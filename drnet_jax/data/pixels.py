@@ -88,9 +88,10 @@ def decode(
       spare = min(image.size) // least_px if least_px else 1
       shrink(image, fraction(image, spare, max_pixels))
       return to_rgb(image)
-  with _unreadable('the image'):
-    if isinstance(source, Image.Image):
+  if isinstance(source, Image.Image):
+    with _unreadable('the PIL image'):
       return to_rgb(source)
+  with _unreadable('the array'):
     return _from_array(np.asarray(source))
 
 
@@ -153,10 +154,8 @@ def orientation(image: Image.Image) -> int:
   """EXIF's, 1 to 8, whatever else is in there; 1 if it cannot be found."""
   exif = image.info.get('exif')
   if not isinstance(exif, bytes):
-    try:  # a TIFF has it among its own tags
-      return image.tag_v2.get(_ORIENTATION, 1)
-    except Exception:
-      return 1
+    # A TIFF has it among its own tags.
+    return getattr(image, 'tag_v2', {}).get(_ORIENTATION, 1)
   start = max(exif.find(b'II*\0'), exif.find(b'MM\0*'))
   order = 'little' if exif[start : start + 1] == b'I' else 'big'
 
@@ -205,6 +204,11 @@ def endings() -> tuple[str, ...]:
   )
 
 
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+  def _read_dpi_from_exif(self) -> None:
+    """Does not: it would have Pillow parse EXIF, and complain of damages."""
+
+
 @contextlib.contextmanager
 def _unreadable(name: str) -> Iterator[None]:
   """Whatever a decoder raises says that this image cannot be read."""
@@ -224,7 +228,7 @@ def _unreadable(name: str) -> Iterator[None]:
     ) from e
   except Exception as error:  # MemoryError is one
     what = ' '.join(str(error).split())
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError | ValueError):
       what = f'{type(error).__name__} {what}'
     raise UnreadableImage(f'cannot read {name} as an image: {what}') from error
 
@@ -242,7 +246,7 @@ def _open(file) -> Image.Image:
   file.seek(0)
   if start.startswith(b'\xff\xd8\xff'):
     # Without Pillow's limit: it can be decoded at a part of its size.
-    return JpegImagePlugin.JpegImageFile(file)
+    return _Jpeg(file)
   if start == _PNG:
     file = io.BytesIO(_without_notes(file.read()))
   return Image.open(file, formats=formats())
@@ -282,7 +286,7 @@ def _from_array(x: np.ndarray) -> np.ndarray:
   if x.ndim == 2:
     x = x[..., None]
   if x.ndim != 3 or x.shape[-1] not in (1, 2, 3, 4) or 0 in x.shape:
-    raise UnreadableImage(
+    raise ValueError(
       f'an array of shape {list(x.shape)} is no image [H, W], [H, W, 1], '
       '[H, W, 2], [H, W, 3] or [H, W, 4]'
     )
@@ -296,9 +300,9 @@ def _from_array(x: np.ndarray) -> np.ndarray:
   elif x.dtype.kind in 'fV':  # bfloat16 is of numpy's kind V
     x = x.astype(np.float32)
     _check_range(x, 1)
-    x = np.round(x * 255).astype(np.uint8)
+    x = (x * 255 + 0.5).astype(np.uint8)
   else:
-    raise UnreadableImage(f'an array of {x.dtype} is no image')
+    raise ValueError(f'an array of {x.dtype} is no image')
   if x.shape[-1] in (2, 4):
     return to_rgb(Image.fromarray(x))
   return np.ascontiguousarray(np.broadcast_to(x, (*x.shape[:2], 3)))
@@ -307,7 +311,7 @@ def _from_array(x: np.ndarray) -> np.ndarray:
 def _check_range(x: np.ndarray, largest: int) -> None:
   low, high = x.min(), x.max()
   if not 0 <= low <= high <= largest:  # false for NaN, too
-    raise UnreadableImage(
+    raise ValueError(
       f'pixels of type {x.dtype} should lie within 0 and {largest}, these are '
       f'from {low} to {high}'
     )

@@ -78,8 +78,9 @@ def random_resized_crop(
       return _resized(decoded, box, size_px, codec)
     pixels.shrink(image, pixels.fraction(image, 1, max_pixels))
     decoded = pixels.to_rgb(image)
-    height, width = decoded.shape[:2]
-    return _resized(decoded, _draw_box(width, height, rng), size_px, codec)
+    del image  # with its own copy of the pixels
+  height, width = decoded.shape[:2]
+  return _resized(decoded, _draw_box(width, height, rng), size_px, codec)
 
 
 @functools.cache

@@ -4,6 +4,7 @@
 import bisect
 import concurrent.futures
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -28,15 +29,21 @@ class Shards:
     split: as in TFDS, slices too.
     keys: of the features that are image and label; the first may be '', for
       labels alone.
+    num_classes: above all labels; None for not known yet.
 
   Raises:
     UserError: a shard cannot be read, or is not the one that was prepared.
   """
 
   def __init__(
-    self, builder: tfds.core.DatasetBuilder, split: str, keys: Sequence[str]
+    self,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    keys: Sequence[str],
+    num_classes: int | None,
   ):
     self._image, self._label = keys
+    self._num_classes = num_classes
     self._features = tfds.features.FeaturesDict(
       {
         name: feature
@@ -65,6 +72,11 @@ class Shards:
     decoders = {self._image: tfds.decode.SkipDecoding()} if self._image else {}
     example = self._features.deserialize_example_np(record, decoders=decoders)
     label = example.pop(self._label)
+    if not 0 <= label < (self._num_classes or math.inf):
+      raise UserError(
+        f'label {label} of {self.name(i)} is none of the '
+        f'{self._num_classes or ""} classes; see config.data.keys'
+      )
     image = example.pop(self._image, b'')
     return example | {'image': image, 'label': label}
 

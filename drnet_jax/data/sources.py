@@ -125,11 +125,11 @@ def load(
       f"'packed', not {name!r}"
     )
   _prepare(builder)
+  names = names or kept or _numbers(name, data_dir, keys[1])
   try:
-    examples = Shards(builder, split, keys)
+    return Source(Shards(builder, split, keys, len(names)), names)
   except ValueError as error:
     raise UserError(f'split {split!r} of {name!r}: {error}') from error
-  return Source(examples, names or kept or _numbers(name, data_dir, keys[1]))
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -210,13 +210,8 @@ def _numbers(name: str, data_dir: str, key: str) -> tuple[str, ...]:
   _prepare(builder)
   largest = 0
   for split in builder.info.splits:
-    labels = Shards(builder, split, ('', key))
-    found = [int(labels[i]['label']) for i in range(len(labels))]
-    if min(found, default=0) < 0:
-      raise UserError(
-        f'config.data.keys: {key!r} of the data set {name!r} is {min(found)} '
-        'somewhere; labels are integers from 0'
-      )
+    labels = Shards(builder, split, ('', key), num_classes=None)
+    found = (int(labels[i]['label']) for i in range(len(labels)))
     largest = max(largest, *found)
   return tuple(map(str, range(largest + 1)))
 
