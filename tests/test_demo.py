@@ -222,6 +222,7 @@ print(b'here I am' in urllib.request.urlopen(blocks.local_url).read())
 """
 
 
+@pytest.mark.slow
 def test_the_page_is_served_behind_any_proxy():
   nowhere = {'http': 'http', 'https': 'http', 'all': 'socks5'}
   environment = {

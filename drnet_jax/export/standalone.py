@@ -18,6 +18,7 @@ import onnxruntime
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 MAX_PIXELS = int(os.environ.get('DRNET_JAX_MAX_PIXELS') or 2**30 // 12)
+Image.MAX_IMAGE_PIXELS = max(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or 0)
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's in Pillow's words
 # Of integers of 16 and more bits, and of floats: white, and a factor to 8 bits.
 GREY = {'u': (65535, 1 / 256), 'i': (255, 1), 'f': (1, 255)}
