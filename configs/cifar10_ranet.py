@@ -55,6 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
     'images_per_class': 0,
     'held_out': 0,
     'max_bad_images': 0,
+    'max_pixels': 0,
+    'keys': ('image', 'label'),
     'threads': 4,
     'workers': 0,
   }

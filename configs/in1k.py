@@ -65,6 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
     'images_per_class': 0,
     'held_out': 10_000,
     'max_bad_images': 10,
+    'max_pixels': 0,
+    'keys': ('image', 'label'),
     'threads': 16,
     'workers': 0,
   }

@@ -40,6 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
     'images_per_class': 0,
     'held_out': 0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,
+    'max_pixels': 0,  # 0 for the usual, 89 million
+    'keys': ('image', 'label'),  # features of TFDS
     'threads': 1,
     'workers': 0,  # processes in place of threads
   }

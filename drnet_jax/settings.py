@@ -18,6 +18,20 @@ import ml_collections
 
 from drnet_jax.errors import UserError
 
+# Fields that a newer version added to a section, each with the value that does
+# what was done before: what an older run's config.json says by not having them.
+_ADDED = {'data': {'max_pixels': 0, 'keys': ['image', 'label']}}
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+  """A run's config with the fields that its version did not have."""
+  sections = {
+    name: fields | config[name]
+    for name, fields in _ADDED.items()
+    if name in config
+  }
+  return config | sections
+
 
 def call(
   function: Callable, section: Mapping[str, Any], path: str, *args, **given

@@ -17,13 +17,13 @@ from PIL import Image
 
 from drnet_jax.choosing import policy, record
 from drnet_jax.choosing.calibration import Calibration
-from drnet_jax.data import transforms
+from drnet_jax.data import pixels, transforms
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve import streaming
 from drnet_jax.serve.answers import Failure
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.serve.picture import Picture, as_pixels
+from drnet_jax.serve.picture import Picture
 
 RUNTIMES = ('jax', 'onnx')
 
@@ -148,7 +148,7 @@ def test_paths_bytes_pil_and_arrays_are_the_same(classifier, tmp_path):
 )
 def test_arrays_that_would_need_a_guess_are_refused(array, message):
   with pytest.raises(UserError, match=message):
-    as_pixels(array)
+    pixels.decode(array)
 
 
 def test_a_fixed_size_needs_no_predictor(classifier, trained):
@@ -456,7 +456,7 @@ def test_scaled_decoding_shows_the_same_picture_at_every_size(trained):
   picture = Picture(data, contract)
   for view in views:
     whole = transforms.center_crop(
-      transforms.decode(data),
+      pixels.decode(data),
       view.side_px,
       resize_px=view.short_px,
       keep_aspect=True,
@@ -470,14 +470,14 @@ def test_scaled_decoding_shows_the_same_picture_at_every_size(trained):
 
 def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
   decoded = []
-  decode = transforms.decode
+  decode = pixels.decode
 
   def note(*arguments, **options):
     image = decode(*arguments, **options)
     decoded.append(image.shape[0])
     return image
 
-  monkeypatch.setattr(transforms, 'decode', note)
+  monkeypatch.setattr(pixels, 'decode', note)
   contract = Contract.of(trained, decode='scaled')
   for side, expected in ((256, 64), (255, 128), (140, 70), (70, 70)):
     picture = Picture(smooth_jpeg(side), contract)

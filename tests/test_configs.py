@@ -153,3 +153,16 @@ def test_a_routed_stage_needs_a_predictor(tmp_path, data_dir):
     config.model.predictor = None
   with pytest.raises(UserError, match='a routed stage needs a predictor'):
     train.train(config, str(tmp_path))
+
+
+def test_fields_that_an_older_run_did_not_have_are_filled(tmp_path):
+  """A config.json of 0.4 lacks what 0.5 added to the section of data."""
+  config = settings.plain(quickstart.get_config())
+  for field in ('max_pixels', 'keys'):
+    del config['data'][field]
+  settings.write_json(str(tmp_path / 'config.json'), config)
+  found = workdir.read_config(str(tmp_path))
+  settings.call(Data, found.data, 'config.data')
+  assert settings.plain(found) == settings.plain(quickstart.get_config())
+  with pytest.raises(UserError, match='config.data.max_pixels is missing'):
+    settings.call(Data, config['data'], 'config.data')

@@ -34,6 +34,8 @@ def data(data_dir):
     images_per_class=0,
     held_out=0,
     max_bad_images=0,
+    max_pixels=0,
+    keys=('image', 'label'),
     threads=1,
     workers=0,
   )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_sources import CLASSES, DATA, PER_CLASS, folder  # noqa: F401
 
-from drnet_jax.data import sources
+from drnet_jax.data import pixels, sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 
@@ -59,6 +59,35 @@ def test_the_next_readable_image_stands_in(data, capsys):
   for i in BAD:
     assert said.count(f'warning: {source.examples.name(i)}') == 1
   assert '3 of at most 3 unreadable images' in said
+
+
+def test_an_unreadable_image_is_decoded_once(data, monkeypatch):
+  """Not again for the reason, which comes with its batch."""
+  spoil(data)
+  spoil(data, 'val')
+  tried, decode = [], pixels.opened
+
+  def note(source, *arguments):
+    tried.append(source)
+    return decode(source, *arguments)
+
+  monkeypatch.setattr(pixels, 'opened', note)
+  source = data.open('val')
+  list(data.eval_batches(source, size_px=4, batch_size=12))
+  names = [source.examples.name(i) for i in BAD]
+  assert [tried.count(name) for name in names] == [1, 1, 1]
+  _, source = shown(data, 2)  # an epoch; 6 and 7 after 5, twice
+  names = [source.examples.name(i) for i in BAD]
+  assert all(name in tried for name in names)
+  assert source.unreadable == set(BAD)
+
+
+def test_the_reason_is_told(data, capsys):
+  spoil(data)
+  shown(data, 2)
+  said = capsys.readouterr().out.splitlines()
+  said = [line for line in said if line.startswith('warning: ')]
+  assert len(said) == 3 and all('cannot read' in line for line in said)
 
 
 def test_one_image_too_many_ends_the_run(data):

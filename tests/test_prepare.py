@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from test_sources import DATA
 
-from drnet_jax.data import sources, transforms
+from drnet_jax.data import pixels, sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from launch import prepare_imagenet
@@ -258,7 +258,7 @@ def test_tfrecord_is_converted(tmp_path):
   prepare_imagenet.main([f'--from_tfrecord={old}', f'--data_dir={new}'])
   assert sums(new) == sums(out)
   source = sources.load('mini', 'train', data_dir=str(new))
-  assert transforms.decode(source.examples[3]['image']).shape == (20, 30, 3)
+  assert pixels.decode(source.examples[3]['image']).shape == (20, 30, 3)
 
   shard = next(old.glob('*train*'))
   shard.write_bytes(shard.read_bytes()[:-500])

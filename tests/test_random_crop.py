@@ -7,8 +7,8 @@ from PIL import Image
 from test_transforms import encoded
 
 from drnet_jax.data import random_crop
+from drnet_jax.data.pixels import UnreadableImage
 from drnet_jax.data.random_crop import Codec
-from drnet_jax.data.transforms import UnreadableImage
 
 # Red tells the column of a pixel, green the row: smooth, so that JPEG keeps it.
 HEIGHT, WIDTH = 150, 200

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders and packed files as data sets."""
 
+import dataclasses
 import io
 import itertools
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import in100
-from drnet_jax.data import sources, transforms
+from drnet_jax.data import pixels, sources, transforms
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 
@@ -34,6 +35,8 @@ DATA = {
   'images_per_class': 0,
   'held_out': 0,
   'max_bad_images': 0,
+  'max_pixels': 0,
+  'keys': ('image', 'label'),
   'threads': 1,
   'workers': 0,
 }
@@ -47,7 +50,7 @@ def picture(label, i) -> bytes:
 
 
 def shade(example) -> int:
-  return int(transforms.decode(example['image'])[0, 0, 0])
+  return int(pixels.decode(example['image'])[0, 0, 0])
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def test_packed_file_of_some_classes(packed, tmp_path):
   assert source.class_names == ('cat',)
   assert [e['label'] for e in source.examples] == [0]
   path.write_text('crane\n')
-  with pytest.raises(UserError, match='does not have once: crane'):
+  with pytest.raises(UserError, match='or has duplicates of: crane'):
     sources.load('packed', 'val', data_dir=packed, classes=str(path))
 
 
@@ -155,6 +158,50 @@ def test_what_is_not_there_is_named(folder, arguments, message):
   given = {'name': 'folder', 'split': 'train', 'data_dir': folder}
   with pytest.raises(UserError, match=message):
     sources.load(**given | arguments)
+
+
+@pytest.mark.parametrize('dtype', ['U', 'S'])
+def test_packed_names_in_any_writing_and_an_empty_image(tmp_path, dtype):
+  """The empty image is one that cannot be read, and is counted."""
+  names = ['café', 'thé', '茶']
+  if dtype == 'S':
+    names = [name.encode() for name in names[:2]] + ['thé'.encode('latin-1')]
+  path, image = str(tmp_path / 'images.npz'), picture(0, 3)
+  np.savez(
+    path,
+    data=np.frombuffer(image, np.uint8),
+    offsets=[0, 0, len(image)],
+    label=[0, 1],
+    split=[0, 0],
+    class_name=np.array(names),
+  )
+  source = sources.load('packed', 'train', data_dir=path)
+  expected = ('café', 'thé', '茶' if dtype == 'U' else 'thé')
+  assert source.class_names == expected
+  data = Data(**DATA | {'name': 'packed', 'data_dir': path})
+  data = dataclasses.replace(data, train_split='train', max_bad_images=1)
+  batch = next(
+    data.train_batches(source, size_px=4, batch_size=2, seed=0, start_step=0)
+  )
+  assert batch['label'].tolist() == [1, 1] and source.unreadable == {0}
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    'thé\ncafé\n'.encode(),
+    'thé\r\ncafé'.encode('utf-8-sig'),
+    'thé\r\n\r\n café \r\n'.encode('utf-16'),
+    'thé\ncafé\n'.encode('utf-16-le'),
+    'thé\ncafé\n'.encode('utf-16-be'),
+    'thé\r\ncafé\r\n'.encode('latin-1'),
+    'thé\rcafé'.encode('cp1252'),
+  ],
+)
+def test_lists_of_classes_in_any_encoding(tmp_path, data):
+  path = tmp_path / 'classes.txt'
+  path.write_bytes(data)
+  assert sources.read_classes(str(path)) == ('thé', 'café')
 
 
 def test_wrong_splits_and_arrays_of_a_packed_file(packed, tmp_path):
@@ -216,12 +263,6 @@ def test_a_crop_larger_than_the_image_is_resized_to(folder):
   data = Data(**DATA | {'data_dir': folder, 'resize_px': 16})
   with pytest.raises(UserError, match='resize_px = 16 is less than'):
     data.eval_image(data.open('val').examples[0]['image'], 64)
-
-
-def test_an_empty_class_is_named(folder, tmp_path):
-  (tmp_path / 'train' / 'eel').mkdir()
-  with pytest.raises(UserError, match='eel holds no image'):
-    sources.load('folder', 'train', data_dir=folder)
 
 
 def test_our_hundred_classes_of_imagenet():

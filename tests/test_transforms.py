@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drnet_jax.data import transforms
+from drnet_jax.data import pixels, transforms
 from drnet_jax.errors import UserError
 
 RAMP = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
@@ -20,33 +20,33 @@ def encoded(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
 
 
 def test_grey_becomes_three_equal_channels():
-  rgb = transforms.decode(encoded(Image.fromarray(RAMP)))
+  rgb = pixels.decode(encoded(Image.fromarray(RAMP)))
   assert (rgb == RAMP[..., None]).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
   deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
-  assert (transforms.decode(encoded(deep)) == RAMP[..., None]).all()
+  assert (pixels.decode(encoded(deep)) == RAMP[..., None]).all()
 
 
 @pytest.mark.parametrize('mode', ['RGBA', 'LA'])
 def test_transparency_shows_white(mode):
   image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
-  assert (transforms.decode(encoded(image)) == 255).all()
+  assert (pixels.decode(encoded(image)) == 255).all()
 
 
 def test_palette_with_transparency():
   image = Image.new('P', (4, 4), 1)
   image.putpalette([255, 0, 0, 0, 255, 0])
-  assert (transforms.decode(encoded(image)) == [0, 255, 0]).all()
-  assert (transforms.decode(encoded(image, transparency=1)) == 255).all()
+  assert (pixels.decode(encoded(image)) == [0, 255, 0]).all()
+  assert (pixels.decode(encoded(image, transparency=1)) == 255).all()
 
 
 def test_exif_rotation_is_applied():
   image = Image.fromarray(np.repeat(RAMP[..., None], 3, -1))
   exif = Image.Exif()
   exif[0x0112] = 6  # stored lying on its side
-  assert transforms.decode(encoded(image, 'JPEG', exif=exif)).shape == (
+  assert pixels.decode(encoded(image, 'JPEG', exif=exif)).shape == (
     40,
     30,
     3,
@@ -55,10 +55,10 @@ def test_exif_rotation_is_applied():
 
 def test_cmyk_and_animations():
   cmyk = Image.new('CMYK', (5, 6))
-  assert transforms.decode(encoded(cmyk, 'JPEG')).shape == (6, 5, 3)
+  assert pixels.decode(encoded(cmyk, 'JPEG')).shape == (6, 5, 3)
   frames = [Image.new('RGB', (4, 4), c) for c in ('red', 'blue')]
   moving = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  assert (transforms.decode(moving) == [255, 0, 0]).all()
+  assert (pixels.decode(moving) == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize('keep', [0, 10, 200])
@@ -66,12 +66,12 @@ def test_truncated_files_are_refused(keep):
   noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
   whole = encoded(Image.fromarray(noise))
   with pytest.raises(UserError, match='cannot read'):
-    transforms.decode(whole[:keep])
+    pixels.decode(whole[:keep])
 
 
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(UserError, match='nothing.png'):
-    transforms.decode(str(tmp_path / 'nothing.png'))
+    pixels.decode(str(tmp_path / 'nothing.png'))
 
 
 def test_center_crop_takes_the_middle():

@@ -108,14 +108,14 @@ def random_images(size_px: int) -> np.ndarray:
 
 def real_images(size_px: int, mean, std) -> np.ndarray:
   """Photographs squashed to a square and normalised, float32."""
-  from drnet_jax.data import sources, transforms
+  from drnet_jax.data import pixels, sources, transforms
 
   path = str(DATA / 'imagenet_val1300_227.npz')
   source = sources.load('packed', f'val[:{REAL_IMAGES}]', data_dir=path)
   images = np.stack(
     [
       transforms.resize(
-        transforms.decode(source.examples[i]['image']), size_px, size_px
+        pixels.decode(source.examples[i]['image']), size_px, size_px
       )
       for i in range(REAL_IMAGES)
     ]

@@ -139,6 +139,8 @@ def _data(name: str, data_dir: str) -> Data:
     images_per_class=0,
     held_out=0,
     max_bad_images=0,
+    max_pixels=0,
+    keys=('image', 'label'),
     threads=1,
     workers=0,
   )

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets that are folders of images, `<root>/<split>/<class>/*.jpg`."""
+"""Data sets that are folders of images, `<root>/<split>/<class>/**/*.jpg`."""
 
+import collections
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
-from PIL import Image
-
-from drnet_jax.data import selection
+from drnet_jax import terminal
+from drnet_jax.data import pixels, selection
 from drnet_jax.errors import UserError
+
+_HIDDEN, _BROKEN = 'hidden', 'broken links'
+_TWICE, _CLOSED = 'links to folders read before', 'folders that cannot be read'
+_EMPTY = 'classes without an image'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,9 @@ def load(
 ) -> tuple[Files, tuple[str, ...]]:
   """Returns the examples of a split and the names of its classes.
 
+  A class is a folder with an image in it. What else lies there is counted, in
+  one line for a split and process.
+
   Args:
     root: the folder that holds the splits.
     split: name of a subfolder.
@@ -47,26 +55,93 @@ def load(
   if split not in splits:
     raise UserError(f'{root} has no split {split!r}, only {", ".join(splits)}')
   path = os.path.join(root, split)
-  names, _ = selection.classes(_folders(path, 'classes'), kept, path)
-  endings = tuple(Image.registered_extensions())
+  left_out: collections.Counter[str] = collections.Counter()
+  files = {}
+  for name in _folders(path, 'classes'):
+    if not kept or name in kept:
+      files[name] = images(os.path.join(path, name), left_out)
+      left_out[_EMPTY] += not files[name]
+  _say_once(path, describe(left_out))
+  found = [name for name, of_class in files.items() if of_class]
+  if not found:
+    raise UserError(f'{path} holds no image; {describe(left_out)}')
+  names, _ = selection.classes(found, kept, path)
   paths, labels = [], []
   for label, name in enumerate(names):
-    files = sorted(
-      entry.path
-      for entry in os.scandir(os.path.join(path, name))
-      if entry.name.lower().endswith(endings)
-    )
-    if not files:
-      raise UserError(f'{os.path.join(path, name)} holds no image')
-    for i in selection.drawn(len(files), images_per_class, label):
-      paths.append(files[i])
+    for i in selection.drawn(len(files[name]), images_per_class, label):
+      paths.append(files[name][i])
       labels.append(label)
   return Files(tuple(paths), tuple(labels)), names
 
 
 def class_names(root: str, split: str) -> tuple[str, ...]:
   """Names of the classes of a split."""
-  return tuple(_folders(os.path.join(root, split), 'classes'))
+  path, ignored = os.path.join(root, split), collections.Counter()
+  return tuple(
+    name
+    for name in _folders(path, 'classes')
+    if any(_walk(os.path.join(path, name), ignored))
+  )
+
+
+def images(path: str, left_out: collections.Counter) -> list[str]:
+  """Paths of all images in a folder and the folders in it, sorted.
+
+  Links are followed, to a folder once. By its ending a file counts as an image
+  or not; one whose name begins with a dot does not.
+
+  Args:
+    path: the folder.
+    left_out: what else is there is counted here, see `describe`.
+  """
+  return sorted(_walk(path, left_out))
+
+
+def describe(left_out: collections.Counter) -> str:
+  """'left out: 3 .heic, 2 hidden'; '' for nothing."""
+  counts = [f'{n} {what}' for what, n in left_out.most_common() if n]
+  return 'left out: ' + ', '.join(counts) if counts else ''
+
+
+def _walk(top: str, left_out: collections.Counter) -> Iterator[str]:
+  waiting, seen = [top], set()
+  while waiting:
+    folder = waiting.pop()
+    try:
+      status = os.stat(folder)
+      entries = list(os.scandir(folder))
+    except OSError:
+      left_out[_CLOSED] += 1
+      continue
+    if (status.st_dev, status.st_ino) in seen:
+      left_out[_TWICE] += 1
+      continue
+    seen.add((status.st_dev, status.st_ino))
+    for entry in entries:
+      ending = os.path.splitext(entry.name)[1].lower()
+      if entry.name.startswith('.') or entry.name == '__MACOSX':
+        left_out[_HIDDEN] += 1
+      elif _is(entry, 'dir'):
+        waiting.append(entry.path)
+      elif not _is(entry, 'file'):
+        left_out[_BROKEN if entry.is_symlink() else 'no files'] += 1
+      elif ending in pixels.endings():
+        yield entry.path
+      else:
+        left_out[ending or 'without an ending'] += 1
+
+
+def _is(entry: os.DirEntry, kind: str) -> bool:
+  try:
+    return getattr(entry, f'is_{kind}')()
+  except OSError:  # a link that leads to itself
+    return False
+
+
+@functools.cache
+def _say_once(path: str, line: str) -> None:
+  if line:
+    terminal.say(f'{path}: {line}')
 
 
 def _folders(path: str, what: str) -> list[str]:
@@ -74,7 +149,7 @@ def _folders(path: str, what: str) -> list[str]:
     found = sorted(
       entry.name
       for entry in os.scandir(path or '.')
-      if entry.is_dir() and not entry.name.startswith('.')
+      if _is(entry, 'dir') and not entry.name.startswith('.')
     )
   except OSError as error:
     raise UserError(f'config.data.data_dir: {error}') from error

@@ -2,8 +2,9 @@
 """Data sets packed into one .npz file of encoded images.
 
 Its arrays: 'data' uint8, the files one after the other; 'offsets' [N + 1],
-where each begins and the last ends; 'label' [N]; 'class_name' [K], bytes, in
-label order; 'split' [N], 0 for train and 1 for val: without it, all are val.
+where each begins and the last ends; 'label' [N]; 'class_name' [K], text or
+bytes, in label order; 'split' [N], 0 for train and 1 for val: without it, all
+are val.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tensorflow_datasets as tfds
 
-from drnet_jax.data import selection
+from drnet_jax.data import selection, text
 from drnet_jax.errors import UserError
 
 _SPLITS = ('train', 'val')
@@ -126,7 +127,7 @@ def _check(file: Mapping[str, np.ndarray], path: str) -> None:
       f'packed file {path}: {len(label)} labels need as many splits and one '
       f'offset more, not {len(offsets)}'
     )
-  if (np.diff(offsets) <= 0).any() or not (
+  if (np.diff(offsets) < 0).any() or not (
     0 <= offsets[0] and offsets[-1] <= len(file['data'])
   ):
     raise UserError(f'packed file {path}: offsets do not ascend within data')
@@ -138,7 +139,11 @@ def _check(file: Mapping[str, np.ndarray], path: str) -> None:
 
 
 def _names(file: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-  return tuple(np.char.decode(file['class_name'].astype(bytes)).tolist())
+  names = file['class_name'].tolist()
+  return tuple(
+    text.decoded(name) if isinstance(name, bytes) else str(name)
+    for name in names
+  )
 
 
 def _rows_of_split(

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from drnet_jax.data import (
+  pixels,
   rand_augment,
   random_crop,
   scaled_digits,
@@ -24,33 +25,36 @@ from drnet_jax.data import (
   sources,
   transforms,
 )
-from drnet_jax.data.transforms import UnreadableImage
+from drnet_jax.data.pixels import UnreadableImage
 from drnet_jax.errors import UserError
 
 Example = dict[str, Any]
 HELD_OUT = 'held_out'
 
 _BUFFERED = 4  # batches ahead, of each process that makes them
+_BETWEEN = '\0'  # reasons why images cannot be read
 
 
 def _compose(
-  example: Example, rng: np.random.Generator, size_px: int
+  example: Example, rng: np.random.Generator, size_px: int, max_pixels: int
 ) -> Example:
-  decoded = {'image': transforms.decode(example['image'])}
-  return scaled_digits.compose_example(example | decoded, rng, size_px)
+  image = pixels.decode(example['image'], max_pixels=max_pixels)
+  return scaled_digits.compose_example(example | {'image': image}, rng, size_px)
 
 
 def _crop_for_training(
-  example: Example, rng: np.random.Generator, size_px: int
+  example: Example, rng: np.random.Generator, size_px: int, max_pixels: int
 ) -> Example:
-  image = random_crop.random_resized_crop(example['image'], size_px, rng)
+  image = random_crop.random_resized_crop(
+    example['image'], size_px, rng, max_pixels=max_pixels
+  )
   return example | {'image': image}
 
 
 def _shift_for_training(
-  example: Example, rng: np.random.Generator, size_px: int
+  example: Example, rng: np.random.Generator, size_px: int, max_pixels: int
 ) -> Example:
-  image = transforms.decode(example['image'])
+  image = pixels.decode(example['image'], max_pixels=max_pixels)
   image = transforms.random_shift(image, size_px, rng)
   return example | {'image': image}
 
@@ -86,6 +90,9 @@ class Data:
       fixed seed; they are the split 'held_out'.
     max_bad_images: unreadable images to do without, in each split and process;
       one more ends the run.
+    max_pixels: the most that an image may have, see `pixels.opened`; 0 for the
+      usual.
+    keys: of TFDS's features, those with the image and with its label.
     threads: that read and decode ahead, in each process that does.
     workers: processes that read and decode ahead; 0 for threads of this one.
   """
@@ -107,6 +114,8 @@ class Data:
   images_per_class: int
   held_out: int
   max_bad_images: int
+  max_pixels: int
+  keys: Sequence[str]
   threads: int
   workers: int
 
@@ -123,6 +132,11 @@ class Data:
       )
     if not 0 <= self.flip <= 1:
       raise UserError(f'config.data.flip = {self.flip} is no share of images')
+    if len(self.keys) != 2:
+      raise UserError(
+        f"config.data.keys = {tuple(self.keys)} should be the names of TFDS's "
+        "features with image and label, for instance ('image', 'label')"
+      )
     if self.rand_augment:
       rand_augment.check(self.rand_augment, 'config.data.rand_augment')
     for field in (
@@ -133,6 +147,7 @@ class Data:
       'images_per_class',
       'held_out',
       'max_bad_images',
+      'max_pixels',
       'threads',
       'workers',
     ):
@@ -150,6 +165,7 @@ class Data:
       data_dir=self.data_dir,
       classes=self.classes,
       images_per_class=self.images_per_class if is_train else 0,
+      keys=self.keys,
     )
     ours, theirs = self.class_names(), source.class_names
     if ours != theirs:
@@ -181,6 +197,7 @@ class Data:
       self.train_split,
       data_dir=self.data_dir,
       classes=self.classes,
+      keys=self.keys,
     )
 
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
@@ -222,7 +239,7 @@ class Data:
 
     def prepare(i: int, rng: np.random.Generator) -> Example:
       def augment(example: Example) -> Example:
-        example = augmentation(example, rng, size_px)
+        example = augmentation(example, rng, size_px, self.max_pixels)
         if self.rand_augment:
           image = rand_augment.apply(example['image'], rng, *self.rand_augment)
           example['image'] = image
@@ -234,10 +251,11 @@ class Data:
     data = data.repeat().random_map(prepare)
     data = data.batch(batch_size // num_processes, batch_fn=_stack)
     for batch in self._read(data[process::num_processes][start_step:]):
-      first, skipped = batch.pop('first'), batch.pop('skipped')
-      for row in np.flatnonzero(skipped):
-        for i in range(first[row], first[row] + skipped[row]):
-          self._note_unreadable(source, i % len(examples))
+      first, unreadable = batch.pop('first'), batch.pop('unreadable')
+      for row in np.flatnonzero(unreadable != ''):
+        for k, reason in enumerate(unreadable[row].split(_BETWEEN)):
+          i = (first[row] + k) % len(examples)
+          source.note_unreadable(i, reason, self.max_bad_images)
       yield batch
 
   def eval_batches(
@@ -274,23 +292,27 @@ class Data:
     def prepare(i: int) -> Example:
       try:
         if i < len(examples):
-          return show(examples[i]) | {'index': i, 'valid': True}
-      except UnreadableImage:
-        pass
+          found = {'index': i, 'valid': True, 'unreadable': ''}
+          return show(examples[i]) | found
+        reason = ''
+      except UnreadableImage as error:
+        reason = str(error)
       if not blank:
         whole = self._first_readable(examples, 0, show)
         blank.update({k: np.zeros_like(v) for k, v in whole.items()})
-        del blank['first'], blank['skipped']
+        del blank['first']
       index = i if i < len(examples) else -1
-      return blank | {'index': index, 'valid': False}
+      return blank | {'index': index, 'valid': False, 'unreadable': reason}
 
     padded = math.ceil(len(examples) / batch_size) * batch_size
     data = grain.MapDataset.range(padded).map(prepare)
     data = data.batch(batch_size // num_processes, batch_fn=_stack)
     data = data[process::num_processes]
     for batch in self._read(data):
-      for i in batch['index'][~batch['valid'] & (batch['index'] >= 0)]:
-        self._note_unreadable(source, int(i))
+      unreadable = batch.pop('unreadable')
+      for row in np.flatnonzero(unreadable != ''):
+        i, reason = int(batch['index'][row]), str(unreadable[row])
+        source.note_unreadable(i, reason, self.max_bad_images)
       yield batch
 
   def eval_image(self, encoded: bytes | str, size_px: int) -> np.ndarray:
@@ -305,7 +327,7 @@ class Data:
         f'config.model.image_px = {size_px}'
       )
     return transforms.center_crop(
-      transforms.decode(encoded),
+      pixels.decode(encoded, max_pixels=self.max_pixels),
       size_px,
       resize_px=self.resize_px or size_px,
       keep_aspect=self.keep_aspect,
@@ -332,26 +354,20 @@ class Data:
     """`prepare` of example i, or of the next that can be read.
 
     Returns:
-      The example, with i as 'first' and, as 'skipped', how many from there on
-      cannot be read.
+      The example, with i as 'first' and, as 'unreadable', what is wrong with
+      those from there on that cannot be read.
     """
-    for skipped in range(self.max_bad_images + 1):
-      j = (i + skipped) % len(examples)
+    reasons = []
+    while len(reasons) <= self.max_bad_images:
+      j = (i + len(reasons)) % len(examples)
       try:
-        return prepare(examples[j]) | {'first': i, 'skipped': skipped}
+        found = {'first': i, 'unreadable': _BETWEEN.join(reasons)}
+        return prepare(examples[j]) | found
       except UnreadableImage as error:
-        failure = error
+        reasons.append(str(error))
     raise sources.too_many_unreadable(
-      f'{examples.name(j)}: {failure}', self.max_bad_images
+      f'{examples.name(j)}: {reasons[-1]}', self.max_bad_images
     )
-
-  def _note_unreadable(self, source: sources.Source, i: int) -> None:
-    try:
-      transforms.decode(source.examples[i]['image'])
-      reason = 'could not be read'
-    except UnreadableImage as error:
-      reason = str(error)
-    source.note_unreadable(i, reason, self.max_bad_images)
 
 
 def _stack(examples: Sequence[Example]) -> Example:

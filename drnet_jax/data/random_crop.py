@@ -18,11 +18,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from drnet_jax.data import transforms
+from drnet_jax.data import pixels, transforms
 
-_ORIENTATION = 0x0112  # EXIF's tag
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -44,6 +43,8 @@ def random_resized_crop(
   size_px: int,
   rng: np.random.Generator,
   codec: Codec | None = None,
+  *,
+  max_pixels: int = 0,
 ) -> np.ndarray:
   """Cuts 8 to 100 % of the area at an aspect of 3/4 to 4/3, and resizes it.
 
@@ -52,6 +53,7 @@ def random_resized_crop(
     size_px: side of the result.
     rng: draws the crop.
     codec: by default the fastest there is.
+    max_pixels: see `pixels.opened`.
 
   Returns:
     uint8 [size_px, size_px, 3].
@@ -60,24 +62,25 @@ def random_resized_crop(
     UnreadableImage: no image, or a truncated one.
   """
   codec = codec or fastest()
-  with transforms.opened(source) as image:
-    if not _is_plain_jpeg(image):
-      whole = transforms.to_rgb(ImageOps.exif_transpose(image))
-      height, width = whole.shape[:2]
-      return _resized(whole, _draw_box(width, height, rng), size_px, codec)
-    width, height = image.size
-    box = _draw_box(width, height, rng)
-    # A power of two, at which decoders skip coefficients.
-    needed_px = transforms.DECODE_MARGIN * size_px
-    spare = min(box[2] - box[0], box[3] - box[1]) // needed_px
-    shrink = next(k for k in (8, 4, 2, 1) if k <= max(spare, 1))
-    pixels = codec.decode(image, shrink)
-    if shrink > 1:
-      # An odd side is rounded up.
-      across = math.ceil(width / shrink) / width
-      down = math.ceil(height / shrink) / height
-      box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    return _resized(pixels, box, size_px, codec)
+  with pixels.opened(source, max_pixels) as image:
+    if _is_plain_jpeg(image):
+      width, height = image.size
+      box = _draw_box(width, height, rng)
+      needed_px = transforms.DECODE_MARGIN * size_px
+      spare = min(box[2] - box[0], box[3] - box[1]) // needed_px
+      part = pixels.fraction(image, spare, max_pixels)
+      decoded = codec.decode(image, part)
+      if part > 1:
+        # An odd side is rounded up.
+        across = math.ceil(width / part) / width
+        down = math.ceil(height / part) / height
+        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+      return _resized(decoded, box, size_px, codec)
+    pixels.shrink(image, pixels.fraction(image, 1, max_pixels))
+    decoded = pixels.to_rgb(image)
+    del image  # with its own copy of the pixels
+  height, width = decoded.shape[:2]
+  return _resized(decoded, _draw_box(width, height, rng), size_px, codec)
 
 
 @functools.cache
@@ -103,8 +106,7 @@ def optional(name: str):
 
 def with_pillow(image: Image.Image, shrink: int) -> Image.Image:
   """See `Codec.decode`."""
-  if shrink > 1:
-    image.draft('RGB', (image.width // shrink, image.height // shrink))
+  pixels.shrink(image, shrink)
   return image.convert('RGB')
 
 
@@ -117,7 +119,7 @@ def with_turbo(image: Image.Image, shrink: int) -> Image.Image | np.ndarray:
   image.fp.seek(0)
   try:
     return optional('simplejpeg').decode_jpeg(image.fp.read(), 'RGB', **least)
-  except ValueError:
+  except Exception:
     # Pillow forgives more. What it refuses is unreadable.
     return with_pillow(image, shrink)
 
@@ -132,7 +134,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
   return (
     image.format == 'JPEG'
     and image.mode in ('L', 'RGB')
-    and ('exif' not in image.info or image.getexif().get(_ORIENTATION, 1) == 1)
+    and pixels.orientation(image) not in range(2, 9)
   )
 
 
@@ -151,15 +153,15 @@ def _draw_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 def _resized(
-  pixels: Image.Image | np.ndarray, box: Box, size_px: int, codec: Codec
+  decoded: Image.Image | np.ndarray, box: Box, size_px: int, codec: Codec
 ) -> np.ndarray:
   """A box bilinearly resized, with a low-pass before shrinking."""
   left, top = math.floor(box[0]), math.floor(box[1])
   right, bottom = math.ceil(box[2]), math.ceil(box[3])
-  if isinstance(pixels, np.ndarray):
-    part = pixels[top:bottom, left:right]
+  if isinstance(decoded, np.ndarray):
+    part = decoded[top:bottom, left:right]
   else:
-    part = pixels.crop((left, top, right, bottom))
+    part = decoded.crop((left, top, right, bottom))
   is_whole = (left, top, right, bottom) == box
   if codec.enlarge and is_whole and max(right - left, bottom - top) <= size_px:
     return codec.enlarge(np.asarray(part), size_px)

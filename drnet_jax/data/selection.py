@@ -29,7 +29,9 @@ def classes(
   if not kept:
     return tuple(found), np.arange(len(found))
   if wrong := sorted(name for name in kept if found.count(name) != 1):
-    raise UserError(f'{where} does not have once: {", ".join(wrong)}')
+    raise UserError(
+      f'{where} is missing, or has duplicates of: {", ".join(wrong)}'
+    )
   return tuple(kept), np.array([found.index(name) for name in kept])
 
 

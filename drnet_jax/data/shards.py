@@ -4,13 +4,16 @@
 import bisect
 import concurrent.futures
 import itertools
+import math
 import os
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from drnet_jax.data.transforms import UnreadableImage
+from drnet_jax.data.pixels import UnreadableImage
 from drnet_jax.errors import UserError
 
 _THREADS = 16  # that open shards; they may lie on a remote disk
@@ -19,17 +22,38 @@ _THREADS = 16  # that open shards; they may lie on a remote disk
 class Shards:
   """Examples of a split: {'image': the encoded file, 'label': index, ...}.
 
+  Of the other features those that are one number are there, too.
+
   Args:
     builder: of a data set that is prepared.
     split: as in TFDS, slices too.
+    keys: of the features that are image and label; the first may be '', for
+      labels alone.
+    num_classes: above all labels; None for not known yet.
 
   Raises:
     UserError: a shard cannot be read, or is not the one that was prepared.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+  def __init__(
+    self,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    keys: Sequence[str],
+    num_classes: int | None,
+  ):
+    self._image, self._label = keys
+    self._num_classes = num_classes
+    self._features = tfds.features.FeaturesDict(
+      {
+        name: feature
+        for name, feature in builder.info.features.items()
+        if name in keys or (self._image and is_number(feature))
+      }
+    )
     self._examples = builder.as_data_source(
-      split=split, decoders={'image': tfds.decode.SkipDecoding()}
+      split=split,
+      deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
     )
     self._parts = builder.info.splits[split].file_instructions
     self._ends = list(itertools.accumulate(part.take for part in self._parts))
@@ -42,9 +66,19 @@ class Shards:
 
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
     try:
-      return self._examples[i]
+      record = self._examples[i]
     except RuntimeError as error:  # what the reader raises for damaged data
       raise UnreadableImage(f'cannot read the record: {error}') from error
+    decoders = {self._image: tfds.decode.SkipDecoding()} if self._image else {}
+    example = self._features.deserialize_example_np(record, decoders=decoders)
+    label = example.pop(self._label)
+    if not 0 <= label < (self._num_classes or math.inf):
+      raise UserError(
+        f'label {label} of {self.name(i)} is none of the '
+        f'{self._num_classes or ""} classes; see config.data.keys'
+      )
+    image = example.pop(self._image, b'')
+    return example | {'image': image, 'label': label}
 
   def name(self, i: int) -> str:
     """Where an example lies: file and record."""
@@ -52,6 +86,13 @@ class Shards:
     begin = self._ends[part] - self._parts[part].take
     record = i - begin + self._parts[part].skip
     return f'{os.fspath(self._parts[part].filename)}, record {record}'
+
+
+def is_number(
+  feature: tfds.features.FeatureConnector, kinds: str = 'iuf'
+) -> bool:
+  """Whether a feature is one number, of these kinds, for each example."""
+  return feature.shape == () and np.dtype(feature.np_dtype).kind in kinds
 
 
 def _check(part) -> None:

@@ -6,15 +6,17 @@ Three kinds, by `name`: a TFDS name; 'folder', images in `<split>/<class>/`; and
 """
 
 import dataclasses
+import functools
 import importlib.resources
 import sys
+from collections.abc import Sequence
 from typing import Any, Protocol, SupportsIndex
 
 import tensorflow_datasets as tfds
 
 from drnet_jax import terminal
-from drnet_jax.data import folder, packed
-from drnet_jax.data.shards import Shards
+from drnet_jax.data import folder, packed, text
+from drnet_jax.data.shards import Shards, is_number
 from drnet_jax.errors import UserError
 
 # Lists of classes that come with us. The paper's 100 of ImageNet are not
@@ -74,7 +76,7 @@ class Source:
 def too_many_unreadable(last: str, most: int) -> UserError:
   """The error that ends a run whose images cannot be read."""
   return UserError(
-    f'{last}. That is one unreadable image too many: '
+    f'{last}. There are more unreadable images than are allowed: '
     f'config.data.max_bad_images = {most}. Repair the data, or allow more.'
   )
 
@@ -86,6 +88,7 @@ def load(
   data_dir: str,
   classes: str = '',
   images_per_class: int = 0,
+  keys: Sequence[str] = ('image', 'label'),
 ) -> Source:
   """Opens a split of a data set, preparing it where that needs no more.
 
@@ -100,9 +103,11 @@ def load(
       folder that holds the splits; the packed file.
     classes: a file with the names of the classes to keep, one on each line, in
       label order, or 'imagenet100', a hundred of ImageNet's drawn by us; '' for
-      all. Not for TFDS.
+      all. Of TFDS only for labels without names, as these.
     images_per_class: keep so many of each class, drawn with a fixed seed; 0
       for all. Not for TFDS.
+    keys: of TFDS's features that are image and label: classes, or integers from
+      0. Without a list of classes the largest is looked up in all splits.
 
   Raises:
     UserError: unknown name or split, or a data set that cannot be prepared.
@@ -112,42 +117,53 @@ def load(
     return Source(*folder.load(data_dir, split, kept, images_per_class))
   if name == 'packed':
     return Source(*packed.load(data_dir, split, kept, images_per_class))
-  if kept or images_per_class:
+  builder = _tfds_builder(name, data_dir)
+  names = _names_of(builder, keys)
+  if (kept and names) or images_per_class:
     raise UserError(
       "config.data.classes and images_per_class need name = 'folder' or "
       f"'packed', not {name!r}"
     )
-  builder = _tfds_builder(name, data_dir)
+  _prepare(builder)
+  names = names or kept or _numbers(name, data_dir, keys[1])
+  try:
+    return Source(Shards(builder, split, keys, len(names)), names)
+  except ValueError as error:
+    raise UserError(f'split {split!r} of {name!r}: {error}') from error
+
+
+def _prepare(builder: tfds.core.DatasetBuilder) -> None:
   try:
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
     builder.download_and_prepare()
-    examples = Shards(builder, split)
   # What TFDS raises where files of a kind it cannot read without TensorFlow lie
   # there, where downloads by hand are missing, and where it cannot write.
   except (NotImplementedError, AssertionError, OSError) as error:
     raise UserError(
-      f'data set {name!r} is not prepared as ArrayRecord in '
+      f'data set {builder.name!r} is not prepared as ArrayRecord in '
       f'{builder.data_path}, and cannot be from here: {error}. For ImageNet, '
       'or TFRecord files of any data set, see launch/prepare_imagenet.py; '
       'images in <split>/<class>/ can be used as they are: '
       'config.data.name=folder'
     ) from error
-  except ValueError as error:
-    raise UserError(f'split {split!r} of {name!r}: {error}') from error
-  return Source(examples, tuple(builder.info.features['label'].names))
 
 
 def class_names(
-  name: str, split: str, *, data_dir: str, classes: str
+  name: str,
+  split: str,
+  *,
+  data_dir: str,
+  classes: str,
+  keys: Sequence[str] = ('image', 'label'),
 ) -> tuple[str, ...]:
-  """Names of the classes; of a TFDS data set without having it.
+  """Names of the classes; of a TFDS data set that has names without having it.
 
   Args:
     name: see `load`.
     split: of a folder, whose classes count; else unused.
     data_dir: see `load`.
-    classes: see `load`.
+    classes, keys: see `load`.
 
   Raises:
     UserError: unknown name, or a folder or file that is not there.
@@ -158,7 +174,46 @@ def class_names(
     return folder.class_names(data_dir, split)
   if name == 'packed':
     return packed.class_names(data_dir)
-  return tuple(_tfds_builder(name, data_dir).info.features['label'].names)
+  names = _names_of(_tfds_builder(name, data_dir), keys)
+  return names or _numbers(name, data_dir, keys[1])
+
+
+def _names_of(
+  builder: tfds.core.DatasetBuilder, keys: Sequence[str]
+) -> tuple[str, ...]:
+  """Names of the classes; () where labels are integers.
+
+  Raises:
+    UserError: the features of these names are not an image and a label.
+  """
+  image, label = keys
+  kinds = {
+    'an image': (image, lambda x: isinstance(x, tfds.features.Image)),
+    'a class or an integer': (label, lambda x: is_number(x, 'iu')),
+  }
+  features = builder.info.features
+  for what, (key, fits) in kinds.items():
+    if key not in features or not fits(features[key]):
+      fitting = [name for name in features if fits(features[name])]
+      raise UserError(
+        f'config.data.keys = {tuple(keys)}: {key!r} of the data set '
+        f'{builder.name!r} is not {what}; of its features '
+        f'{", ".join(fitting) or "none"} would be'
+      )
+  return tuple(getattr(features[label], 'names', None) or ())
+
+
+@functools.cache
+def _numbers(name: str, data_dir: str, key: str) -> tuple[str, ...]:
+  """'0', '1', ... up to the largest integer that is a label."""
+  builder = _tfds_builder(name, data_dir)
+  _prepare(builder)
+  largest = 0
+  for split in builder.info.splits:
+    labels = Shards(builder, split, ('', key), num_classes=None)
+    found = (int(labels[i]['label']) for i in range(len(labels)))
+    largest = max(largest, *found)
+  return tuple(map(str, range(largest + 1)))
 
 
 def _tfds_builder(name: str, data_dir: str):
@@ -182,8 +237,7 @@ def read_classes(name: str) -> tuple[str, ...]:
   if name in _LISTS:
     path = importlib.resources.files('drnet_jax.data') / f'{name}.txt'
   try:
-    with open(path) as file:
-      names = tuple(line.strip() for line in file if line.strip())
+    names = text.lines(path)
   except OSError as error:
     raise UserError(f'config.data.classes cannot be read: {error}') from error
   if len(set(names)) != len(names):

@@ -1,96 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to one image on the host: decoding and cropping, no more.
+"""What happens to the pixels of one image on the host: crops, no more.
 
 Flips, normalisation and every resize to a candidate size run on the device.
 """
 
-import contextlib
-import io
-from collections.abc import Iterator
-
 import numpy as np
-from PIL import Image, ImageOps
-
-from drnet_jax.errors import UserError
+from PIL import Image
 
 # A JPEG that is decoded at a part of its size keeps at least so many times the
 # pixels, each way, that it is resized to. Decoders shrink more sharply than a
 # resize: without a margin a ResNet-50 loses five points at 112 px
 # (results/inference.md).
 DECODE_MARGIN = 2
-
-
-class UnreadableImage(UserError):
-  """One image that cannot be read, where others may."""
-
-
-def decode(source: bytes | str, *, least_px: int | None = None) -> np.ndarray:
-  """Reads an image file as 8-bit RGB, the right way up.
-
-  Grey becomes three equal channels, 16 bits become 8, transparency shows
-  white, of an animation the first frame counts, EXIF rotation is applied.
-
-  Args:
-    source: the file's bytes, or its path.
-    least_px: where given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-      (fewer coefficients of its cosine transform) as long as its short side
-      keeps this many pixels.
-
-  Returns:
-    uint8 [H, W, 3].
-
-  Raises:
-    UnreadableImage: no image, or a truncated one.
-  """
-  with opened(source) as image:
-    if least_px:
-      image.draft(None, (least_px, least_px))
-    return to_rgb(ImageOps.exif_transpose(image))
-
-
-@contextlib.contextmanager
-def opened(source: bytes | str) -> Iterator[Image.Image]:
-  """Opens an image file, whose pixels are not decoded yet.
-
-  Raises:
-    UnreadableImage: what goes wrong within the context, too.
-  """
-  name = source if isinstance(source, str) else f'{len(source)} bytes'
-  try:
-    with Image.open(
-      source if isinstance(source, str) else io.BytesIO(source)
-    ) as image:
-      if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(
-          f'{image.width} x {image.height} pixels, more than '
-          f'{Image.MAX_IMAGE_PIXELS}'
-        )
-      yield image
-  except Image.UnidentifiedImageError as error:
-    # Pillow's own message shows the address of a buffer.
-    raise UnreadableImage(
-      f'cannot read {name} as an image: no known format'
-    ) from error
-  except (OSError, SyntaxError, ValueError) as error:
-    raise UnreadableImage(f'cannot read {name} as an image: {error}') from error
-  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    raise UnreadableImage(f'{name} is too large an image: {e}') from e
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-  """An image of any mode as uint8 [H, W, 3]; see `decode`."""
-  if image.mode.startswith('I;16') or image.mode in ('I', 'F'):
-    # Pillow would clip 16 bits at 255 instead of scaling them.
-    grey = np.asarray(image, np.float32)
-    grey = np.clip(grey / (257 if image.mode != 'F' else 1), 0, 255)
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
-  if image.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or (
-    'transparency' in image.info
-  ):
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
-  return np.asarray(image.convert('RGB'))
+# Of an image that is longer than this many times its short side only the middle
+# is resized: 1 x 65,000 pixels would become 256 x 16,640,000.
+_LONGEST = 8
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -116,6 +40,10 @@ def center_crop(
   Returns:
     uint8 [size_px, size_px, 3].
   """
+  if keep_aspect:
+    most = _LONGEST * min(image.shape[:2])
+    top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
+    image = image[top : len(image) - top, left : image.shape[1] - left]
   height, width = image.shape[:2]
   scale = resize_px / min(height, width)
   if keep_aspect:

@@ -26,15 +26,21 @@ def import_gradio():
   """Gradio, which is not to report home.
 
   Raises:
-    UserError: it is not installed.
+    UserError: it is not installed, or cannot be imported.
   """
   os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+  # It asks its own page whether it is up, which no proxy can; nothing else is
+  # fetched. Some proxies it cannot even be imported with.
+  os.environ['no_proxy'] = os.environ['NO_PROXY'] = '*'
   try:
     import gradio
-  except ImportError as error:
-    raise UserError(
-      "the page needs Gradio: pip install 'drnet_jax[demo]'"
-    ) from error
+  except Exception as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == 'gradio':
+      what = "the page needs Gradio: pip install 'drnet_jax[demo]'"
+    else:
+      kind, text = type(error).__name__, ' '.join(str(error).split())
+      what = f'Gradio is installed, but cannot be imported: {kind}: {text}'
+    raise UserError(what) from error
   return gradio
 
 

@@ -8,7 +8,7 @@ weights.bin        of all ONNX files; equal arrays are stored once
 *.stablehlo        the same programs for JAX, on CPU, GPU and TPU
 weights.npz        of the StableHLO programs, where sizes share them
 calibration.json   for `Classifier.set_budget`
-run.py             runs the ONNX files without JAX
+run.py             runs the ONNX files without JAX; with pixels.py, transforms.py
 README.md          the model card
 """
 
@@ -124,11 +124,7 @@ def _write_files(folder, exported: Exported, formats, weights) -> None:
   programs, contract, calibration, usual, about = exported
   if 'onnx' in formats:
     write_onnx(folder, programs, fold_norms=weights == 'folded')
-    # Found, not imported: it needs onnxruntime, which writing does not.
-    here = os.path.dirname(os.path.abspath(__file__))
-    shutil.copyfile(
-      os.path.join(here, 'standalone.py'), os.path.join(folder, 'run.py')
-    )
+    _write_runtime(folder)
   shared = {}
   if 'stablehlo' in formats:
     shared = write_stablehlo(folder, programs, share=weights == 'shared')
@@ -148,6 +144,24 @@ def _write_files(folder, exported: Exported, formats, weights) -> None:
   settings.write_json(os.path.join(folder, CONTRACT), fields)
   with open(os.path.join(folder, 'README.md'), 'w') as file:
     file.write(model_card.text(contract, calibration, about, formats, weights))
+
+
+def _write_runtime(folder: str) -> None:
+  """Writes `run.py` and what it imports, none of which needs this package."""
+  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  for name, source in (
+    ('run.py', ('export', 'standalone.py')),
+    ('transforms.py', ('data', 'transforms.py')),
+    ('pixels.py', ('data', 'pixels.py')),
+  ):
+    with open(os.path.join(package, *source), encoding='utf-8') as file:
+      text = file.read()
+    text = text.replace(
+      'from drnet_jax.errors import UserError\n',
+      'class UserError(Exception):\n  """What is wrong, and a remedy."""\n',
+    )
+    with open(os.path.join(folder, name), 'w', encoding='utf-8') as file:
+      file.write(text)
 
 
 def _row(

@@ -3,17 +3,24 @@
 
     python run.py [--policy=best --gmacs=2.0] photo.jpg more.png
 
-This file needs nothing else of drnet_jax and is copied into every export.
+This file and the two that it imports, pixels.py and transforms.py, are copied
+into every export and need nothing else of drnet_jax.
 """
 
 import argparse
 import json
 import os
+import sys
 import zlib
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+
+if __package__:
+  from drnet_jax.data import pixels, transforms
+else:  # beside it, in an export
+  import pixels
+  import transforms
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -46,7 +53,7 @@ class Model:
     self._predictor = self.policy['start'] and session('predictor')
 
   def predict(self, source):
-    """Classifies an image: a path or a PIL image."""
+    """Classifies an image: a path, bytes, a PIL image or an array."""
     contract, policy, image = self.contract, self.policy, self.read(source)
     path, said = policy['path'], []
     first = self._begin(image) if self._predictor else 0
@@ -77,32 +84,19 @@ class Model:
     return int((log_p[known].astype(np.float64) - penalty).argmax())
 
   def read(self, source):
-    """A PIL image, or the file at a path, as 8-bit RGB, the right way up."""
-    image = source if isinstance(source, Image.Image) else Image.open(source)
-    if self.contract['decode'] == 'scaled' and image is not source:
-      least = max(view['short_px'] for view in self.contract['views'])
-      image.draft(None, (2 * least,) * 2)  # JPEGs, with margin
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
-      grey = np.asarray(image, np.float32) / (1 if image.mode == 'F' else 257)
-      image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-      image = image.convert('RGBA')
-      white = Image.new('RGBA', image.size, 'white')
-      image = Image.alpha_composite(white, image)
-    return image.convert('RGB')
+    """Anything that `pixels.decode` reads as uint8 [H, W, 3]."""
+    least_px = None
+    if self.contract['decode'] == 'scaled':
+      short_px = max(view['short_px'] for view in self.contract['views'])
+      least_px = transforms.DECODE_MARGIN * short_px
+    return pixels.decode(source, least_px=least_px)
 
 
 def cut(image, view):
   """The image as a network is given it, uint8 [side_px, side_px, 3]."""
-  short, side = view['short_px'], view['side_px']
-  size, scale = (short, short), short / min(image.size)
-  if view['keep_aspect']:
-    size = tuple(max(round(x * scale), short) for x in image.size)
-  if image.size != size:
-    image = image.resize(size, Image.Resampling.BILINEAR)
-  left, top = (image.width - side) // 2, (image.height - side) // 2
-  return np.asarray(image.crop((left, top, left + side, top + side)))
+  options = {'resize_px': view['short_px'], 'keep_aspect': view['keep_aspect']}
+  crop = transforms.center_crop(image, view['side_px'], **options)
+  return np.ascontiguousarray(crop)
 
 
 if __name__ == '__main__':
@@ -111,8 +105,17 @@ if __name__ == '__main__':
   parser.add_argument('--gmacs', type=float)
   parser.add_argument('images', nargs='+')
   flags = parser.parse_args()
-  model = Model(HERE, policy=flags.policy, gmacs=flags.gmacs)
-  for name in flags.images:
-    answer = model.predict(name)
-    del answer['probabilities']
-    print(json.dumps({'image': name, **answer}))
+  failed = False
+  try:
+    model = Model(HERE, policy=flags.policy, gmacs=flags.gmacs)
+    for name in flags.images:
+      try:
+        answer = model.predict(name)
+        del answer['probabilities']
+        print(json.dumps({'image': name, **answer}))
+      except pixels.UnreadableImage as error:
+        failed = True
+        print(f'error: {error}', file=sys.stderr)
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+  sys.exit(2 * failed)

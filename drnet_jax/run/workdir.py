@@ -155,7 +155,7 @@ def read_config(path: str) -> ml_collections.ConfigDict:
   """
   try:
     with open(_config_file(path)) as file:
-      return ml_collections.ConfigDict(json.load(file))
+      return ml_collections.ConfigDict(settings.completed(json.load(file)))
   except (OSError, ValueError) as error:
     raise UserError(
       f'{path} is no workdir of drnet_jax (its config.json: {error}); train '
