@@ -20,12 +20,11 @@ import numpy as np
 from PIL import Image
 
 from drnet_jax.data import pixels, random_crop
-from drnet_jax.export import standalone
+from drnet_jax.export.contract import View
 from drnet_jax.serve.picture import Picture
 
-_CONTRACT = types.SimpleNamespace(
-  image_px=16, short_px=lambda px: px, decode='scaled', keep_aspect=True
-)
+_CONTRACT = types.SimpleNamespace(decode_px=16, decode='scaled')
+_VIEW = View(16, 16, keep_aspect=True)
 _BYTES = (0, 1, 255, 128)  # what headers are most easily broken by
 
 
@@ -91,8 +90,7 @@ def _doors(data: bytes):
     bad,
     lambda: random_crop.random_resized_crop(data, 16, np.random.default_rng(0)),
   )
-  yield 'predict', bad, lambda: Picture(data, _CONTRACT).crop(16)
-  yield 'run.py', ValueError, lambda: standalone.read(data, 32)
+  yield 'predict', bad, lambda: Picture(data, _CONTRACT).crop(_VIEW)
 
 
 def _peak_mib() -> float:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_trained
+from drnet_jax.serve.budget import Calibration, Costs
+from drnet_jax.serve.exit_budget import ExitCalibration
 from PIL import Image
 from test_classifier import pictures
 from test_early_exit import pictures as small_pictures
@@ -21,9 +23,7 @@ from drnet_jax.demo.comparer import Comparer
 from drnet_jax.demo.page import BUDGET, OWN
 from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
-from drnet_jax.serve.budget import Calibration, Costs
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.serve.exit_budget import ExitCalibration
 
 
 def calibration_of(trained, images):

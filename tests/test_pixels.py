@@ -19,12 +19,11 @@ from test_transforms import encoded
 from drnet_jax.data import pixels, random_crop, transforms
 from drnet_jax.data.pixels import UnreadableImage
 from drnet_jax.errors import UserError
-from drnet_jax.export import standalone
+from drnet_jax.export.contract import View
 from drnet_jax.serve.picture import Picture
 
-CONTRACT = types.SimpleNamespace(
-  image_px=16, short_px=lambda px: px, decode='scaled', keep_aspect=True
-)
+CONTRACT = types.SimpleNamespace(decode_px=16, decode='scaled')
+VIEW = View(16, 16, keep_aspect=True)
 # Red runs along, green down, so that every turn shows.
 PHOTO = np.zeros((30, 40, 3), np.uint8)
 PHOTO[..., 0] = np.linspace(20, 250, 40)
@@ -152,38 +151,30 @@ DOORS = {
   'training': lambda data: random_crop.random_resized_crop(
     data, 16, np.random.default_rng(0)
   ),
-  'predict': lambda data: Picture(data, CONTRACT).crop(16),
+  'predict': lambda data: Picture(data, CONTRACT).crop(VIEW),
 }
 
 
 @pytest.mark.parametrize('name', ODD)
-def test_a_file_the_pil_image_and_the_runtime_are_the_same(name, tmp_path):
+def test_a_file_the_pil_image_and_the_array_are_the_same(name, tmp_path):
   data, expected = ODD[name]
   found = pixels.decode(data)
   if expected is not None:
     np.testing.assert_array_equal(found, expected)
   (tmp_path / name).write_bytes(data)
   np.testing.assert_array_equal(pixels.decode(tmp_path / name), found)
-  np.testing.assert_array_equal(standalone.read(data), found)
-  np.testing.assert_array_equal(standalone.read(tmp_path / name), found)
-  for least_px in (16, 60):
-    np.testing.assert_array_equal(
-      standalone.read(data, least_px), pixels.decode(data, least_px=least_px)
-    )
   for door in ('training', 'predict'):
     assert DOORS[door](data).shape == (16, 16, 3)
   if name in ('long_text.png', 'profile.png'):
     return  # Pillow's own limits, of whoever opens them
   with Image.open(io.BytesIO(data)) as image:
     np.testing.assert_array_equal(pixels.decode(image), found)
-    np.testing.assert_array_equal(standalone.read(image), found)
     # An array has neither a palette nor notes.
     has_notes = {'transparency', 'exif'} & set(image.info) or 'turned' in name
     if image.mode in ('1', 'L', 'LA', 'RGB', 'RGBA', 'I;16', 'F') and (
       not has_notes
     ):
       np.testing.assert_array_equal(pixels.decode(np.asarray(image)), found)
-      np.testing.assert_array_equal(standalone.read(np.asarray(image)), found)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +248,6 @@ def test_pixels_that_would_need_a_guess_are_refused(image, message, tmp_path):
   for source in (image, np.asarray(image)):
     with pytest.raises(UnreadableImage, match=message):
       pixels.decode(source)
-    with pytest.raises(ValueError, match='should lie within'):
-      standalone.read(source)
 
 
 DAMAGED = {

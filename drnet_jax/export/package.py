@@ -8,7 +8,7 @@ weights.bin        of all ONNX files; equal arrays are stored once
 *.stablehlo        the same programs for JAX, on CPU, GPU and TPU
 weights.npz        of the StableHLO programs, where sizes share them
 calibration.json   for `Classifier.set_budget`
-run.py             runs the ONNX files without JAX; with pixels.py, transforms.py
+run.py             runs the ONNX files without JAX, and what it imports
 README.md          the model card
 """
 
