@@ -21,13 +21,7 @@ else:  # beside it, in an export
 
 
 class Model:
-  """An exported model.
-
-  Args:
-    folder: of the export.
-    policy: a family in contract.json: 'best', 'cascade', ..., or 'usual'.
-    gmacs: average cost to stay under.
-  """
+  """An export; its policy is the best of a family in contract.json for gmacs."""
 
   def __init__(self, folder, *, policy='usual', gmacs=np.inf):
     with open(os.path.join(folder, 'contract.json')) as file:
@@ -52,7 +46,7 @@ class Model:
     first = self._begin(image) if self._predictor else 0
     for i in range(first, len(path)):
       crop = cut(image, contract['views'][path[i]])
-      said += self._networks[i].run(None, {'images': crop[None]})[0][:1]
+      said.append(self._networks[i].run(None, {'images': crop[None]})[0][0])
       p = sum(said) / len(said) if policy['answer'] == 'pooled' else said[-1]
       low, high = np.sort(p)[-2:]
       sure = high - low if policy['signal'] == 'margin' else high
@@ -67,8 +61,10 @@ class Model:
 
   def _begin(self, image):
     """The position in the path at which an image starts."""
-    dial, view = self.policy['start'], self.contract['predictor_view']
-    crop = cut(image, view)
+    dial, crop = (
+      self.policy['start'],
+      cut(image, self.contract['predictor_view']),
+    )
     (log_p,) = self._predictor.run(None, {'images': crop[None]})[0]
     known = [self.contract['routes'].index(j) for j in self.policy['path']]
     mixed = zlib.crc32(crop) / 2**32 < dial['share']
