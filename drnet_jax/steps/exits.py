@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from drnet_jax import losses
+from drnet_jax import losses, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.ranet import RANet
 from drnet_jax.steps import state as state_lib
@@ -39,7 +39,7 @@ class ExitsStep(WholeStep):
     *,
     batch_size: int,
     steps_per_epoch: int,
-    label_smoothing: float,
+    label_smoothing: settings.BelowOne,
   ):
     del batch_size, steps_per_epoch
     super().__init__(model, optimizer, mesh)

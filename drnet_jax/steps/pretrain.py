@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from drnet_jax import losses
+from drnet_jax import losses, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.steps import state as state_lib
@@ -42,8 +42,8 @@ class PretrainStep(WholeStep):
     *,
     batch_size: int,
     steps_per_epoch: int,
-    label_smoothing: float,
-    distill: float,
+    label_smoothing: settings.BelowOne,
+    distill: settings.Share,
   ):
     del batch_size, steps_per_epoch
     super().__init__(model, optimizer, mesh)

@@ -19,7 +19,7 @@ no padding, so any number of devices computes what one would.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from drnet_jax import losses, routing
+from drnet_jax import losses, routing, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
@@ -128,20 +128,20 @@ class RoutedStep:
     *,
     batch_size: int,
     steps_per_epoch: int,
-    label_smoothing: float,
-    gradient: str,
-    explore: float,
-    loss: str,
-    statistics: str,
-    tau: tuple[float, float],
-    tau_epochs: float,
-    eta: float,
-    eta_warmup_epochs: float,
-    target_gmacs: float,
-    target_epochs: float,
-    usage_weight: float,
-    bucket_growth: float,
-    costs: Sequence[float],
+    label_smoothing: settings.BelowOne,
+    gradient: Literal['chosen', 'all'],
+    explore: Annotated[float, settings.In('(0, 1]')],
+    loss: Literal['mixture', 'expected'],
+    statistics: Literal['batch', 'fresh', 'running'],
+    tau: tuple[settings.Positive, settings.Positive],
+    tau_epochs: settings.Epochs,
+    eta: settings.NotNegative,
+    eta_warmup_epochs: settings.Epochs,
+    target_gmacs: settings.NotNegative,
+    target_epochs: settings.Epochs,
+    usage_weight: settings.NotNegative,
+    bucket_growth: Annotated[float, settings.In('(1, 1000]')],
+    costs: Sequence[settings.Positive],
   ):
     if len(model.resolutions) < 2:
       raise UserError(
@@ -152,24 +152,15 @@ class RoutedStep:
       raise UserError(
         'config.model.predictor is None: a routed stage needs a predictor'
       )
-    _check_one_of('gradient', gradient, ('chosen', 'all'))
-    _check_one_of('loss', loss, ('mixture', 'expected'))
-    _check_one_of('statistics', statistics, ('batch', 'fresh', 'running'))
-    if not 0 < explore <= 1:
-      raise UserError(f'objective.explore = {explore} is not in (0, 1]')
-    if min(tau) <= 0:
-      raise UserError(f'objective.tau = {tuple(tau)} is not above 0')
     if statistics == 'fresh' and not model.resolution_aware_bn:
       raise UserError(
         "objective.statistics = 'fresh' needs config.model.resolution_aware_bn:"
         ' one set of norms for all sizes is always in use'
       )
-    if bucket_growth <= 1:
-      raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
-    if costs and (len(costs) != len(model.resolutions) or min(costs) <= 0):
+    if costs and len(costs) != len(model.resolutions):
       raise UserError(
-        f'objective.costs = {tuple(costs)} is not one positive cost for each '
-        f'of {model.resolutions}'
+        f'objective.costs = {tuple(costs)} is not one cost for each of '
+        f'{model.resolutions}'
       )
 
     self._model = model
@@ -552,11 +543,6 @@ def _evenly_spread(count: int, batch: int) -> np.ndarray:
 def _zeros(tree, shardings):
   zeros = jax.tree.map(jnp.zeros_like, tree)
   return jax.lax.with_sharding_constraint(zeros, shardings)
-
-
-def _check_one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise UserError(f'objective.{field} = {value!r} is not one of {known}')
 
 
 def _in_steps(steps_per_epoch: int, epochs: float) -> int:
