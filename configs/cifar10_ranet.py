@@ -52,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     'resize_px': 0,
     'keep_aspect': True,
     'classes': '',
+    'class_map': '',
     'images_per_class': 0,
     'held_out': 0,
     'max_bad_images': 0,

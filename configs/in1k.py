@@ -59,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     'resize_px': 256,
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',
+    'class_map': '',
     'images_per_class': 0,
     'held_out': 0,
     'max_bad_images': 10,

@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     'resize_px': 0,
     'keep_aspect': True,
     'classes': '',
+    'class_map': '',  # what the model calls classes of the data
     'images_per_class': 0,
     'held_out': 0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,

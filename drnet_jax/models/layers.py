@@ -12,12 +12,16 @@ weights trained with one are several points worse with the other.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# What fields of networks are annotated with, see `settings.check`.
+Padding = Literal['symmetric', 'same']
+DType = Literal['float32', 'bfloat16', 'float16']
 
 # He initialisation over the outputs, as torchvision's networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')

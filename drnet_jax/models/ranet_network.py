@@ -16,7 +16,7 @@ habits in the resizing (corners aligned, no low-pass) and in the padding
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct, traverse_util
 
+from drnet_jax import settings
 from drnet_jax.errors import UserError
 from drnet_jax.models import layers
 
@@ -175,18 +176,18 @@ class ResolutionAdaptiveNetwork(nn.Module):
   """
 
   num_classes: int
-  stem: str
-  width: int
-  growth: int
-  factors: Sequence[int]
-  levels: Sequence[int]
-  layers: int
+  stem: Literal['cifar', 'imagenet']
+  width: settings.Natural
+  growth: settings.Natural
+  factors: Sequence[settings.Natural]
+  levels: Sequence[settings.Natural]
+  layers: settings.Natural
   lengthen: bool = False
-  first_blocks: int = 2
-  more_blocks: int = 2
-  reduction: float = 0.5
-  compression: float = 0.25
-  dtype: Any = 'float32'
+  first_blocks: settings.Natural = 2
+  more_blocks: settings.Natural = 2
+  reduction: Annotated[float, settings.In('(0, 1]')] = 0.5
+  compression: Annotated[float, settings.In('(0, 1)')] = 0.25
+  dtype: layers.DType = 'float32'
 
   @property
   def num_exits(self) -> int:
@@ -200,8 +201,6 @@ class ResolutionAdaptiveNetwork(nn.Module):
   def check(self) -> None:
     """Raises UserError unless the fields describe a network."""
     levels, factors = tuple(self.levels), tuple(self.factors)
-    if self.stem not in ('cifar', 'imagenet'):
-      raise UserError(f"stem = {self.stem!r} is not 'cifar' or 'imagenet'")
     if len(levels) != len(factors) or not levels:
       raise UserError(
         f'levels = {levels} and factors = {factors} should both have one entry '
@@ -218,10 +217,6 @@ class ResolutionAdaptiveNetwork(nn.Module):
         "another there would shrink its maps below the coarsest (the authors' "
         'code fails on it)'
       )
-    counts = ('width', 'growth', 'layers', 'first_blocks', 'more_blocks')
-    for field in counts:
-      if getattr(self, field) < 1:
-        raise UserError(f'{field} = {getattr(self, field)} is not above 0')
     for factor in factors[1:]:
       if (
         not 1

@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +55,26 @@ class Stage:
     objective: further fields of the step.
   """
 
-  step: str
-  epochs: float
-  batch_size: int
-  accumulate: int
-  ema_decay: float
-  eval_every_epochs: float
+  step: Literal['pretrain', 'routed', 'exits']
+  epochs: Annotated[float, settings.In('(0, 1e6]')]
+  batch_size: settings.Natural
+  accumulate: settings.Natural
+  ema_decay: settings.BelowOne
+  eval_every_epochs: settings.Epochs
   schedule: Mapping[str, Any]
   optimizer: Mapping[str, Any]
   objective: Mapping[str, Any]
+
+  def check(self, where: str) -> None:
+    """Checks the sections within this one, `where` in the config."""
+    for section, (function, *given) in {
+      'schedule': (optim.schedule, 'epochs', 'steps_per_epoch'),
+      'optimizer': (optim.create, 'lr', 'trains', 'accumulate'),
+      'objective': (STEPS[self.step], 'batch_size', 'steps_per_epoch'),
+    }.items():
+      settings.check(
+        function, getattr(self, section), f'{where}.{section}', *given
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,13 +134,11 @@ class StageRunner:
     self._key = jax.random.fold_in(jax.random.key(seed), stage_id)
 
     where = f'config.{name}'
-    if stage.accumulate < 1 or stage.batch_size % stage.accumulate:
+    if stage.batch_size % stage.accumulate:
       raise UserError(
         f'{where}.batch_size = {stage.batch_size} cannot be divided into '
         f'{where}.accumulate = {stage.accumulate} steps'
       )
-    if not 0 <= stage.ema_decay < 1:
-      raise UserError(f'{where}.ema_decay = {stage.ema_decay} is not in [0, 1)')
     self._step_images = stage.batch_size // stage.accumulate
     field = f'{where}.batch_size'
     if stage.accumulate > 1:

@@ -9,7 +9,7 @@ never cut off, also on another number of processes or devices.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import ml_collections
@@ -25,7 +25,7 @@ from drnet_jax.models import Model
 from drnet_jax.run import weights as weights_lib
 from drnet_jax.run import workdir
 from drnet_jax.run.evaluate import Evaluator
-from drnet_jax.run.stage import STEPS, Cadence, Stage, StageRunner
+from drnet_jax.run.stage import Cadence, Stage, StageRunner
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,17 +48,17 @@ class Run:
       optimiser's state: 1 for a copy on each, 0 for one on all together.
   """
 
-  seed: int
-  init_from: str
+  seed: Annotated[int, settings.In('[0, 2147483647]')]
+  init_from: settings.Path
   reset_head: bool
   model: Mapping[str, Any]
-  data: Mapping[str, Any]
+  data: Data
   stages: Mapping[str, Stage]
-  eval_batch_size: int
-  log_every_steps: int
-  checkpoint_every_epochs: float
-  keep_checkpoints: int
-  parameter_shards: int
+  eval_batch_size: settings.Natural
+  log_every_steps: settings.Natural
+  checkpoint_every_epochs: settings.Epochs
+  keep_checkpoints: settings.Natural
+  parameter_shards: settings.Whole
 
 
 def train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -76,7 +76,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   run = read(config)
   mesh = mesh_lib.create(parameter_shards=run.parameter_shards)
   mesh_lib.check_batch(run.eval_batch_size, mesh, 'config.eval_batch_size')
-  data = settings.call(Data, run.data, 'config.data')
+  data = run.data
   with processes.main_first('data'):
     source = data.open(data.train_split)
     validation = data.open(data.validation_split)
@@ -137,12 +137,11 @@ def read(config: ml_collections.ConfigDict) -> Run:
   for name in names:
     if name not in defined:
       raise UserError(f'config.stages names {name!r}; config.{name} is missing')
-    if defined[name].step not in STEPS:
-      raise UserError(
-        f'config.{name}.step = {defined[name].step!r} is not one of '
-        f'{sorted(STEPS)}'
-      )
+  for name, stage in defined.items():
+    stage.check(f'config.{name}')
   others = {k: v for k, v in sections.items() if k not in defined}
+  if 'data' in others:
+    others['data'] = settings.call(Data, others['data'], 'config.data')
   stages = {name: defined[name] for name in names}
   return settings.call(Run, others, 'config', stages=stages)
 
