@@ -8,11 +8,12 @@ people. Everything between them is JAX's own distributed runtime.
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from drnet_jax.errors import UserError
 # then goes on: after SIGTERM (state saved), and when another process was lost.
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 LOST_PEER = 76
+# Of one that a person has stopped.
+INTERRUPTED = 128 + signal.SIGINT
 
 # What launchers that JAX may not know tell of the number of processes.
 _SIZES = ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
@@ -45,10 +48,16 @@ _waits = itertools.count()
 _asked = itertools.count(1)
 
 _terminated = False
+_interrupted = False
 
 
-class Preempted(Exception):
+class Stopped(Exception):
   """A run was asked to stop, and has saved its state; the text says where."""
+
+  def __init__(self, where: str):
+    by = 'Ctrl-C' if _interrupted else 'SIGTERM'
+    super().__init__(f'stopped by {by} {where}')
+    self.status = INTERRUPTED if _interrupted else PREEMPTED
 
 
 def join(*, peer_timeout_s: int) -> None:
@@ -99,29 +108,60 @@ def _first_of(names: tuple[str, ...]) -> int | None:
 
 
 @contextlib.contextmanager
-def sigterm_noted() -> Iterator[None]:
-  """SIGTERM does not end this process, but is told by `should_stop`."""
-  global _terminated
-  _terminated = False
-  if jax.process_count() > 1:
-    yield  # as JAX has it from `join` on
-    return
+def signals_noted(
+  pass_on: Callable[[int], None] | None = None,
+) -> Iterator[None]:
+  """SIGTERM, or Ctrl-C once, is told by `should_stop` and ends nothing else.
 
-  def note(*unused) -> None:
-    global _terminated
+  A second Ctrl-C ends this process at once.
+
+  Args:
+    pass_on: called with SIGTERM where either comes, for a child.
+  """
+  global _terminated, _interrupted
+  _terminated = _interrupted = False
+  several = jax.process_count() > 1
+
+  def note(number: int, _) -> None:
+    global _terminated, _interrupted
+    if number == signal.SIGINT:
+      if _interrupted:
+        _end_at_once()
+      _interrupted = True
+      if several:  # JAX knows of SIGTERM, and tells the other processes
+        signal.raise_signal(signal.SIGTERM)
+        return
     _terminated = True
+    if pass_on:
+      pass_on(signal.SIGTERM)
 
-  before = signal.signal(signal.SIGTERM, note)
+  numbers = [signal.SIGINT]
+  if not several:  # else as JAX has it from `join` on
+    numbers.append(signal.SIGTERM)
+  before = {number: signal.signal(number, note) for number in numbers}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _end_at_once() -> None:
+  for child in multiprocessing.active_children():
+    child.kill()
+  os._exit(INTERRUPTED)
+
+
+def was_stopped() -> bool:
+  """Whether a signal has been noted in this process."""
+  return _terminated
 
 
 def should_stop() -> bool:
   """Whether all processes are to save what they have, and stop.
 
-  True soon after any of them got SIGTERM, the same on all, and from then on.
+  True soon after any of them got SIGTERM or Ctrl-C, the same on all, and from
+  then on.
   All must ask equally often: before a stage and after each of its steps.
   """
   global _terminated

@@ -9,6 +9,7 @@ any work is done.
 
 import dataclasses
 import difflib
+import fnmatch
 import inspect
 import json
 import os
@@ -17,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from drnet_jax.errors import UserError
 
@@ -190,6 +193,60 @@ def differences(
     elif here != there:
       found[f'{path}.{name}'] = here, there
   return found
+
+
+def overridden(
+  config: ml_collections.ConfigDict,
+  overrides: Sequence[str],
+  fields: Sequence[str],
+) -> ml_collections.ConfigDict:
+  """A config with some fields as the command line gives them.
+
+  Args:
+    config: left as it is.
+    overrides: '--config.<field>=<value>'.
+    fields: which may be given so, `fnmatch` patterns.
+
+  Raises:
+    UserError: another field is given, or no value that can be read.
+  """
+  for override in overrides:
+    field = override.partition('=')[0].removeprefix('--')
+    if field == override.removeprefix('--') or not any(
+      fnmatch.fnmatchcase(field, pattern) for pattern in fields
+    ):
+      raise UserError(
+        f'{override!r} is not --<field>=<value> with one of the fields '
+        f'{", ".join(fields)}: all else is as the run was trained'
+      )
+  config = config.copy_and_resolve_references()
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    'config',
+    config,
+    flag_values=values,
+    lock_config=False,
+    accept_new_attributes=True,  # that configs of older runs do without
+    sys_argv=list(overrides),
+  )
+  try:
+    values(['', *overrides])
+  except flags.Error as error:
+    raise UserError(str(error)) from error
+  return config
+
+
+def read_json(path: str) -> Any:
+  """What `write_json` wrote.
+
+  Raises:
+    UserError: the file is missing, or is not what was written.
+  """
+  try:
+    with open(path) as file:
+      return json.load(file)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def write_json(path: str, value: Any) -> None:

@@ -92,7 +92,7 @@ def _train(environment, devices, config, path) -> None:
   processes.join(peer_timeout_s=PEER_TIMEOUT_S)
   try:
     train.train(config, path)
-  except processes.Preempted:
+  except processes.Stopped:
     sys.exit(processes.PREEMPTED)
   except Exception as error:
     processes.exit_if_peer_was_lost(error)

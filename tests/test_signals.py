@@ -19,7 +19,7 @@ def test_sigterm_counts_whenever_it_comes(monkeypatch, while_asking):
     return False
 
   monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', reached)
-  with processes.sigterm_noted():
+  with processes.signals_noted():
     if not while_asking:
       assert not processes.should_stop()
       os.kill(os.getpid(), signal.SIGTERM)

@@ -11,7 +11,21 @@ from types import ModuleType
 import ml_collections
 from absl import flags, logging
 
+from drnet_jax import processes
 from drnet_jax.errors import UserError
+
+_ROOM = (
+  'What was there before is whole; run the same command again once there is '
+  'room.'
+)
+_ACCESS = 'What is printed above is all; nothing more could be written or read.'
+_REMEDIES = {
+  errno.ENOSPC: _ROOM,
+  errno.EDQUOT: _ROOM,
+  errno.EROFS: _ACCESS,
+  errno.EACCES: _ACCESS,
+  errno.EPERM: _ACCESS,
+}
 
 # One flag for all commands: absl refuses a name that two modules define.
 WORKDIR = flags.DEFINE_string(
@@ -20,14 +34,19 @@ WORKDIR = flags.DEFINE_string(
 
 
 def workdir() -> str:
-  """What --workdir names.
+  """What --workdir names, `~` expanded.
 
   Raises:
-    UserError: it is missing.
+    UserError: it is missing, or not a folder of this machine.
   """
   if not WORKDIR.value:
     raise UserError('--workdir is missing: name the directory of a run')
-  return WORKDIR.value
+  if '://' in WORKDIR.value:
+    raise UserError(
+      f'--workdir={WORKDIR.value}: runs live in folders; mount the bucket '
+      '(with gcsfuse, s3fs or rclone) and name the folder'
+    )
+  return os.path.expanduser(WORKDIR.value)
 
 
 def start(module: ModuleType) -> None:
@@ -65,14 +84,13 @@ def run_command(command: Callable[[], None]) -> None:
     # The reader (`| head`) has had enough; nor can what is buffered be written.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(processes.INTERRUPTED)
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in _REMEDIES:
       raise
-    print(
-      f'error: {error}. What was there before is whole; run the same command '
-      'again once there is room.',
-      file=sys.stderr,
-    )
+    print(f'error: {error}. {_REMEDIES[error.errno]}', file=sys.stderr)
     sys.exit(2)
 
 
@@ -103,6 +121,18 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     what = ' '.join(str(what).split())
     print(f'error: --config has no field {what}', file=sys.stderr)
     sys.exit(2)
+
+
+def keep_overrides(arguments: Sequence[str]) -> list[str]:
+  """`parse_flags`, but --config.<field>=<value> are left over for `run`.
+
+  For commands that use a run whose data may have moved; of one with a --config
+  of its own they go there too.
+  """
+  overrides = [a for a in arguments if a.startswith('--config.')]
+  if not any(a.split('=')[0] in ('--config', '-config') for a in arguments):
+    arguments = [a for a in arguments if a not in overrides]
+  return parse_flags(arguments) + overrides
 
 
 def read_config(

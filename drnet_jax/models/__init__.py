@@ -64,7 +64,7 @@ def create(section: Mapping[str, Any], *, num_classes: int) -> Model:
   fields = dict(section)
   # Configs of DRNet are older than the choice.
   method = fields.pop('method', 'drnet')
-  if method not in METHODS:
+  if not isinstance(method, str) or method not in METHODS:
     raise UserError(
       f'config.model.method = {method!r} is not one of {[*METHODS]}'
     )
@@ -165,12 +165,14 @@ def create_ranet(
   """
   where = 'config.model.network'
   hints = _hints(ranet_network.ResolutionAdaptiveNetwork)
-  known = {k: v for k, v in network.items() if k in hints}
-  settings.check_values(hints, known, where)
+  hints['configuration'] = str
+  if strange := sorted(network.keys() - hints.keys()):
+    raise UserError(f'{where}.{strange[0]} is not a known field')
+  settings.check_values(hints, network, where)
   try:
     made = ranet_network.configured(**network, num_classes=num_classes)
   except UserError as error:
-    raise UserError(f'{where}: {error}') from error
+    raise UserError(f'{where}.{error}') from error
   return RANet(made, image_px, tuple(mean), tuple(std))
 
 
@@ -188,7 +190,7 @@ def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
   where = f'config.model.{field}'
   arguments = dict(spec)
   name = arguments.pop('network', None)
-  if name in NETWORKS:
+  if isinstance(name, str) and name in NETWORKS:
     make = NETWORKS[name]
   elif isinstance(name, str) and ':' in name:
     module, _, attribute = name.partition(':')

@@ -4,7 +4,7 @@
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -181,11 +181,10 @@ def test_record(path: str) -> Record:
     return policies.load(kept)
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
-  data = settings.call(Data, trained.config.data, 'config.data')
-  return record_split(trained, mesh, data, data.open(data.test_split), 'test')
+  return record_split(trained, mesh, *trained.open('test_split'), 'test')
 
 
-def evaluate(path: str) -> Record:
+def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
   Prints a table and leaves in `<workdir>/report/`: `record.npz` (what every
@@ -193,14 +192,17 @@ def evaluate(path: str) -> Record:
   `python -m drnet_jax report` makes it again), and a few images to try
   `predict` on as `examples/*.png`.
 
+  Args:
+    path: the workdir.
+    overrides: '--config.data.<field>=<value>', for data that has moved.
+
   Raises:
-    UserError: the workdir holds no trained model.
+    UserError: the workdir holds no trained model, or the data is not its.
   """
   mesh = mesh_lib.create()
-  trained = workdir.load(path, mesh)
-  data = settings.call(Data, trained.config.data, 'config.data')
+  trained = workdir.load(path, mesh, overrides)
   with processes.main_first('test split'):
-    source = data.open(data.test_split)
+    data, source = trained.open('test_split')
   record = record_split(trained, mesh, data, source, 'evaluate')
   if processes.is_main():
     _write_report(path, trained, data, source, record)

@@ -219,7 +219,7 @@ class StageRunner:
       (params, batch_stats) at its end, the averaged ones if there are.
 
     Raises:
-      Preempted: SIGTERM stopped it; its state is saved.
+      Stopped: SIGTERM or Ctrl-C stopped it; its state is saved.
       UserError: the loss or the weights are not finite.
     """
     keep = self._cadence.keep_checkpoints
@@ -235,9 +235,9 @@ class StageRunner:
         finally:
           writer.close()
     if int(state.step) < self._last:
-      raise processes.Preempted(
-        f'stopped by SIGTERM at step {int(state.step)} of {self._last} of '
-        f'{self.name}; all is saved. The same command goes on from there.'
+      raise processes.Stopped(
+        f'at step {int(state.step)} of {self._last} of {self.name}; all is '
+        'saved. The same command goes on from there.'
       )
     return average or state_lib.weights(state)
 
