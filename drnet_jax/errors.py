@@ -8,3 +8,7 @@ class UserError(Exception):
   Command lines print it after `error:` and exit with status 2. Anything else
   that escapes is a bug of ours and keeps its traceback.
   """
+
+
+class NotFinite(UserError):
+  """A network returns NaN or infinity."""

@@ -319,3 +319,22 @@ def test_only_a_damaged_checkpoint_is_to_be_deleted(run, monkeypatch):
   spoil(path)
   with pytest.raises(UserError, match=r'finetune/7 is damaged .*Delete'):
     workdir.load(path, mesh)
+
+
+def test_the_advice_after_a_nan_works(base, tmp_path):
+  """Also where the newest checkpoint holds what the loss broke on."""
+  config = make_config(str(base / 'photos'))
+  config.stages = ('pretrain',)
+  config.pretrain.epochs, config.pretrain.schedule.warmup_epochs = 4, 0.0
+  config.checkpoint_every_epochs, config.keep_checkpoints = 1.0, 4
+  config.pretrain.optimizer.name = 'sgd'
+  path = str(tmp_path / 'run')
+  for lr, left in ((1e30, []), (1e-3, [1, 2, 3, 4])):
+    config.pretrain.schedule.lr = lr
+    if not left:
+      with pytest.raises(UserError, match='stage pretrain: .* none yet'):
+        train.train(config, path)
+    else:
+      train.train(config, path)
+    with Checkpoints(path, 'pretrain', keep=None) as checkpoints:
+      assert checkpoints.steps() == left

@@ -156,6 +156,8 @@ def set_up() -> None:
   for name in ('orbax', 'jax._src.xla_bridge'):
     python_logging.getLogger(name).setLevel(python_logging.ERROR)
   sys.unraisablehook = _report_unraisable
+  # What a process that ends at once leaves to it is no news: it tidies up.
+  os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     # Read when JAX is imported, which not every command needs.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.expanduser(

@@ -8,8 +8,10 @@ process has a run of neighbours of the global batch, so that images lie in it in
 one order on any number of processes.
 """
 
+import contextlib
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -231,12 +233,14 @@ class Data:
     data = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
     data = data.repeat().random_map(prepare)
     data = data.batch(batch_size // num_processes, batch_fn=_stack)
-    for batch in self._read(data[process::num_processes][start_step:]):
-      first, skipped = batch.pop('first'), batch.pop('skipped')
-      for row in np.flatnonzero(skipped):
-        for i in range(first[row], first[row] + skipped[row]):
-          self._note_unreadable(source, i % len(examples))
-      yield batch
+    batches = self._read(data[process::num_processes][start_step:])
+    with contextlib.closing(batches):
+      for batch in batches:
+        first, skipped = batch.pop('first'), batch.pop('skipped')
+        for row in np.flatnonzero(skipped):
+          for i in range(first[row], first[row] + skipped[row]):
+            self._note_unreadable(source, i % len(examples))
+        yield batch
 
   def eval_batches(
     self,
@@ -321,9 +325,14 @@ class Data:
     stream = data.to_iter_dataset(options)
     if self.workers:
       stream = stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers)
+        grain.MultiprocessingOptions(num_workers=self.workers),
+        worker_init_fn=_leave_signals_to_parent,
       )
-    return iter(stream)
+    batches = iter(stream)
+    try:
+      yield from batches
+    finally:
+      batches.close()  # of workers, and of the memory shared with them
 
   def _first_readable(
     self,
@@ -354,6 +363,12 @@ class Data:
     except UnreadableImage as error:
       reason = str(error)
     source.note_unreadable(i, reason, self.max_bad_images)
+
+
+def _leave_signals_to_parent(*unused: int) -> None:
+  """Ctrl-C and a scheduler's SIGTERM go to all processes; one is to save."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
 
 def _stack(examples: Sequence[Example]) -> Example:

@@ -114,6 +114,14 @@ class Checkpoints:
     except (OSError, ValueError) as error:
       raise self._cannot_save(error) from error
 
+  def forget(self, step: int) -> int | None:
+    """Removes the checkpoints from a step on; returns the latest one left."""
+    self._manager.wait_until_finished()
+    for later in self.steps():
+      if later >= step:
+        self._manager.delete(later)
+    return self.latest_step()
+
   def restore(
     self, step: int, abstract: TrainState, shardings, *, averages: bool
   ) -> tuple[TrainState, Weights | None, list[dict[str, float]]]:

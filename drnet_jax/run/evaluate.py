@@ -16,7 +16,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings, terminal
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
-from drnet_jax.errors import UserError
+from drnet_jax.errors import NotFinite
 from drnet_jax.models import Model
 from drnet_jax.report import pictures, policies, run, run_page
 from drnet_jax.report.page import FILE
@@ -74,7 +74,7 @@ class Evaluator:
       has_router: whether the predictor has been trained.
 
     Raises:
-      UserError: the network returns NaN.
+      NotFinite: the network returns NaN.
     """
     batches = data.eval_batches(
       source,
@@ -114,7 +114,7 @@ class Evaluator:
 
     Raises:
       RuntimeError: the batches did not hold each image once.
-      UserError: the network returns NaN.
+      NotFinite: the network returns NaN.
     """
     parts, extras, indices = [], [], []
     with terminal.progress(
@@ -145,7 +145,7 @@ class Evaluator:
         f'{description}: not each of {num_examples} images was shown once'
       )
     if not np.isfinite(fields['confidence']).all():
-      raise UserError(
+      raise NotFinite(
         f'{description}: the network returns NaN or infinity; its weights or '
         'statistics are broken'
       )
