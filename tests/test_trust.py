@@ -66,14 +66,19 @@ def base(tmp_path_factory):
   return path
 
 
+def takes_over(base, path):
+  """Copies a run and its data to `path`, and returns the run's."""
+  shutil.copytree(base, path, dirs_exist_ok=True)
+  config = make_config(str(path / 'photos'))
+  settings.write_json(str(path / 'run/config.json'), settings.plain(config))
+  return path / 'run'
+
+
 @pytest.fixture
 def run(base, tmp_path):
   """A copy of the run, its config and its data, to spoil."""
-  shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-  path = str(tmp_path / 'run')
-  config = make_config(str(tmp_path / 'photos'))
-  settings.write_json(f'{path}/config.json', settings.plain(config))
-  return path, config, tmp_path / 'photos'
+  path = str(takes_over(base, tmp_path))
+  return path, workdir.read_config(path), tmp_path / 'photos'
 
 
 def record_of(path, *overrides):

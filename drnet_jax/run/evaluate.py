@@ -16,7 +16,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings, terminal
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
-from drnet_jax.errors import NotFinite
+from drnet_jax.errors import NotFinite, UserError
 from drnet_jax.models import Model
 from drnet_jax.report import pictures, policies, run, run_page
 from drnet_jax.report.page import FILE
@@ -175,10 +175,22 @@ def record_split(
 
 
 def test_record(path: str) -> Record:
-  """What `evaluate` recorded of the test split, or the same made now."""
+  """What `evaluate` recorded of the test split, or the same made now.
+
+  Raises:
+    UserError: what it recorded is of another model, or cannot be made.
+  """
   kept = os.path.join(path, 'report', 'record.npz')
   if os.path.exists(kept):
-    return policies.load(kept)
+    record = policies.load(kept)
+    names = workdir.class_names(path)
+    model = workdir.create_model(workdir.read_config(path).model, names)
+    if tuple(record.options) != tuple(model.options):
+      raise UserError(
+        f'{kept} is of another model than the run: evaluate it again with '
+        f'python -m drnet_jax.main --mode=evaluate --workdir={path}'
+      )
+    return record
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
   return record_split(trained, mesh, *trained.open('test_split'), 'test')
