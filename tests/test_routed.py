@@ -17,6 +17,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.routed_objective import RoutedObjective
 
 ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
 KEY = jax.random.key(11)
@@ -45,9 +46,9 @@ def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
     model,
     optimizer,
     mesh,
+    RoutedObjective(**objective | changes),
     batch_size=batch_size,
     steps_per_epoch=10,
-    **objective | changes,
   )
 
 
@@ -319,7 +320,7 @@ def _tilted(params, seed, mesh):
     ({'loss': 'hinge'}, "loss = 'hinge'"),
     ({'statistics': 'none'}, "statistics = 'none'"),
     ({'gradient': 'all', 'explore': 0.0}, 'explore = 0.0'),
-    ({'gradient': 'all', 'explore': 0.001}, 'is none'),
+    ({'gradient': 'all', 'explore': 0.001}, 'rounds to zero images'),
     ({'bucket_growth': 1.0}, 'bucket_growth'),
   ],
 )

@@ -12,7 +12,7 @@ from test_routed import KEY, assert_trees_close, make_step
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.pretrain import PretrainStep
+from drnet_jax.steps.pretrain import PretrainObjective, PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 
 OPTIMIZER = optax.sgd(0.5, momentum=0.9)
@@ -29,10 +29,9 @@ def trained(step_class, parameter_shards):
       model,
       OPTIMIZER,
       mesh,
+      PretrainObjective(label_smoothing=0.0, distill=0.0),
       batch_size=16,
       steps_per_epoch=1,
-      label_smoothing=0.0,
-      distill=0.0,
     )
   abstract = state_lib.abstract(model, OPTIMIZER)
   state = jax.jit(

@@ -94,13 +94,15 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   optimizer = optax.sgd(0.0, momentum=0.9)
 
   def contender(name, model, step_class, objective):
-    step = settings.call(
-      step_class,
-      objective,
-      f'config.{stage_name}.objective',
+    step = step_class(
       model,
       optimizer,
       mesh,
+      settings.call(
+        step_class.objective_class,
+        objective,
+        f'config.{stage_name}.objective',
+      ),
       batch_size=batch_size,
       steps_per_epoch=1,
     )

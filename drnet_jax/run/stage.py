@@ -52,7 +52,7 @@ class Stage:
     eval_every_epochs: between validations; 0 for the end only.
     schedule: fields of `optim.schedule`.
     optimizer: fields of `optim.create`.
-    objective: further fields of the step.
+    objective: fields of the `objective_class` of the step.
   """
 
   step: str
@@ -171,13 +171,14 @@ class StageRunner:
       trains=step_class.trains,
       accumulate=stage.accumulate,
     )
-    self._step = settings.call(
-      step_class,
-      stage.objective,
-      f'{where}.objective',
+    objective = settings.call(
+      step_class.objective_class, stage.objective, f'{where}.objective'
+    )
+    self._step = step_class(
       model,
       self._optimizer,
       mesh,
+      objective,
       batch_size=self._step_images,
       steps_per_epoch=self._steps_per_epoch,
     )
