@@ -187,7 +187,7 @@ def _macs_per_image(contender, metrics, resolutions, macs, objective) -> float:
   """What one image of this step needs, forward and backward."""
   if 'gmacs' not in metrics:
     return 3 * macs.sizes[-1]
-  total = 3 * (float(metrics['gmacs']) * 1e9 + macs.predictor)
+  total = 3 * float(metrics['gmacs']) * 1e9
   if contender.name.endswith('all'):
     total += objective['explore'] * sum(macs.sizes)
   if objective['statistics'] == 'fresh':

@@ -48,7 +48,8 @@ class Stage:
       the router's hinge) see the images of one step only.
     ema_decay: of the running average of weights and batch statistics that is
       evaluated, deployed and handed to the next stage; 0 for the weights as
-      they are. Early on the decay is at most (1 + step) / (10 + step).
+      they are. It moves once an update; after n of them the decay is at most
+      (1 + n) / (10 + n).
     eval_every_epochs: between validations; 0 for the end only.
     schedule: fields of `optim.schedule`.
     optimizer: fields of `optim.create`.
@@ -185,7 +186,11 @@ class StageRunner:
     self._abstract = state_lib.abstract(model, self._optimizer)
     self._shardings = mesh_lib.shardings(self._abstract, mesh)
     self._average = jax.jit(
-      functools.partial(state_lib.average, decay=stage.ema_decay),
+      functools.partial(
+        state_lib.average,
+        decay=stage.ema_decay,
+        accumulate=stage.accumulate,
+      ),
       donate_argnums=0,
       out_shardings=state_lib.weights(self._shardings),
     )

@@ -178,7 +178,14 @@ class RoutedStep:
         for rung in self.ladder:
           compiling(self._learn, j, rung, *arguments)
         if self._objective.statistics == 'fresh':
-          compiling(self._refresh, j, *self._set(j, state), images)
+          compiling(
+            self._refresh,
+            j,
+            *self._set(j, state),
+            images,
+            ahead.KEY,
+            state.step,
+          )
       # Last: it takes what `route` and `explore` are compiled to return.
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
@@ -239,7 +246,9 @@ class RoutedStep:
           state.step,
         )
       if few[j] and self._objective.statistics == 'fresh':
-        stats[name] = self._refresh(j, *self._set(j, state), images)
+        stats[name] = self._refresh(
+          j, *self._set(j, state), images, key, state.step
+        )
     return self._update(
       state, routed, learned, norm_grads, stats, explored, labels
     )
@@ -300,7 +309,7 @@ class RoutedStep:
     """Adds one size's images to `learned` and to its set's gradients."""
     model, size_px = self._model, self._model.resolutions[size_index]
     batch_size = labels.shape[0]
-    dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), size_index)
+    dropout_key = _dropout_key(key, step, size_index)
     shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
 
     def gather(images, labels, choice):
@@ -340,15 +349,19 @@ class RoutedStep:
       loss=learned.loss + loss,
       top1=learned.top1 + top1,
     )
-    return learned, jax.tree.map(jnp.add, norm_grads, d_norm), new_stats
+    even_share = batch_size / len(model.resolutions)
+    stats = weighed(stats, new_stats, mask.sum(), even_share)
+    return learned, jax.tree.map(jnp.add, norm_grads, d_norm), stats
 
-  def _refresh_size(self, size_index, shared, norm, stats, images):
+  def _refresh_size(self, size_index, shared, norm, stats, images, key, step):
     """New statistics of a size's norms, of images whatever they chose."""
-    size_px = self._model.resolutions[size_index]
+    sizes = self._model.resolutions
+    # Not the key that the size's own images have.
+    key = _dropout_key(key, step, len(sizes) + size_index)
     images = self._on_each_device(lambda x: x[self._refreshed])(images)
     shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
     _, stats = self._model.classify(
-      shared, norm, stats, images, size_px, train=True
+      shared, norm, stats, images, sizes[size_index], train=True, key=key
     )
     return stats
 
@@ -396,6 +409,7 @@ class RoutedStep:
       self._optimizer,
       grads,
       {'norm': norm_stats, 'predictor': routed.stats},
+      chosen=self._chosen_sets(routed.counts.sum(0) > 0),
     )
     share = routed.h.mean(0)
     p = routed.p
@@ -404,12 +418,20 @@ class RoutedStep:
       'cross_entropy': learned.loss,
       'top1': learned.top1,
       'hinge': hinge,
-      'gmacs': share @ self._gmacs,
+      'gmacs': share @ self._gmacs + self._predictor_gmacs,
       'entropy': -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean(),
     }
     for j, size_px in enumerate(self._model.resolutions):
       metrics[f'share_r{size_px}'] = share[j]
     return new_state, metrics
+
+  def _chosen_sets(self, has_takers):
+    """Which sets of norms any image uses, from a bool of each size."""
+    chosen = {}
+    for size_px, has in zip(self._model.resolutions, has_takers, strict=True):
+      name = self._model.norm_set(size_px)
+      chosen[name] = chosen.get(name, False) | has
+    return chosen
 
   def _explored_part(self, x):
     """Images of each device, at the same places: a random part of a batch."""
@@ -462,6 +484,32 @@ class RoutedStep:
       ahead.KEY,
       state.step,
     )
+
+
+def weighed(old: Tree, new: Tree, takers: jax.Array, even_share: float) -> Tree:
+  """Running statistics that count images rather than batches.
+
+  A norm's momentum is meant for a batch. A size that an even share of the batch
+  chose (B / R images) or more moves its running statistics as much as that
+  says; one of fewer takers in proportion, so that each of its images weighs the
+  same, and a single one does not weigh as much as all others together.
+
+  Args:
+    old: before the step.
+    new: as the momentum has it.
+    takers: images of the whole batch that chose the size.
+    even_share: B / R.
+  """
+  share = takers / even_share
+  return jax.tree.map(
+    lambda a, b: jnp.where(takers < even_share, a + share * (b - a), b),
+    old,
+    new,
+  )
+
+
+def _dropout_key(key, step, number):
+  return jax.random.fold_in(jax.random.fold_in(key, step), number)
 
 
 def _evenly_spread(count: int, batch: int) -> np.ndarray:
