@@ -43,7 +43,8 @@ _PEER_TIMEOUT_S = flags.DEFINE_integer(
 
 def main(_) -> None:
   set_up()
-  run_command(_run)
+  with processes.leaving_together():
+    run_command(_run)
 
 
 def _run() -> None:
