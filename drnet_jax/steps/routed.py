@@ -418,6 +418,7 @@ class RoutedStep:
       'cross_entropy': learned.loss,
       'top1': learned.top1,
       'hinge': hinge,
+      # As in every report, and not as in the hinge, the predictor is counted.
       'gmacs': share @ self._gmacs + self._predictor_gmacs,
       'entropy': -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean(),
     }
