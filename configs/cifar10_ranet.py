@@ -90,6 +90,6 @@ def get_config() -> ml_collections.ConfigDict:
       'clip_norm': 0.0,
       'predictor_lr': 1.0,  # there is none
     },
-    'objective': {'label_smoothing': 0.0},  # steps.exits.ExitsStep
+    'objective': {'label_smoothing': 0.0},  # steps.exits.ExitsObjective
   }
   return config

@@ -107,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 5.0,
     'schedule': schedule,
     'optimizer': optimizer,
-    'objective': {  # steps.pretrain.PretrainStep
+    'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
       'distill': 0.0,  # share of the largest size's answer in the labels
     },
@@ -121,7 +121,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 5.0,
     'schedule': schedule | {'decay_epochs': 30},
     'optimizer': optimizer,
-    'objective': {  # steps.routed.RoutedStep
+    'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'chosen',  # the paper's; see the README on 'all'
       'explore': 0.25,  # of 'all' only

@@ -95,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 1.0,
     'schedule': schedule,
     'optimizer': optimizer,
-    'objective': {  # steps.pretrain.PretrainStep
+    'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
       'distill': 0.0,  # share of the largest size's answer in the labels
     },
@@ -109,7 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 1.0,
     'schedule': schedule | {'lr': 0.0015},
     'optimizer': optimizer,
-    'objective': {  # steps.routed.RoutedStep
+    'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'all',
       'explore': 0.25,

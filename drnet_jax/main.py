@@ -46,7 +46,8 @@ _PEER_TIMEOUT_S = flags.DEFINE_integer(
 
 def main(arguments: Sequence[str]) -> None:
   set_up()
-  run_command(lambda: _run(arguments[1:]))
+  with processes.leaving_together():
+    run_command(lambda: _run(arguments[1:]))
 
 
 def _run(overrides: Sequence[str]) -> None:

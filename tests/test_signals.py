@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM, in one process."""
+"""What ends a process: SIGTERM, and errors that tell of others."""
 
+import contextlib
 import os
 import signal
+import threading
 
 import pytest
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from drnet_jax import processes
+from drnet_jax.errors import UserError
 
 
 @pytest.mark.parametrize('while_asking', [True, False])
@@ -24,3 +28,41 @@ def test_sigterm_counts_whenever_it_comes(monkeypatch, while_asking):
       assert not processes.should_stop()
       os.kill(os.getpid(), signal.SIGTERM)
     assert processes.should_stop() and processes.should_stop()
+
+
+GLOO = RuntimeError('Gloo AllReduce failed: Connection closed by peer [::1]:9')
+
+
+def behind(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+@pytest.mark.parametrize(
+  'error, is_loss',
+  [
+    (GLOO, True),
+    (RuntimeError('NCCL: remote process exited or there was a network'), True),
+    (ValueError('Failed to send RPC to coordination service.'), True),
+    (behind(UserError('checkpoint 7 cannot be restored'), GLOO), True),
+    (RuntimeError('NCCL operation failed: unhandled cuda error'), False),
+    (RuntimeError('Gloo: unable to resolve host name'), False),
+    (UserError('heartbeat.jpg cannot be read'), False),
+    (ConnectionResetError(104, 'Connection reset by peer'), False),
+  ],
+)
+def test_a_lost_peer_is_told_by_a_connection_that_ended(
+  monkeypatch, error, is_loss
+):
+  left = []
+
+  def leave(status):
+    left.append(status)
+    raise SystemExit(status)
+
+  monkeypatch.setattr(distributed.global_state, 'num_processes', 2)
+  monkeypatch.setattr(processes, '_leaving', threading.Lock())
+  monkeypatch.setattr(os, '_exit', leave)
+  with contextlib.suppress(SystemExit):
+    processes.exit_if_peer_was_lost(error)
+  assert left == [processes.LOST_PEER] * is_loss

@@ -116,8 +116,8 @@ def pool_and_classify(
 ) -> jax.Array:
   """Mean over the pixels, dropout, then a dense layer `head`.
 
-  In float32 whatever the dtype: ties of bfloat16 logits would make an argmax
-  depend on the backend.
+  In float32 whatever the dtype, from the sum on: ties of bfloat16 logits would
+  make an argmax depend on the backend.
 
   Args:
     x: [B, H, W, C].
@@ -128,7 +128,7 @@ def pool_and_classify(
   Returns:
     float32 [B, K].
   """
-  x = x.mean((1, 2)).astype(jnp.float32)
+  x = x.mean((1, 2), dtype=jnp.float32)
   if dropout:
     x = nn.Dropout(dropout)(x, deterministic=not train)
   return nn.Dense(num_classes, name='head')(x)

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from drnet_jax import settings
 from drnet_jax.models import layers
@@ -57,7 +58,8 @@ class InvertedResidual(nn.Module):
       activation=activation,
     )
     if self.squeeze:
-      gate = y.mean((1, 2))
+      # Summed in float32; the dense layer casts it to its own dtype.
+      gate = y.mean((1, 2), dtype=jnp.float32)
       gate = nn.Dense(self.squeeze, dtype=self.dtype, name='squeeze')(gate)
       gate = nn.Dense(hidden, dtype=self.dtype, name='excite')(activation(gate))
       y = y * nn.sigmoid(gate)[:, None, None, :]

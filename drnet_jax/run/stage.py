@@ -49,11 +49,12 @@ class Stage:
       the router's hinge) see the images of one step only.
     ema_decay: of the running average of weights and batch statistics that is
       evaluated, deployed and handed to the next stage; 0 for the weights as
-      they are. Early on the decay is at most (1 + step) / (10 + step).
+      they are. It moves once an update; after n of them the decay is at most
+      (1 + n) / (10 + n).
     eval_every_epochs: between validations; 0 for the end only.
     schedule: fields of `optim.schedule`.
     optimizer: fields of `optim.create`.
-    objective: further fields of the step.
+    objective: fields of the `objective_class` of the step.
   """
 
   step: Literal['pretrain', 'routed', 'exits']
@@ -71,7 +72,7 @@ class Stage:
     for section, (function, *given) in {
       'schedule': (optim.schedule, 'epochs', 'steps_per_epoch'),
       'optimizer': (optim.create, 'lr', 'trains', 'accumulate'),
-      'objective': (STEPS[self.step], 'batch_size', 'steps_per_epoch'),
+      'objective': (STEPS[self.step].objective_class,),
     }.items():
       settings.check(
         function, getattr(self, section), f'{where}.{section}', *given
@@ -181,20 +182,25 @@ class StageRunner:
       trains=step_class.trains,
       accumulate=stage.accumulate,
     )
-    self._step = settings.call(
-      step_class,
-      stage.objective,
-      f'{where}.objective',
+    objective = settings.call(
+      step_class.objective_class, stage.objective, f'{where}.objective'
+    )
+    self._step = step_class(
       model,
       self._optimizer,
       mesh,
+      objective,
       batch_size=self._step_images,
       steps_per_epoch=self._steps_per_epoch,
     )
     self._abstract = state_lib.abstract(model, self._optimizer)
     self._shardings = mesh_lib.shardings(self._abstract, mesh)
     self._average = jax.jit(
-      functools.partial(state_lib.average, decay=stage.ema_decay),
+      functools.partial(
+        state_lib.average,
+        decay=stage.ema_decay,
+        accumulate=stage.accumulate,
+      ),
       donate_argnums=0,
       out_shardings=state_lib.weights(self._shardings),
     )
