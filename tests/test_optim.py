@@ -5,7 +5,10 @@ import numpy as np
 import optax
 import pytest
 
+from configs import quickstart
+from drnet_jax import settings
 from drnet_jax.errors import UserError
+from drnet_jax.run.stage import Stage
 from drnet_jax.steps import optim
 from drnet_jax.steps import state as state_lib
 
@@ -87,8 +90,11 @@ def test_halfway_schedule():
 
 
 def test_unknown_names():
-  with pytest.raises(UserError, match="optimiser 'sdg'"):
-    make(name='sdg')
+  section = quickstart.get_config().finetune
+  section.optimizer.name = 'sdg'
+  stage = settings.call(Stage, section, 'config.finetune')
+  with pytest.raises(UserError, match="finetune.optimizer.name = 'sdg' is not"):
+    stage.check('config.finetune')
 
 
 def test_accumulating_is_one_update_of_the_mean():

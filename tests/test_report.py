@@ -484,7 +484,7 @@ def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
 
 
 def test_what_cannot_be_reported_is_named(experiment, tmp_path):
-  with pytest.raises(UserError, match='no workdir of drnet_jax'):
+  with pytest.raises(UserError, match='not a workdir of drnet_jax'):
     run.read(str(tmp_path))
   path = tmp_path / 'begun'
   path.mkdir()
