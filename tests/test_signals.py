@@ -7,10 +7,12 @@ import signal
 import threading
 
 import pytest
+from absl.testing import flagsaver
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from drnet_jax import processes
+from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
 
 
@@ -66,3 +68,34 @@ def test_a_lost_peer_is_told_by_a_connection_that_ended(
   with contextlib.suppress(SystemExit):
     processes.exit_if_peer_was_lost(error)
   assert left == [processes.LOST_PEER] * is_loss
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(monkeypatch):
+  ended, passed_on = [], []
+  monkeypatch.setattr(processes, '_end', ended.append)
+  before = signal.getsignal(signal.SIGINT)
+  with processes.signals_noted(passed_on.append):
+    assert not processes.was_stopped()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert processes.was_stopped() and processes.should_stop() and not ended
+    assert passed_on == [signal.SIGTERM]
+    stop = processes.Stopped('at step 3')
+    assert (str(stop), stop.status) == ('stopped by Ctrl-C at step 3', 130)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert ended == [130]
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_workdir_is_a_folder(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  with flagsaver.flagsaver(workdir='~/runs/a'):
+    assert cli.workdir() == '/home/me/runs/a'
+  with flagsaver.flagsaver(workdir='gs://bucket/a'):
+    with pytest.raises(UserError, match='gs://bucket/a: runs live in folders'):
+      cli.workdir()
+
+
+def test_overrides_are_left_over_for_the_command():
+  given = ['main', '--config.data.data_dir=/new', '--workdir=x']
+  with flagsaver.flagsaver(workdir=None):
+    assert cli.keep_overrides(given) == ['main', '--config.data.data_dir=/new']
