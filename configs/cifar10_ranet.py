@@ -52,11 +52,13 @@ def get_config() -> ml_collections.ConfigDict:
     'resize_px': 0,
     'keep_aspect': True,
     'classes': '',
+    'class_map': '',
     'images_per_class': 0,
     'held_out': 0,
     'max_bad_images': 0,
     'max_pixels': 0,
     'keys': ('image', 'label'),
+    'class_map': '',  # json: names of the data -> names of the model
     'threads': 4,
     'workers': 0,
   }
@@ -91,6 +93,6 @@ def get_config() -> ml_collections.ConfigDict:
       'clip_norm': 0.0,
       'predictor_lr': 1.0,  # there is none
     },
-    'objective': {'label_smoothing': 0.0},  # steps.exits.ExitsStep
+    'objective': {'label_smoothing': 0.0},  # steps.exits.ExitsObjective
   }
   return config

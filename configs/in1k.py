@@ -62,11 +62,13 @@ def get_config() -> ml_collections.ConfigDict:
     'resize_px': 256,
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',
+    'class_map': '',
     'images_per_class': 0,
     'held_out': 10_000,
     'max_bad_images': 10,
     'max_pixels': 0,
     'keys': ('image', 'label'),
+    'class_map': '',  # json: names of the data -> names of the model
     'threads': 16,
     'workers': 0,
   }
@@ -111,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 5.0,
     'schedule': schedule,
     'optimizer': optimizer,
-    'objective': {  # steps.pretrain.PretrainStep
+    'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
       'distill': 0.0,  # share of the largest size's answer in the labels
     },
@@ -125,7 +127,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 5.0,
     'schedule': schedule | {'decay_epochs': 30},
     'optimizer': optimizer,
-    'objective': {  # steps.routed.RoutedStep
+    'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'chosen',  # the paper's; see the README on 'all'
       'explore': 0.25,  # of 'all' only

@@ -37,11 +37,13 @@ def get_config() -> ml_collections.ConfigDict:
     'resize_px': 0,
     'keep_aspect': True,
     'classes': '',
+    'class_map': '',  # what the model calls classes of the data
     'images_per_class': 0,
     'held_out': 0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,
     'max_pixels': 0,  # 0 for the usual, 89 million
     'keys': ('image', 'label'),  # features of TFDS
+    'class_map': '',  # json: names of the data -> names of the model
     'threads': 1,
     'workers': 0,  # processes in place of threads
   }
@@ -96,7 +98,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 1.0,
     'schedule': schedule,
     'optimizer': optimizer,
-    'objective': {  # steps.pretrain.PretrainStep
+    'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
       'distill': 0.0,  # share of the largest size's answer in the labels
     },
@@ -110,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 1.0,
     'schedule': schedule | {'lr': 0.0015},
     'optimizer': optimizer,
-    'objective': {  # steps.routed.RoutedStep
+    'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'all',
       'explore': 0.25,

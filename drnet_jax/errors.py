@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that command lines turn into a message, not a traceback."""
+"""What command lines turn into a message, not a traceback; and their status."""
+
+import signal
+
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C
 
 
 class UserError(Exception):
@@ -8,3 +12,7 @@ class UserError(Exception):
   Command lines print it after `error:` and exit with status 2. Anything else
   that escapes is a bug of ours and keeps its traceback.
   """
+
+
+class NotFinite(UserError):
+  """A network returns NaN or infinity."""

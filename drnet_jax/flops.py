@@ -40,10 +40,11 @@ def _count_equation(equation) -> int:
   name, params = equation.primitive.name, equation.params
   if name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
-    out_features = kernel[params['dimension_numbers'].rhs_spec[0]]
+    _, *others = params['dimension_numbers'].rhs_spec  # all but the outputs
     # One output value = one kernel's worth of products; the kernel's input
     # channels are already per group.
-    return equation.outvars[0].aval.size * math.prod(kernel) // out_features
+    taps = math.prod(kernel[axis] for axis in others)
+    return equation.outvars[0].aval.size * taps
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
     left = equation.invars[0].aval.shape

@@ -5,22 +5,25 @@
 
 Fields of the config can be set from the command line, for instance
 --config.finetune.epochs=2. Running the same command again goes on from the
-latest checkpoint. --mode=evaluate needs only the workdir, --mode=describe (what
-the model weighs and costs) only the config.
+latest checkpoint. --mode=evaluate needs only the workdir (and, where the data
+has moved, --config.data.data_dir=...), --mode=describe (what the model weighs
+and costs) only the config.
 
 Several processes run one command together, see docs/SCALE.md. Exit statuses: 0
-done; 2 something for you to mend; 75 (stopped by SIGTERM, state saved), 76 or
-134 (another process was lost): run the same command again on all processes.
+done; 2 something for you to mend; 130 stopped by Ctrl-C, state saved; 75
+(stopped by SIGTERM, state saved), 76 or 134 (another process was lost): run the
+same command again on all processes.
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from drnet_jax import mesh, processes, terminal
 from drnet_jax.commands import cli
-from drnet_jax.commands.cli import parse_flags, read_config, run_command, set_up
+from drnet_jax.commands.cli import read_config, run_command, set_up
 from drnet_jax.run import describe, evaluate, train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,12 +44,13 @@ _PEER_TIMEOUT_S = flags.DEFINE_integer(
 )
 
 
-def main(_) -> None:
+def main(arguments: Sequence[str]) -> None:
   set_up()
-  run_command(_run)
+  with processes.leaving_together():
+    run_command(lambda: _run(arguments[1:]))
 
 
-def _run() -> None:
+def _run(overrides: Sequence[str]) -> None:
   if _MODE.value == 'describe':
     print(describe.describe(read_config(_CONFIG.value)))
     return
@@ -56,14 +60,15 @@ def _run() -> None:
     terminal.say(mesh.describe())
     if _MODE.value == 'train':
       train.train(read_config(_CONFIG.value), path)
-    evaluate.evaluate(path)
-  except processes.Preempted as stop:
+      overrides = ()  # they are in the run's config
+    evaluate.evaluate(path, overrides)
+  except processes.Stopped as stop:
     terminal.say(str(stop))
-    sys.exit(processes.PREEMPTED)
+    sys.exit(stop.status)
   except Exception as error:
     processes.exit_if_peer_was_lost(error)
     raise
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=cli.keep_overrides)

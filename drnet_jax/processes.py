@@ -8,47 +8,67 @@ people. Everything between them is JAX's own distributed runtime.
 
 import contextlib
 import itertools
+import json
+import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # the key-value store has no public name
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import INTERRUPTED, UserError
 
 # Exit statuses of a run that should be started again, on all its processes, and
 # then goes on: after SIGTERM (state saved), and when another process was lost.
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 LOST_PEER = 76
+# Of one that a person has stopped.
 
 # What launchers that JAX may not know tell of the number of processes.
 _SIZES = ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
 _RANKS = ('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK')
 
-# In the words of JAX, which raises more than one type.
-_SIGNS_OF_LOSS = (
-  'Gloo',
-  'NCCL',
-  'closed by peer',
-  'oordination',
-  'heartbeat',
+# A connection that ended, in the words of JAX, Gloo and NCCL, which raise more
+# than one type. Their names alone say nothing: they fail in other ways, too.
+_SIGNS_OF_LOSS = re.compile(
+  '(closed|reset) by (remote )?peer|broken pipe|remote process exited|heartbeat'
+  '|coordination ?service|(gloo|nccl).*timed out',
+  re.IGNORECASE,
 )
+
+# Key of what the first process to fail tells the others, and how soon they ask.
+_FAILED = 'drnet_jax/failed'
+_POLL_S = 1.0
+_LONGEST_GOODBYE_S = 10
+_leaving = threading.Lock()  # taken for good by the thread that ends it all
+_done = threading.Event()
 
 _LONGEST_WAIT_MS = 2 * 3600 * 1000  # for instance while data is prepared
 _waits = itertools.count()
 _asked = itertools.count(1)
 
 _terminated = False
+_interrupted = False
 
 
-class Preempted(Exception):
+class Stopped(Exception):
   """A run was asked to stop, and has saved its state; the text says where."""
+
+  def __init__(self, where: str):
+    by = 'Ctrl-C' if _interrupted else 'SIGTERM'
+    super().__init__(f'stopped by {by} {where}')
+    self.status = INTERRUPTED if _interrupted else PREEMPTED
 
 
 def join(*, peer_timeout_s: int) -> None:
@@ -82,16 +102,18 @@ def join(*, peer_timeout_s: int) -> None:
       cluster_detection_method='deactivate',
       **timeouts,
     )
-    return
-  try:
-    jax.distributed.initialize(**timeouts)
-  except ValueError as error:
-    # JAX knows of no cluster here. Each of several processes would train alone.
-    if size is not None and size > 1:
-      raise UserError(
-        f'this is one of {size} processes, but JAX does not know how to meet '
-        'the others: set JAX_COORDINATOR_ADDRESS=<host of process 0>:<port>'
-      ) from error
+  else:
+    try:
+      jax.distributed.initialize(**timeouts)
+    except ValueError as error:
+      # JAX knows of no cluster. Each of several processes would train alone.
+      if size is not None and size > 1:
+        raise UserError(
+          f'this is one of {size} processes, but JAX does not know how to meet '
+          'the others: set JAX_COORDINATOR_ADDRESS=<host of process 0>:<port>'
+        ) from error
+  if _others():
+    threading.Thread(target=_watch, daemon=True).start()
 
 
 def _first_of(names: tuple[str, ...]) -> int | None:
@@ -99,30 +121,55 @@ def _first_of(names: tuple[str, ...]) -> int | None:
 
 
 @contextlib.contextmanager
-def sigterm_noted() -> Iterator[None]:
-  """SIGTERM does not end this process, but is told by `should_stop`."""
-  global _terminated
-  _terminated = False
-  if jax.process_count() > 1:
-    yield  # as JAX has it from `join` on
-    return
+def signals_noted(
+  pass_on: Callable[[int], None] | None = None,
+) -> Iterator[None]:
+  """SIGTERM, or Ctrl-C once, is told by `should_stop` and ends nothing else.
 
-  def note(*unused) -> None:
-    global _terminated
+  A second Ctrl-C ends this process at once.
+
+  Args:
+    pass_on: called with SIGTERM where either comes, for a child.
+  """
+  global _terminated, _interrupted
+  _terminated = _interrupted = False
+  several = jax.process_count() > 1
+
+  def note(number: int, _) -> None:
+    global _terminated, _interrupted
+    if number == signal.SIGINT:
+      if _interrupted:
+        _end(INTERRUPTED)
+      _interrupted = True
+      if several:  # JAX knows of SIGTERM, and tells the other processes
+        signal.raise_signal(signal.SIGTERM)
+        return
     _terminated = True
+    if pass_on:
+      pass_on(signal.SIGTERM)
 
-  before = signal.signal(signal.SIGTERM, note)
+  numbers = [signal.SIGINT]
+  if not several:  # else as JAX has it from `join` on
+    numbers.append(signal.SIGTERM)
+  before = {number: signal.signal(number, note) for number in numbers}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def was_stopped() -> bool:
+  """Whether a signal has been noted in this process."""
+  return _terminated
 
 
 def should_stop() -> bool:
   """Whether all processes are to save what they have, and stop.
 
-  True soon after any of them got SIGTERM, the same on all, and from then on.
-  All must ask equally often: before a stage and after each of its steps.
+  True soon after any of them got SIGTERM or Ctrl-C, the same on all, and from
+  then on. All must ask equally often: before a stage and after each of its
+  steps.
   """
   global _terminated
   # JAX has them agree on the number that the furthest of them asks for next,
@@ -134,15 +181,39 @@ def should_stop() -> bool:
   return _terminated
 
 
+@contextlib.contextmanager
+def leaving_together() -> Iterator[None]:
+  """Of several processes, one that fails takes the others with it.
+
+  Within seconds, and with its own status if that is 2: what a person must mend
+  is not to be started again because the others have lost a peer. To be entered
+  before `join`, around what ends in an exit status.
+  """
+  try:
+    yield
+  except SystemExit as stop:
+    if stop.code not in (None, 0, PREEMPTED, INTERRUPTED):
+      _fail(stop.code, stop.__context__)
+    raise
+  except Exception as error:
+    if _others():
+      traceback.print_exc()
+      _fail(1, error)
+    raise
+  finally:
+    _done.set()
+
+
 def exit_if_peer_was_lost(error: BaseException | None) -> None:
   """Ends this process if an error, or one behind it, says another is gone.
 
   At once, not through Python's exit: that would wait for the other.
   """
-  if jax.process_count() == 1:
-    return
-  while error is not None:
-    if any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+  while _others() and error is not None:
+    # A mistake of the user's may hold any word; files have connections, too.
+    of_runtime = not isinstance(error, UserError | OSError)
+    if of_runtime and _SIGNS_OF_LOSS.search(str(error)):
+      _leaving.acquire()
       print(
         f'error: process {jax.process_index()} has lost another one, whose '
         f'output tells more ({str(error).splitlines()[0]}). Run the same '
@@ -150,8 +221,64 @@ def exit_if_peer_was_lost(error: BaseException | None) -> None:
         file=sys.stderr,
         flush=True,
       )
-      os._exit(LOST_PEER)
+      _end(LOST_PEER)
     error = error.__cause__ or error.__context__
+
+
+def _others() -> bool:
+  """Whether this process has joined others."""
+  return (distributed.global_state.num_processes or 1) > 1
+
+
+def _fail(status: int, error: BaseException | None) -> None:
+  """Tells the others, if there are any, and ends this process with them."""
+  if not _others():
+    return
+  _leaving.acquire()
+  told = [status, distributed.global_state.process_id, str(error)]
+  # Refused if another was first; if the service is gone, so are the others.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    distributed.global_state.client.key_value_set(_FAILED, json.dumps(told))
+  _leave(status)
+
+
+def _watch() -> None:
+  """Ends this process when another one has told that it failed."""
+  client = distributed.global_state.client
+  while not _done.wait(_POLL_S):
+    try:
+      status, process, message = json.loads(client.key_value_try_get(_FAILED))
+    except jax.errors.JaxRuntimeError:  # nothing there
+      continue
+    _leaving.acquire()
+    print(
+      f'error: process {process} has failed: {message}',
+      file=sys.stderr,
+      flush=True,
+    )
+    _leave(status if status == 2 else LOST_PEER)
+
+
+def _leave(status: int) -> None:
+  """Ends this process once all know that it ends.
+
+  Not before: those that find a peer or the coordinator gone end in ways of
+  their own, some of them in C++.
+  """
+  run = distributed.global_state
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    run.client.wait_at_barrier(f'{_FAILED}/all', _LONGEST_GOODBYE_S * 1000)
+  if run.process_id == 0:
+    time.sleep(_POLL_S)  # the service ends with this process: it is the last
+  _end(status)
+
+
+def _end(status: int) -> None:
+  """Ends this process without waiting for others, as Python's exit would."""
+  for worker in multiprocessing.active_children():
+    worker.kill()  # they leave other signals to this process
+  sys.stdout.flush()
+  os._exit(status)
 
 
 def is_main() -> bool:

@@ -7,20 +7,27 @@ parameters have no defaults for what a config holds. So every knob has one home
 any work is done.
 """
 
+import dataclasses
 import difflib
+import fnmatch
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from drnet_jax.errors import UserError
 
 # Fields that a newer version added to a section, each with the value that does
 # what was done before: what an older run's config.json says by not having them.
-_ADDED = {'data': {'max_pixels': 0, 'keys': ['image', 'label']}}
+_ADDED = {
+  'data': {'max_pixels': 0, 'keys': ['image', 'label'], 'class_map': ''}
+}
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +38,41 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     if name in config
   }
   return config | sections
+
+
+@dataclasses.dataclass(frozen=True)
+class In:
+  """Bounds of a number, as mathematics writes them: `In('(0, 1]')`."""
+
+  bounds: str
+
+  def __contains__(self, x: float) -> bool:
+    low, high = map(float, self.bounds[1:-1].split(','))
+    return (
+      low < x < high
+      or (x == low and self.bounds[0] == '[')
+      or (x == high and self.bounds[-1] == ']')
+    )
+
+
+# What fields are annotated with, for `check`.
+Share = Annotated[float, In('[0, 1]')]
+BelowOne = Annotated[float, In('[0, 1)')]
+Positive = Annotated[float, In('(0, inf)')]
+NotNegative = Annotated[float, In('[0, inf)')]
+Epochs = Annotated[float, In('[0, 1e6]')]
+Whole = Annotated[int, In('[0, 2147483647]')]
+Natural = Annotated[int, In('[1, 2147483647]')]
+Pixels = Annotated[int, In('[1, 65536]')]
+Path = Annotated[str, 'path']  # `~` is the home of whoever runs it
+
+_KINDS = {
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'True or False',
+  str: 'text',
+  types.NoneType: 'None',
+}
 
 
 def call(
@@ -46,7 +88,26 @@ def call(
     **given: passed on; not the config's to set.
 
   Raises:
-    UserError: a field is missing or unknown.
+    UserError: as `check`.
+  """
+  fields = check(function, section, path, *given)
+  values = {
+    name: os.path.expanduser(value) if fields[name] == Path else value
+    for name, value in section.items()
+  }
+  return function(*args, **given, **values)
+
+
+def check(
+  function: Callable, section: Mapping[str, Any], path: str, *given: str
+) -> dict[str, Any]:
+  """Checks the fields that `call` would hand to a function.
+
+  Returns:
+    What each field is annotated with.
+
+  Raises:
+    UserError: a field is missing or unknown, or no value of its kind.
   """
   if not isinstance(section, Mapping | ml_collections.ConfigDict):
     raise UserError(f'{path} should be a section of fields, not {section!r}')
@@ -65,7 +126,70 @@ def call(
   for name, parameter in fields.items():
     if parameter.default is parameter.empty and name not in section:
       raise UserError(f'{path}.{name} is missing; see configs/quickstart.py')
-  return function(*args, **given, **dict(section))
+  hints = {name: parameter.annotation for name, parameter in fields.items()}
+  check_values(hints, section, path)
+  return hints
+
+
+def check_values(
+  hints: Mapping[str, Any], section: Mapping[str, Any], path: str
+) -> None:
+  """Raises UserError unless each value is of the kind its hint says.
+
+  Args:
+    hints: what fields are annotated with; what is none of the kinds here
+      (`Any`, a string) passes everything.
+    section: values of some of them.
+    path: of the section.
+  """
+  for name, value in section.items():
+    if not _fits(hints[name], value):
+      shown = tuple(value) if isinstance(value, list) else value
+      raise UserError(f'{path}.{name} = {shown!r} is not {_words(hints[name])}')
+
+
+def _fits(hint: Any, value: Any) -> bool:
+  origin, inner = get_origin(hint), get_args(hint)
+  is_list = isinstance(value, Sequence) and not isinstance(value, str)
+  if origin is Annotated:
+    bounds = [x for x in inner[1:] if isinstance(x, In)]
+    return _fits(inner[0], value) and all(value in x for x in bounds)
+  if origin is Literal:
+    return isinstance(value, str) and value in inner
+  if origin in (Union, types.UnionType):
+    return any(_fits(x, value) for x in inner)
+  if origin is tuple:
+    return (
+      is_list and len(value) == len(inner) and all(map(_fits, inner, value))
+    )
+  if origin is Sequence:
+    return is_list and all(_fits(inner[0], x) for x in value)
+  if origin is Mapping:
+    return isinstance(value, Mapping | ml_collections.ConfigDict)
+  if hint is float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -float('inf') < value < float('inf')
+  if hint is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return (
+    not isinstance(hint, type) or hint not in _KINDS or isinstance(value, hint)
+  )
+
+
+def _words(hint: Any) -> str:
+  origin, inner = get_origin(hint), get_args(hint)
+  if origin is Annotated:
+    bounds = [f' in {x.bounds}' for x in inner[1:] if isinstance(x, In)]
+    return ''.join([_words(inner[0]), *bounds])
+  if origin is Literal:
+    return 'one of ' + ', '.join(map(repr, inner))
+  if origin in (Union, types.UnionType):
+    return ' or '.join(map(_words, inner))
+  if origin is tuple:
+    return f'({", ".join(map(_words, inner))})'
+  if origin is Sequence:
+    return f'a list, each {_words(inner[0])}'
+  return _KINDS.get(hint, 'a section of fields')
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -73,16 +197,72 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def differences(ours: Mapping, theirs: Mapping, path: str) -> list[str]:
+def differences(
+  ours: Mapping, theirs: Mapping, path: str
+) -> dict[str, tuple[Any, Any]]:
   """Fields in which two plain configs differ, each with both values."""
-  found = []
+  found = {}
   for name in sorted({*ours, *theirs}):
     here, there = ours.get(name), theirs.get(name)
     if isinstance(here, Mapping) and isinstance(there, Mapping):
-      found += differences(here, there, f'{path}.{name}')
+      found |= differences(here, there, f'{path}.{name}')
     elif here != there:
-      found.append(f'{path}.{name} = {here!r} here, {there!r} there')
+      found[f'{path}.{name}'] = here, there
   return found
+
+
+def overridden(
+  config: ml_collections.ConfigDict,
+  overrides: Sequence[str],
+  fields: Sequence[str],
+) -> ml_collections.ConfigDict:
+  """A config with some fields as the command line gives them.
+
+  Args:
+    config: left as it is.
+    overrides: '--config.<field>=<value>'.
+    fields: which may be given so, `fnmatch` patterns.
+
+  Raises:
+    UserError: another field is given, or no value that can be read.
+  """
+  for override in overrides:
+    field = override.partition('=')[0].removeprefix('--')
+    if field == override.removeprefix('--') or not any(
+      fnmatch.fnmatchcase(field, pattern) for pattern in fields
+    ):
+      raise UserError(
+        f'{override!r} is not --<field>=<value> with one of the fields '
+        f'{", ".join(fields)}: all else is as the run was trained'
+      )
+  config = config.copy_and_resolve_references()
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    'config',
+    config,
+    flag_values=values,
+    lock_config=False,
+    accept_new_attributes=True,  # that configs of older runs do without
+    sys_argv=list(overrides),
+  )
+  try:
+    values(['', *overrides])
+  except flags.Error as error:
+    raise UserError(str(error)) from error
+  return config
+
+
+def read_json(path: str) -> Any:
+  """What `write_json` wrote.
+
+  Raises:
+    UserError: the file is missing, or is not what was written.
+  """
+  try:
+    with open(path) as file:
+      return json.load(file)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def write_json(path: str, value: Any) -> None:

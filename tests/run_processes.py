@@ -11,6 +11,7 @@ from absl import flags
 
 from configs import smoke
 from drnet_jax import processes
+from drnet_jax.commands import cli
 from drnet_jax.run import train
 
 # Long enough for a busy machine, short enough for a test.
@@ -89,10 +90,15 @@ def _train(environment, devices, config, path) -> None:
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+  with processes.leaving_together():
+    cli.run_command(lambda: _joined(config, path))
+
+
+def _joined(config, path) -> None:
   processes.join(peer_timeout_s=PEER_TIMEOUT_S)
   try:
     train.train(config, path)
-  except processes.Preempted:
+  except processes.Stopped:
     sys.exit(processes.PREEMPTED)
   except Exception as error:
     processes.exit_if_peer_was_lost(error)

@@ -14,7 +14,7 @@ from test_routed import make_state, make_step, sharded
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.steps.augment import BatchAugmentation
-from drnet_jax.steps.pretrain import PretrainStep
+from drnet_jax.steps.pretrain import PretrainObjective, PretrainStep
 
 KEY = jax.random.key(2)
 
@@ -118,10 +118,9 @@ def pretrain_step(model, mesh):
     model,
     optax.sgd(1.0),
     mesh,
+    PretrainObjective(label_smoothing=0.1, distill=0.0),
     batch_size=16,
     steps_per_epoch=1,
-    label_smoothing=0.1,
-    distill=0.0,
   )
 
 

@@ -17,6 +17,7 @@ from drnet_jax import settings
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.run import describe, train, workdir
+from drnet_jax.run.stage import STEPS
 
 # ml_collections loads config files in a way that Python is to drop.
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -85,7 +86,7 @@ def test_commands_of_the_headers(command):
   run = train.read(config)
   model = create_model(config)
   for stage in run.stages.values():
-    step = train.STEPS[stage.step]
+    step = STEPS[stage.step]
     assert isinstance(model, step.model_class)
     if 'predictor' in step.trains:
       macs = macs_of(model)

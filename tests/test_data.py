@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn import datasets as sklearn_datasets
 
+from drnet_jax import settings
 from drnet_jax.data import scaled_digits, sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -122,4 +123,4 @@ def test_unknown_names(data, data_dir):
   with pytest.raises(UserError, match="split 'training'"):
     sources.load('scaled_digits', 'training', data_dir=data_dir)
   with pytest.raises(UserError, match='augmentation'):
-    Data(**{**vars(data), 'augmentation': 'flip'})
+    settings.call(Data, {**vars(data), 'augmentation': 'flip'}, 'config.data')

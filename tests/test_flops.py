@@ -41,6 +41,16 @@ def test_grouped_convolution_counts_its_own_channels_only():
   assert flops.count_macs(network.apply, variables, x) == 25 * 9 * 1 * 8
 
 
+def test_a_convolution_without_outputs_costs_nothing():
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+  x = jnp.zeros((1, 5, 5, 4))
+  assert flops.count_macs(convolve, x, jnp.zeros((3, 3, 4, 0))) == 0
+
+
 def test_products_in_loops_and_branches():
   w = jnp.zeros((3, 3))
 

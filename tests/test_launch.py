@@ -93,6 +93,27 @@ def test_slurm_runs_one_process_a_gpu_and_queues_again():
   assert 'scontrol requeue' in job[2]
 
 
+@pytest.mark.parametrize('status', [0, 2, 75, 76, 134, 137])
+def test_slurm_queues_again_what_can_go_on(tmp_path, status):
+  for name, line in (
+    ('srun', f'exit {status}'),
+    ('scontrol', f'echo "$@" > {tmp_path}/queued'),
+  ):
+    (tmp_path / name).write_text(f'#!/bin/sh\n{line}\n')
+    (tmp_path / name).chmod(0o755)
+  (command,) = commands_of_one(
+    launch('slurm.sh', '--dry-run', '--', '--config=c.py', '--workdir=w')
+  )
+  done = subprocess.run(
+    ['bash', '-c', command[-1]],
+    env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '7'},
+  )
+  assert done.returncode == status
+  assert (tmp_path / 'queued').exists() == (status not in (0, 2))
+  # Or it would kill with 137 who is about to leave with 2.
+  assert '--kill-on-bad-exit=0' in command[-1]
+
+
 def commands_of_one(done):
   """As `commands`, of a dry run whose one command has several lines."""
   assert not done.returncode, done.stderr

@@ -12,7 +12,7 @@ import torch_golden
 from conftest import random_batch
 
 from drnet_jax import flops, models
-from drnet_jax.models import layers, torch_weights
+from drnet_jax.models import layers, ranet_blocks, torch_weights
 from drnet_jax.models.mobilenet_v2 import InvertedResidual, MobileNetV2
 from drnet_jax.models.random_choice import RandomChoice
 
@@ -289,3 +289,27 @@ def test_predictor_of_mobilenet_fits_the_papers_budget():
   )
   assert macs == 4_749_440
   assert sum(x.size for x in jax.tree.leaves(variables['params'])) == 248_851
+
+
+@pytest.mark.parametrize(
+  'pool',
+  [
+    lambda x: layers.pool_and_classify(x, 4),
+    lambda x: ranet_blocks.Mean()(x),
+  ],
+)
+def test_pixels_of_bfloat16_are_averaged_in_float32(pool):
+  """Not rounded between the mean and the head."""
+
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return pool(x)
+
+  x = jax.random.uniform(jax.random.key(0), (2, 7, 7, 16), jnp.bfloat16) + 4
+  variables = Network().init(jax.random.key(1), x)
+  found, expected = (
+    Network().apply(variables, y) for y in (x, x.astype(jnp.float32))
+  )
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -5,8 +5,12 @@ import numpy as np
 import optax
 import pytest
 
+from configs import quickstart
+from drnet_jax import settings
 from drnet_jax.errors import UserError
+from drnet_jax.run.stage import Stage
 from drnet_jax.steps import optim
+from drnet_jax.steps import state as state_lib
 
 PARAMS = {
   'base': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},
@@ -86,8 +90,11 @@ def test_halfway_schedule():
 
 
 def test_unknown_names():
-  with pytest.raises(UserError, match="optimiser 'sdg'"):
-    make(name='sdg')
+  section = quickstart.get_config().finetune
+  section.optimizer.name = 'sdg'
+  stage = settings.call(Stage, section, 'config.finetune')
+  with pytest.raises(UserError, match="finetune.optimizer.name = 'sdg' is not"):
+    stage.check('config.finetune')
 
 
 def test_accumulating_is_one_update_of_the_mean():
@@ -103,3 +110,68 @@ def test_accumulating_is_one_update_of_the_mean():
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), second, expected
   )
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+@pytest.mark.parametrize('name', ['sgd', 'nesterov', 'adamw'])
+def test_sets_of_norms_without_images_stay(name, accumulate):
+  """Those of an update in which one step had images move as they would."""
+  optimizer = make(
+    name=name, accumulate=accumulate, trains=('base', 'norm', 'predictor')
+  )
+  norm = {'scale': jnp.ones(2)}
+  # 'base' has a module that is called as a group of parameters is.
+  params = PARAMS | {
+    'base': {'norm': {'a': norm}},
+    'norm': {'a': norm, 'b': norm},
+  }
+
+  def gradient(a, b):
+    grads = jax.tree.map(jnp.ones_like, params)
+    for set_name, chosen in (('a', a), ('b', b)):
+      grads['norm'][set_name] = {'scale': chosen * jnp.ones(2)}
+    return grads
+
+  def update(state, chosen, masks=True):
+    for a, b in chosen:
+      state = state_lib.advanced(
+        state,
+        optimizer,
+        gradient(a, b),
+        {},
+        chosen={'a': jnp.asarray(a), 'b': jnp.asarray(b)} if masks else None,
+      )
+    return state
+
+  def of_set(state, set_name):
+    leaves = jax.tree_util.tree_leaves_with_path(
+      (state.params, state.opt_state)
+    )
+    return {
+      jax.tree_util.keystr(path): np.asarray(x)
+      for path, x in leaves
+      if f"['norm']['{set_name}']" in jax.tree_util.keystr(path)
+      and "['base']" not in jax.tree_util.keystr(path)
+    }
+
+  start = update(
+    state_lib.begin(optimizer, params, {}), [(True, True)] * accumulate
+  )
+  # In the last update only the first step has images of b, if any.
+  steps = [(True, accumulate > 1)] + [(True, False)] * (accumulate - 1)
+  after = update(start, [(True, False)] * accumulate)
+  for key, x in of_set(after, 'b').items():
+    np.testing.assert_array_equal(x, of_set(start, 'b')[key], err_msg=key)
+  free = update(start, [(True, False)] * accumulate, masks=False)
+  assert_same(of_set(after, 'a'), of_set(free, 'a'))
+  for group in ('base', 'predictor'):
+    assert_same(after.params[group], free.params[group])
+  if accumulate > 1:
+    assert_same(
+      of_set(update(start, steps), 'b'),
+      of_set(update(start, steps, masks=False), 'b'),
+    )
+
+
+def assert_same(ours, theirs):
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)

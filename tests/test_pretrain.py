@@ -9,7 +9,7 @@ from test_routed import assert_trees_close, make_state, sharded
 
 from drnet_jax import losses
 from drnet_jax import mesh as mesh_lib
-from drnet_jax.steps.pretrain import PretrainStep
+from drnet_jax.steps.pretrain import PretrainObjective, PretrainStep
 
 
 def take_step(model, devices, batch, distill=0.0):
@@ -18,10 +18,9 @@ def take_step(model, devices, batch, distill=0.0):
     model,
     optax.sgd(1.0),
     mesh,
+    PretrainObjective(label_smoothing=0.1, distill=distill),
     batch_size=len(batch['label']),
     steps_per_epoch=1,
-    label_smoothing=0.1,
-    distill=distill,
   )
   return step(make_state(model, mesh), sharded(batch, mesh), jax.random.key(0))
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from run_processes import run, start, tiny_config
 
 from drnet_jax import processes
@@ -88,6 +89,26 @@ def test_goes_on_with_another_number_of_processes(root, data_dir, unbroken):
     assert 0 < len(read(path)) < len(unbroken)
   run(path, config, devices=8)
   assert_same_curve(read(path), unbroken)
+
+
+def test_a_mistake_that_one_process_meets_ends_all(root):
+  """With 2, and not after a time-out with what JAX has for a lost peer."""
+  rng, folder = np.random.default_rng(0), pathlib.Path(root, 'images')
+  for name in ('cat', 'dog'):
+    for split, count in (('train', 32), ('val', 32)):
+      (folder / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / split / name / f'{i}.png')
+  (folder / 'train/dog/bad.png').write_text('no image')
+  config = tiny_config(str(folder))
+  config.data.update(
+    name='folder', train_split='train', validation_split='val', test_split='val'
+  )
+  config.data.epoch_images = 0
+  config.data.max_bad_images = 0
+  children = start(os.path.join(root, 'mistaken'), config, num_processes=2)
+  assert join(children) == [2, 2]
 
 
 @pytest.mark.soak

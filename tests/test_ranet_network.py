@@ -15,7 +15,7 @@ import pytest
 
 from drnet_jax import losses, models
 from drnet_jax.errors import UserError
-from drnet_jax.models import ranet_network
+from drnet_jax.models import ranet_blocks, ranet_network
 
 # Configurations of the authors' scripts that are nobody's model, and two of
 # ours, by their fields.
@@ -147,7 +147,7 @@ def outputs(name):
 
   def note(call, args, kwargs, context):
     result = call(*args, **kwargs)
-    if isinstance(context.module, ranet_network.Block):
+    if isinstance(context.module, ranet_blocks.Block):
       found.append(f'{result[0].shape[-1]}@{result[0].shape[1]}')
     return result
 
@@ -362,7 +362,7 @@ def test_running_statistics_of_the_first_norm():
 @pytest.mark.parametrize('old, new', [(16, 8), (8, 16), (8, 32), (5, 1)])
 def test_resizing_aligns_the_corners(old, new):
   x = np.random.default_rng(0).normal(size=(2, old, old, 3)).astype(np.float32)
-  found = np.asarray(ranet_network.resize_aligned(x, (new, new)))
+  found = np.asarray(ranet_blocks.resize_aligned(x, (new, new)))
   grid = np.arange(new) * (old - 1) / max(new - 1, 1)
   along = np.apply_along_axis(
     lambda line: np.interp(grid, np.arange(old), line), 1, x

@@ -13,6 +13,7 @@ import subprocess
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from drnet_jax.report.compare import Interval
 from PIL import Image
 from test_policies import make_record
 
@@ -33,7 +34,6 @@ from drnet_jax.report import (
   set_page,
   wording,
 )
-from drnet_jax.report.compare import Interval
 from drnet_jax.report.paper_tables import TABLES
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
@@ -484,7 +484,7 @@ def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
 
 
 def test_what_cannot_be_reported_is_named(experiment, tmp_path):
-  with pytest.raises(UserError, match='no workdir of drnet_jax'):
+  with pytest.raises(UserError, match='not a workdir of drnet_jax'):
     run.read(str(tmp_path))
   path = tmp_path / 'begun'
   path.mkdir()

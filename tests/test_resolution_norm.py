@@ -45,6 +45,19 @@ class OwnNorm(nn.Module):
     return nn.Dense(self.num_classes)((x - mean.value).mean((1, 2)))
 
 
+class Hollow(nn.Module):
+  """Has a layer without outputs, which not every initialiser minds."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = nn.Conv(0, (3, 3), kernel_init=nn.initializers.zeros, name='none')(x)
+    return nn.Dense(
+      self.num_classes, kernel_init=nn.initializers.zeros, name='head'
+    )(x.mean((1, 2)))
+
+
 def test_split_takes_the_batch_norms_and_nothing_else():
   image = jnp.zeros((1, 8, 8, 3))
   variables = Strange(5).init(jax.random.key(0), image, train=False)
@@ -114,3 +127,8 @@ def test_masked_images_do_not_count():
 def test_statistics_that_cannot_be_masked_are_refused():
   with pytest.raises(UserError, match='no flax.linen.BatchNorm'):
     tiny_model(base={'network': 'test_resolution_norm:OwnNorm'})
+
+
+def test_empty_layers_are_refused():
+  with pytest.raises(UserError, match='base cannot run at 16 px: .* is empty'):
+    tiny_model(base={'network': 'test_resolution_norm:Hollow'})

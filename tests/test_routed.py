@@ -16,7 +16,8 @@ from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.routed import RoutedStep, weighed
+from drnet_jax.steps.routed_objective import RoutedObjective
 
 ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
 KEY = jax.random.key(11)
@@ -45,9 +46,9 @@ def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
     model,
     optimizer,
     mesh,
+    RoutedObjective(**objective | changes),
     batch_size=batch_size,
     steps_per_epoch=10,
-    **objective | changes,
   )
 
 
@@ -62,6 +63,10 @@ def test_the_hinge_may_count_milliseconds():
   # (mean cost - alpha) / (C_max - C_min)
   expected = (np.dot(shares, costs) - target) / (9 - 5)
   assert float(metrics['hinge']) == pytest.approx(expected, rel=1e-5)
+  # As everywhere but in the hinge, the predictor is counted.
+  macs = model.macs()
+  gmacs = np.dot(shares, macs.gmacs) + macs.predictor / 1e9
+  assert float(metrics['gmacs']) == pytest.approx(gmacs, rel=1e-5)
   with pytest.raises(UserError, match='one positive cost for each'):
     make_step(model, mesh, 16, costs=(1.0, 2.0))
 
@@ -115,12 +120,17 @@ def dense_step(model, state, batch, *, gradient, loss, statistics='batch'):
     value = 0.0
     for j in np.unique(choice):
       name, mask = model.norm_set(model.resolutions[j]), choice == j
-      logits, norm_stats[name] = classify(
+      old = norm_stats[name]
+      logits, new = classify(
         params,
         norm_stats,
         j,
         train=statistics == 'batch',
         mask=jnp.asarray(mask),
+      )
+      weight = min(1.0, mask.sum() * h.shape[1] / len(choice))
+      norm_stats[name] = jax.tree.map(
+        lambda a, b, w=weight: (1 - w) * a + w * b, old, new
       )
       entry = h[:, j] if gradient == 'chosen' else jnp.ones(len(choice))
       each = cross_entropy(entry[:, None] * logits)
@@ -250,6 +260,98 @@ def test_statistics_may_stay_as_they_are():
   assert_trees_close(new.batch_stats['norm'], before, tolerance=0)
 
 
+def test_the_call_is_what_training_and_inference_compute():
+  """`DRNet.__call__`, dense and short, against the step and `logits_at`."""
+  model, mesh = tiny_model(), mesh_lib.create(4)
+  batch, state = random_batch(24), make_state(model, mesh_lib.create(1))
+  stats = state.batch_stats
+  gmacs = jnp.asarray(model.macs().gmacs)
+  key = jax.random.fold_in(KEY, 0)  # of step 0
+
+  def loss(params):
+    logits, h = model(params, stats, batch['image'], key, tau=TAU)
+    task = losses.cross_entropy(logits, batch['label'], label_smoothing=0.0)
+    target = TARGET_SHARE * gmacs[-1]
+    hinge = losses.flops_hinge(h, gmacs, target_gmacs=target)
+    return task.mean() + ETA * hinge
+
+  grads = jax.jit(jax.grad(loss))(state.params)
+  step = make_step(model, mesh, 24, gradient='all', statistics='running')
+  new, _ = step(make_state(model, mesh), sharded(batch, mesh), KEY)
+  expected = jax.tree.map(jnp.subtract, state.params, grads)
+  assert_trees_close(new.params, expected)
+
+  logits, h = jax.jit(model)(state.params, stats, batch['image'])
+  log_p, _ = model.predict(
+    state.params['predictor'], stats['predictor'], batch['image'], train=False
+  )
+  every = model.all_logits(state.params, stats, batch['image'])
+  choice = np.asarray(routing.choose(log_p))
+  np.testing.assert_array_equal(h.argmax(-1), choice)
+  np.testing.assert_allclose(logits, every[np.arange(24), choice], atol=1e-5)
+
+
+def test_fresh_statistics_of_a_network_with_dropout():
+  network = {
+    'network': 'mobilenet_v2',
+    'stem': 8,
+    'stages': ((1, 8, 1, 1),),
+    'head': 8,
+  }
+  model, mesh = tiny_model(base=network), mesh_lib.create(2)
+  step = make_step(model, mesh, 16, statistics='fresh', bucket_growth=8.0)
+  batch = sharded(random_batch(16), mesh)
+  before = make_state(model, mesh, never=1).batch_stats['norm']
+  first, second = (
+    step(make_state(model, mesh, never=1), batch, KEY)[0] for _ in range(2)
+  )
+  assert_trees_close(first.batch_stats, second.batch_stats, tolerance=0)
+  for name, old in before.items():
+    for a, b in zip(
+      jax.tree.leaves(old),
+      jax.tree.leaves(first.batch_stats['norm'][name]),
+      strict=True,
+    ):
+      assert jnp.isfinite(b).all() and not jnp.array_equal(a, b)
+
+
+def test_norms_that_no_image_chose_do_not_move():
+  optimizer = optax.chain(
+    optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9)
+  )
+  model, mesh = tiny_model(), mesh_lib.create(4)
+  batch, fresh = random_batch(24), make_state(model, mesh)
+  state = fresh.replace(
+    opt_state=jax.device_put(
+      optimizer.init(fresh.params), mesh_lib.replicated(mesh)
+    )
+  )
+  step = make_step(model, mesh, 24, optimizer)
+  state, metrics = step(state, sharded(batch, mesh), KEY)
+  assert all(metrics[f'share_r{r}'] for r in model.resolutions)
+  head = state.params['predictor']['head']
+  head['bias'] = head['bias'].at[1].set(-1e6)
+  before = jax.device_get(state)
+  state, metrics = step(state, sharded(batch, mesh), KEY)
+  assert not metrics['share_r24']
+  after = jax.device_get(state)
+  for tree in (lambda s: s.params, lambda s: s.opt_state[1][0].trace):
+    for name in ('r16', 'r24', 'r32'):
+      old, new = (
+        jax.tree.leaves(tree(s)['norm'][name]) for s in (before, after)
+      )
+      stays = [np.array_equal(a, b) for a, b in zip(old, new, strict=True)]
+      assert stays == [name == 'r24'] * len(old)
+
+
+def test_each_image_weighs_the_same_in_running_statistics():
+  """Up to an even share of the batch, which moves them as momentum says."""
+  old, new = {'mean': jnp.zeros(3)}, {'mean': jnp.full(3, 0.1)}
+  for takers, expected in ((1, 0.0125), (2, 0.025), (8, 0.1), (24, 0.1)):
+    found = weighed(old, new, jnp.asarray(takers), 8.0)['mean']
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_exploring_a_share_is_dense_on_those_images():
   """Half of a device's images teach the router as those images alone would."""
   model, mesh = tiny_model(), mesh_lib.create(1)
@@ -319,7 +421,7 @@ def _tilted(params, seed, mesh):
     ({'loss': 'hinge'}, "loss = 'hinge'"),
     ({'statistics': 'none'}, "statistics = 'none'"),
     ({'gradient': 'all', 'explore': 0.0}, 'explore = 0.0'),
-    ({'gradient': 'all', 'explore': 0.001}, 'is none'),
+    ({'gradient': 'all', 'explore': 0.001}, 'rounds to zero images'),
     ({'bucket_growth': 1.0}, 'bucket_growth'),
   ],
 )

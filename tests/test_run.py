@@ -229,7 +229,7 @@ def test_predict_needs_images(finished, tmp_path):
   with pytest.raises(UserError, match='name an image'):
     predict.find_images([])
   done = command('predict', f'--workdir={tmp_path}', __file__)
-  assert done.returncode == 2 and 'no workdir of drnet_jax' in done.stderr
+  assert done.returncode == 2 and 'not a workdir of drnet_jax' in done.stderr
 
 
 def changed(config, **fields):
@@ -261,12 +261,13 @@ def changed(config, **fields):
     ({'eval_batch_size': 7}, 'config.eval_batch_size = 7'),
     ({'model__base__network': 'resnet1'}, "network = 'resnet1'"),
     ({'model__base__width': None, 'model__base__wide': 1}, 'wide'),
-    ({'model__predictor__stem': 'foo'}, "model.predictor cannot run.*'foo'"),
-    ({'model__base__width': 0}, 'config.model.base cannot run'),
-    ({'model__std': (0.0, 1.0, 1.0)}, 'std above 0'),
-    ({'finetune__objective__tau': (1.0, 0.0)}, 'tau = .* is not above 0'),
+    ({'model__predictor__stem': 'foo'}, "predictor.stem = 'foo' is not one"),
+    ({'model__base__width': 0}, 'base.width = 0 is not a whole'),
+    ({'model__std': (0.0, 1.0, 1.0)}, r'std = .* in \(0, inf\)'),
+    ({'finetune__objective__tau': (1.0, 0.0)}, r'tau = .* in \(0, inf\)'),
     ({'pretrain__step': 'train'}, "step = 'train'"),
-    ({'finetune__epochs': 0}, 'less than one step'),
+    ({'finetune__epochs': 0}, r'epochs = 0.0 is not a number in \(0'),
+    ({'finetune__epochs': 1e-4}, 'less than one step'),
     ({'data__name': 'scaled_letters'}, 'scaled_letters'),
   ],
 )

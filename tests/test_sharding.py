@@ -12,7 +12,7 @@ from test_routed import KEY, assert_trees_close, make_step
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.pretrain import PretrainStep
+from drnet_jax.steps.pretrain import PretrainObjective, PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 
 OPTIMIZER = optax.sgd(0.5, momentum=0.9)
@@ -29,10 +29,9 @@ def trained(step_class, parameter_shards):
       model,
       OPTIMIZER,
       mesh,
+      PretrainObjective(label_smoothing=0.0, distill=0.0),
       batch_size=16,
       steps_per_epoch=1,
-      label_smoothing=0.0,
-      distill=0.0,
     )
   abstract = state_lib.abstract(model, OPTIMIZER)
   state = jax.jit(
@@ -85,15 +84,19 @@ def test_what_cannot_be_cut_stays_whole():
     mesh_lib.create(parameter_shards=3)
 
 
-def test_running_average_of_the_weights():
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_running_average_of_the_weights(accumulate):
+  """It counts updates, and not the steps that share one."""
   state = state_lib.begin(optax.sgd(1.0), {'w': jnp.zeros(1)}, {})
   average = state_lib.weights(state)
   expected = 0.0
   for step, value in enumerate([1.0, 2.0, 4.0], 1):
-    state = state.replace(
-      step=jnp.asarray(step), params={'w': jnp.full(1, value)}
-    )
-    average = state_lib.average(average, state, decay=0.3)
+    state = state.replace(params={'w': jnp.full(1, value)})
+    for i in range(accumulate):
+      state = state.replace(step=jnp.asarray((step - 1) * accumulate + i + 1))
+      average = state_lib.average(
+        average, state, decay=0.3, accumulate=accumulate
+      )
     decay = min(0.3, (1 + step) / (10 + step))  # 2/11, 1/4, then .3
     expected = decay * expected + (1 - decay) * value
     np.testing.assert_allclose(average[0]['w'], [expected], rtol=1e-6)

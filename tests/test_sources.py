@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import in100
+from drnet_jax import settings
 from drnet_jax.data import pixels, sources, transforms
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -240,7 +241,7 @@ def test_splits_of_other_classes_are_refused(folder, tmp_path):
   data = Data(**DATA | {'data_dir': folder})
   assert len(data.open('val').examples) == 3 * PER_CLASS
   shutil.rmtree(tmp_path / 'val' / 'cat')
-  with pytest.raises(UserError, match=r"classes than 'train'.*'cat'\] miss"):
+  with pytest.raises(UserError, match="other classes .* missing: 'cat'"):
     data.open('val')
 
 
@@ -248,15 +249,15 @@ def test_splits_of_other_classes_are_refused(folder, tmp_path):
   'changes, message',
   [
     ({'augmentation': 'compose_digits'}, 'is for scaled_digits'),
-    ({'flip': 7.0}, 'flip = 7.0 is no share'),
-    ({'mixup': -0.2}, 'mixup = -0.2 is negative'),
-    ({'workers': -1}, 'workers = -1 is negative'),
-    ({'images_per_class': -4}, 'images_per_class = -4 is negative'),
+    ({'flip': 7.0}, r'flip = 7.0 is not a number in \[0, 1\]'),
+    ({'mixup': -0.2}, r'mixup = -0.2 is not a number in \[0, inf\)'),
+    ({'workers': -1}, 'workers = -1 is not a whole number'),
+    ({'images_per_class': -4}, 'images_per_class = -4 is not a whole'),
   ],
 )
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(UserError, match=message):
-    Data(**DATA | changes)
+    settings.call(Data, DATA | changes, 'config.data')
 
 
 def test_a_crop_larger_than_the_image_is_resized_to(folder):

@@ -128,7 +128,7 @@ def test_a_failure_stops_only_what_needs_it(jobs):
 )
 def test_a_signal_stops_all_rows(jobs, script):
   stopped = Fake('d', jobs[0].workdir.replace('first', 'd'), (script,), None)
-  with pytest.raises(processes.Preempted, match='stopped by SIGTERM at d'):
+  with pytest.raises(processes.Stopped, match='stopped by SIGTERM at d'):
     sweep.sweep([stopped, *jobs])
   assert not stopped.is_done() and not os.path.exists(jobs[0].workdir)
 

@@ -94,13 +94,15 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   optimizer = optax.sgd(0.0, momentum=0.9)
 
   def contender(name, model, step_class, objective):
-    step = settings.call(
-      step_class,
-      objective,
-      f'config.{stage_name}.objective',
+    step = step_class(
       model,
       optimizer,
       mesh,
+      settings.call(
+        step_class.objective_class,
+        objective,
+        f'config.{stage_name}.objective',
+      ),
       batch_size=batch_size,
       steps_per_epoch=1,
     )
@@ -185,7 +187,7 @@ def _macs_per_image(contender, metrics, resolutions, macs, objective) -> float:
   """What one image of this step needs, forward and backward."""
   if 'gmacs' not in metrics:
     return 3 * macs.sizes[-1]
-  total = 3 * (float(metrics['gmacs']) * 1e9 + macs.predictor)
+  total = 3 * float(metrics['gmacs']) * 1e9
   if contender.name.endswith('all'):
     total += objective['explore'] * sum(macs.sizes)
   if objective['statistics'] == 'fresh':

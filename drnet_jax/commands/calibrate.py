@@ -47,6 +47,8 @@ _COMPARE = flags.DEFINE_list(
   'compare', [], 'Calibrated networks with exits to draw beside this one.'
 )
 
+parse_flags = cli.keep_overrides
+
 
 def run(arguments: Sequence[str]) -> None:
   from drnet_jax import terminal
@@ -55,15 +57,17 @@ def run(arguments: Sequence[str]) -> None:
 
   path = cli.model()
   if _HALVES.value:
-    _halves([path] if isinstance(path, str) else path)
+    _halves([path] if isinstance(path, str) else path, arguments)
     return
   if isinstance(path, str):
-    calibrate.calibrate_run(path, split=_SPLIT.value, ms=_measured(path))
+    calibrate.calibrate_run(
+      path, arguments, split=_SPLIT.value, ms=_measured(path)
+    )
   else:
     if not _TO.value:
       raise UserError('--to is missing: name a folder for the ladder')
     calibrate.calibrate_ladder(
-      path, _TO.value, split=_SPLIT.value, ms=_measured(path)
+      path, _TO.value, arguments, split=_SPLIT.value, ms=_measured(path)
     )
     path = _TO.value
   found = evaluated.read(path)
@@ -77,7 +81,7 @@ def run(arguments: Sequence[str]) -> None:
   terminal.say(f'Written: {written}, {found.directory}')
 
 
-def _halves(paths: list[str]) -> None:
+def _halves(paths: list[str], overrides: Sequence[str]) -> None:
   """Estimates what policies give, without images to set them on."""
   import numpy as np
 
@@ -88,7 +92,8 @@ def _halves(paths: list[str]) -> None:
   from drnet_jax.run.recording import Subject
 
   subjects = {
-    os.path.basename(os.path.abspath(path)): Subject(path) for path in paths
+    os.path.basename(os.path.abspath(path)): Subject(path, overrides)
+    for path in paths
   }
   first = next(iter(subjects.values()))
   record = calibrate.joined_record(subjects, first.data.test_split)

@@ -11,7 +11,20 @@ from types import ModuleType
 import ml_collections
 from absl import flags, logging
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import INTERRUPTED, UserError
+
+_ROOM = (
+  'What was there before is whole; run the same command again once there is '
+  'room.'
+)
+_ACCESS = 'What is printed above is all; nothing more could be written or read.'
+_REMEDIES = {
+  errno.ENOSPC: _ROOM,
+  errno.EDQUOT: _ROOM,
+  errno.EROFS: _ACCESS,
+  errno.EACCES: _ACCESS,
+  errno.EPERM: _ACCESS,
+}
 
 # One flag for all commands: absl refuses a name that two modules define.
 WORKDIR = flags.DEFINE_string(
@@ -20,19 +33,24 @@ WORKDIR = flags.DEFINE_string(
 
 
 def workdir() -> str:
-  """What --workdir names.
+  """What --workdir names, `~` expanded.
 
   Raises:
-    UserError: it is missing.
+    UserError: it is missing, or not a folder of this machine.
   """
   if not WORKDIR.value:
     raise UserError('--workdir is missing: name the directory of a run')
-  return WORKDIR.value
+  if '://' in WORKDIR.value:
+    raise UserError(
+      f'--workdir={WORKDIR.value}: runs live in folders; mount the bucket '
+      '(with gcsfuse, s3fs or rclone) and name the folder'
+    )
+  return os.path.expanduser(WORKDIR.value)
 
 
 def model() -> str | list[str]:
   """What --workdir names: one run, or a ladder of several, with commas."""
-  paths = [path for path in workdir().split(',') if path]
+  paths = [os.path.expanduser(p) for p in workdir().split(',') if p]
   return paths[0] if len(paths) == 1 else paths
 
 
@@ -71,14 +89,13 @@ def run_command(command: Callable[[], None]) -> None:
     # The reader (`| head`) has had enough; nor can what is buffered be written.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(INTERRUPTED)
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in _REMEDIES:
       raise
-    print(
-      f'error: {error}. What was there before is whole; run the same command '
-      'again once there is room.',
-      file=sys.stderr,
-    )
+    print(f'error: {error}. {_REMEDIES[error.errno]}', file=sys.stderr)
     sys.exit(2)
 
 
@@ -111,6 +128,18 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     sys.exit(2)
 
 
+def keep_overrides(arguments: Sequence[str]) -> list[str]:
+  """`parse_flags`, but --config.<field>=<value> are left over for `run`.
+
+  For commands that use a run whose data may have moved; of one with a --config
+  of its own they go there too.
+  """
+  overrides = [a for a in arguments if a.startswith('--config.')]
+  if not any(a.split('=')[0] in ('--config', '-config') for a in arguments):
+    arguments = [a for a in arguments if a not in overrides]
+  return parse_flags(arguments) + overrides
+
+
 def read_config(
   value: ml_collections.ConfigDict | None,
 ) -> ml_collections.ConfigDict:
@@ -132,6 +161,8 @@ def set_up() -> None:
   for name in ('orbax', 'jax._src.xla_bridge'):
     python_logging.getLogger(name).setLevel(python_logging.ERROR)
   sys.unraisablehook = _report_unraisable
+  # What a process that ends at once leaves to it is no news: it tidies up.
+  os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     # Read when JAX is imported, which not every command needs.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.expanduser(

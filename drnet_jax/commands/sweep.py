@@ -41,6 +41,7 @@ from drnet_jax import processes, settings, terminal
 from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
 from drnet_jax.report import page, run_set, set_page
+from drnet_jax.run.workdir import FREE, REMEDIES, matches
 
 _SET = flags.DEFINE_string(
   'set', None, 'File of the set, e.g. configs/sets/in100.py.'
@@ -48,6 +49,8 @@ _SET = flags.DEFINE_string(
 _ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; all.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
 
+# The second: it was still importing, with no work to save yet.
+_STOPPED = (processes.PREEMPTED, -signal.SIGTERM)
 _POLL_S = 5  # between looks at what other sweeps of the folder are at
 
 
@@ -82,7 +85,9 @@ class Job:
         record = json.load(file)
     except FileNotFoundError:
       return False
-    if tuple(record['arguments']) != self.arguments:
+    # Where a run may go on with other values, and with which, it tells itself.
+    free = FREE + (() if record['done'] else REMEDIES)
+    if _without(record['arguments'], free) != _without(self.arguments, free):
       raise UserError(
         f'{self.workdir} was begun with {shlex.join(record["arguments"])}, now '
         f'it is {shlex.join(self.arguments)}. Choose another --workdir.'
@@ -168,7 +173,7 @@ def sweep(jobs: Sequence[Job]) -> None:
 
   Raises:
     UserError: some failed; the others are done.
-    Preempted: SIGTERM stopped the run at hand, its state is saved.
+    Stopped: SIGTERM or Ctrl-C stopped the run at hand, its state is saved.
   """
   failed: list[Job] = []
   while left := [j for j in jobs if j not in failed and not j.is_done()]:
@@ -196,7 +201,7 @@ def _run(job: Job) -> int | None:
     Its exit status; None if another process is at it.
 
   Raises:
-    Preempted: see `sweep`.
+    Stopped: see `sweep`.
   """
   with job.claimed() as mine:
     if not mine:
@@ -206,27 +211,23 @@ def _run(job: Job) -> int | None:
     job.record(done=False)
     terminal.say(f'\n{job.name}: {job.workdir}')
     child = subprocess.Popen(job.command)
-    with _sigterm_passed_on(child):
+    with processes.signals_noted(child.send_signal):
       status = child.wait()
-    # The second: it was still importing, with no work to save yet.
-    if status in (processes.PREEMPTED, -signal.SIGTERM):
-      raise processes.Preempted(
-        f'stopped by SIGTERM at {job.name}; the same command goes on from there'
-      )
     if status == 0:
       job.record(done=True)
+    if processes.was_stopped() or status in _STOPPED:
+      raise processes.Stopped(
+        f'at {job.name}; the same command goes on from there'
+      )
     return status
 
 
-@contextlib.contextmanager
-def _sigterm_passed_on(child: subprocess.Popen):
-  before = signal.signal(
-    signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM)
-  )
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
+def _without(arguments: Sequence[str], fields: Sequence[str]) -> list[str]:
+  return [
+    a
+    for a in arguments
+    if not matches(a.partition('=')[0].removeprefix('--'), fields)
+  ]
 
 
 def _load(path: str) -> ModuleType:
@@ -318,9 +319,9 @@ def run(overrides: Sequence[str]) -> None:
   _list_rows(_SET.value, out, jobs)
   try:
     sweep(chosen)
-  except processes.Preempted as stop:
+  except processes.Stopped as stop:
     terminal.say(str(stop))
-    sys.exit(processes.PREEMPTED)
+    sys.exit(stop.status)
   finally:
     _report(out)
 
@@ -334,8 +335,4 @@ def _report(out: str) -> None:
     terminal.say(f'Report: {os.path.join(directory, page.FILE)}')
 
 
-def parse_flags(arguments: Sequence[str]) -> list[str]:
-  """Our flags; those of the config are left over, for the rows."""
-  of_rows = [a for a in arguments if a.startswith('--config.')]
-  ours = [a for a in arguments if not a.startswith('--config.')]
-  return cli.parse_flags(ours) + of_rows
+parse_flags = cli.keep_overrides  # for the rows

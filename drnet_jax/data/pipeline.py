@@ -8,15 +8,19 @@ process has a run of neighbours of the global batch, so that images lie in it in
 one order on any number of processes.
 """
 
+import contextlib
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import grain
 import numpy as np
 
+from drnet_jax import settings
 from drnet_jax.data import (
+  classes,
   pixels,
   rand_augment,
   random_crop,
@@ -85,6 +89,8 @@ class Data:
     resize_px: side before evaluation's central crop; 0 for the crop's.
     keep_aspect: it is the short side; False squashes the image to a square.
     classes: list of the classes to keep, see `sources.load`.
+    class_map: file that says what the model calls classes of the data, see
+      `classes.read_map`; '' where names are the same.
     images_per_class: training images to keep of each, see `sources.load`.
     held_out: images of the training split that are set aside, drawn with a
       fixed seed; they are the split 'held_out'.
@@ -98,66 +104,52 @@ class Data:
   """
 
   name: str
-  data_dir: str
+  data_dir: settings.Path
   train_split: str
   validation_split: str
   test_split: str
-  epoch_images: int
-  augmentation: str
-  flip: float
-  mixup: float
-  cutmix: float
-  rand_augment: Sequence[int]
-  resize_px: int
+  epoch_images: settings.Whole
+  augmentation: Literal['random_resized_crop', 'random_shift', 'compose_digits']
+  flip: settings.Share
+  mixup: settings.NotNegative
+  cutmix: settings.NotNegative
+  rand_augment: (
+    tuple[()]
+    | tuple[
+      Annotated[int, settings.In('[1, 100]')],
+      Annotated[int, settings.In('[0, 30]')],
+    ]
+  )
+  resize_px: settings.Whole
   keep_aspect: bool
-  classes: str
-  images_per_class: int
-  held_out: int
-  max_bad_images: int
-  max_pixels: int
-  keys: Sequence[str]
-  threads: int
-  workers: int
+  classes: settings.Path
+  images_per_class: settings.Whole
+  held_out: settings.Whole
+  max_bad_images: settings.Whole
+  max_pixels: settings.Whole
+  keys: tuple[str, str]
+  threads: Annotated[int, settings.In('[0, 1024]')]
+  workers: Annotated[int, settings.In('[0, 1024]')]
+  class_map: settings.Path
 
   def __post_init__(self):
-    if self.augmentation not in _AUGMENTATIONS:
-      raise UserError(
-        f'config.data.augmentation = {self.augmentation!r} is not one of '
-        f'{sorted(_AUGMENTATIONS)}'
-      )
     if self.augmentation == 'compose_digits' and self.name != 'scaled_digits':
       raise UserError(
         "config.data.augmentation = 'compose_digits' is for scaled_digits; for "
         f"{self.name!r} set it to 'random_resized_crop'"
       )
-    if not 0 <= self.flip <= 1:
-      raise UserError(f'config.data.flip = {self.flip} is no share of images')
-    if len(self.keys) != 2:
-      raise UserError(
-        f"config.data.keys = {tuple(self.keys)} should be the names of TFDS's "
-        "features with image and label, for instance ('image', 'label')"
-      )
-    if self.rand_augment:
-      rand_augment.check(self.rand_augment, 'config.data.rand_augment')
-    for field in (
-      'mixup',
-      'cutmix',
-      'epoch_images',
-      'resize_px',
-      'images_per_class',
-      'held_out',
-      'max_bad_images',
-      'max_pixels',
-      'threads',
-      'workers',
-    ):
-      if getattr(self, field) < 0:
-        raise UserError(
-          f'config.data.{field} = {getattr(self, field)} is negative'
-        )
 
-  def open(self, split: str) -> sources.Source:
-    """Opens one of the splits, preparing the data set if it can."""
+  def open(self, split: str, class_names: Sequence[str] = ()) -> sources.Source:
+    """Opens one of the splits, preparing the data set if it can.
+
+    Args:
+      split: one of this data's.
+      class_names: of the model that is to see it; without, those of the
+        training split, which is then needed too.
+
+    Raises:
+      UserError: it cannot be opened, or its classes are not the model's.
+    """
     is_train = split in (self.train_split, HELD_OUT)
     source = sources.load(
       self.name,
@@ -167,13 +159,12 @@ class Data:
       images_per_class=self.images_per_class if is_train else 0,
       keys=self.keys,
     )
-    ours, theirs = self.class_names(), source.class_names
-    if ours != theirs:
-      raise UserError(
-        f'split {split!r} of {self.data_dir} has other classes than '
-        f'{self.train_split!r}: {sorted(set(theirs) - set(ours))} more, '
-        f'{sorted(set(ours) - set(theirs))} missing'
-      )
+    source = classes.matched(
+      source,
+      class_names or self.class_names(),
+      classes.read_map(self.class_map),
+      f'split {split!r} of {self.data_dir or self.name}',
+    )
     if is_train and (self.held_out or split == HELD_OUT):
       count = len(source.examples)
       aside = selection.drawn(count, self.held_out, seed=0)
@@ -191,14 +182,17 @@ class Data:
     return source
 
   def class_names(self) -> tuple[str, ...]:
-    """In label order; does not read images."""
-    return sources.class_names(
+    """In label order, of the training split; does not read images."""
+    found = sources.class_names(
       self.name,
       self.train_split,
       data_dir=self.data_dir,
       classes=self.classes,
       keys=self.keys,
     )
+    if renames := classes.read_map(self.class_map):
+      found = tuple(dict.fromkeys(renames.get(name, name) for name in found))
+    return found
 
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
     """Whole batches in one epoch, at least one."""
@@ -250,13 +244,15 @@ class Data:
     data = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
     data = data.repeat().random_map(prepare)
     data = data.batch(batch_size // num_processes, batch_fn=_stack)
-    for batch in self._read(data[process::num_processes][start_step:]):
-      first, unreadable = batch.pop('first'), batch.pop('unreadable')
-      for row in np.flatnonzero(unreadable != ''):
-        for k, reason in enumerate(unreadable[row].split(_BETWEEN)):
-          i = (first[row] + k) % len(examples)
-          source.note_unreadable(i, reason, self.max_bad_images)
-      yield batch
+    batches = self._read(data[process::num_processes][start_step:])
+    with contextlib.closing(batches):
+      for batch in batches:
+        first, unreadable = batch.pop('first'), batch.pop('unreadable')
+        for row in np.flatnonzero(unreadable != ''):
+          for k, reason in enumerate(unreadable[row].split(_BETWEEN)):
+            i = (first[row] + k) % len(examples)
+            source.note_unreadable(i, reason, self.max_bad_images)
+        yield batch
 
   def eval_batches(
     self,
@@ -315,17 +311,21 @@ class Data:
         source.note_unreadable(i, reason, self.max_bad_images)
       yield batch
 
+  def check_side(self, size_px: int) -> None:
+    """Raises UserError unless crops of this side can be cut in evaluation."""
+    if 0 < self.resize_px < size_px:
+      raise UserError(
+        f'config.data.resize_px = {self.resize_px} is less than '
+        f'config.model.image_px = {size_px}'
+      )
+
   def eval_image(self, encoded: bytes | str, size_px: int) -> np.ndarray:
     """Reads an image file as evaluation shows it, uint8 [size_px]*2 + [3].
 
     Raises:
       UserError: it cannot be read.
     """
-    if 0 < self.resize_px < size_px:
-      raise UserError(
-        f'config.data.resize_px = {self.resize_px} is less than '
-        f'config.model.image_px = {size_px}'
-      )
+    self.check_side(size_px)
     return transforms.center_crop(
       pixels.decode(encoded, max_pixels=self.max_pixels),
       size_px,
@@ -341,9 +341,14 @@ class Data:
     stream = data.to_iter_dataset(options)
     if self.workers:
       stream = stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers)
+        grain.MultiprocessingOptions(num_workers=self.workers),
+        worker_init_fn=_leave_signals_to_parent,
       )
-    return iter(stream)
+    batches = iter(stream)
+    try:
+      yield from batches
+    finally:
+      batches.close()  # of workers, and of the memory shared with them
 
   def _first_readable(
     self,
@@ -368,6 +373,12 @@ class Data:
     raise sources.too_many_unreadable(
       f'{examples.name(j)}: {reasons[-1]}', self.max_bad_images
     )
+
+
+def _leave_signals_to_parent(*unused: int) -> None:
+  """Ctrl-C and a scheduler's SIGTERM go to all processes; one is to save."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
 
 def _stack(examples: Sequence[Example]) -> Example:

@@ -5,12 +5,10 @@ Operations and strengths are those of torchvision.transforms.RandAugment, of 31
 magnitudes. On the host, since each image goes its own way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
-
-from drnet_jax.errors import UserError
 
 _STRONGEST = 30
 
@@ -38,19 +36,6 @@ def apply(
     sign = 1 if rng.random() < 0.5 else -1
     picture = _OPERATIONS[i](picture, strength, sign)
   return np.asarray(picture)
-
-
-def check(settings: Sequence[int], field: str) -> None:
-  """Raises UserError unless they are (operations, magnitude)."""
-  if (
-    len(settings) != 2
-    or settings[0] < 1
-    or not (0 <= settings[1] <= _STRONGEST)
-  ):
-    raise UserError(
-      f'{field} = {tuple(settings)} is not (operations, magnitude from 0 to '
-      f'{_STRONGEST}); for instance (2, 9), or () for none'
-    )
 
 
 def _affine(coefficients: Callable) -> Callable:

@@ -21,7 +21,7 @@ else:  # beside it, in an export
 
 
 class Model:
-  """An export; its policy is the best of a family in contract.json for gmacs."""
+  """An export, by the best policy of a family in contract.json for gmacs."""
 
   def __init__(self, folder, *, policy='usual', gmacs=np.inf):
     with open(os.path.join(folder, 'contract.json')) as file:

@@ -7,7 +7,8 @@ rising cost, of which each image gets one.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,7 @@ def create(section: Mapping[str, Any], *, num_classes: int) -> Model:
   fields = dict(section)
   # Configs of DRNet are older than the choice.
   method = fields.pop('method', 'drnet')
-  if method not in METHODS:
+  if not isinstance(method, str) or method not in METHODS:
     raise UserError(
       f'config.model.method = {method!r} is not one of {[*METHODS]}'
     )
@@ -76,13 +77,13 @@ def create_drnet(
   *,
   base: Mapping[str, Any],
   predictor: Mapping[str, Any] | None,
-  predictor_px: int,
-  image_px: int,
-  resolutions: Sequence[int],
+  predictor_px: settings.Pixels,
+  image_px: settings.Pixels,
+  resolutions: Sequence[settings.Pixels],
   resolution_aware_bn: bool,
   antialias: bool,
-  mean: Sequence[float],
-  std: Sequence[float],
+  mean: tuple[float, float, float],
+  std: tuple[settings.Positive, settings.Positive, settings.Positive],
   num_classes: int,
 ) -> DRNet:
   """Makes a DRNet.
@@ -110,7 +111,6 @@ def create_drnet(
     sizes = check_resolutions(resolutions)
   except ValueError as error:
     raise UserError(f'config.model.resolutions: {error}') from error
-  _check_pixels(mean, std, image_px=image_px, predictor_px=predictor_px)
   model = DRNet(
     base=_network('base', base, num_classes),
     predictor=(
@@ -145,9 +145,9 @@ def create_drnet(
 def create_ranet(
   *,
   network: Mapping[str, Any],
-  image_px: int,
-  mean: Sequence[float],
-  std: Sequence[float],
+  image_px: settings.Pixels,
+  mean: tuple[float, float, float],
+  std: tuple[settings.Positive, settings.Positive, settings.Positive],
   num_classes: int,
 ) -> RANet:
   """Makes a RANet.
@@ -163,11 +163,16 @@ def create_ranet(
   Raises:
     UserError: a value that cannot work, named as in the config.
   """
-  _check_pixels(mean, std, image_px=image_px)
+  where = 'config.model.network'
+  hints = _hints(ranet_network.ResolutionAdaptiveNetwork)
+  hints['configuration'] = str
+  if strange := sorted(network.keys() - hints.keys()):
+    raise UserError(f'{where}.{strange[0]} is not a known field')
+  settings.check_values(hints, network, where)
   try:
     made = ranet_network.configured(**network, num_classes=num_classes)
   except UserError as error:
-    raise UserError(f'config.model.network: {error}') from error
+    raise UserError(f'{where}.{error}') from error
   return RANet(made, image_px, tuple(mean), tuple(std))
 
 
@@ -181,22 +186,11 @@ def initial_weights(model: Model, key: jax.Array) -> tuple[Any, Any]:
 METHODS = {'drnet': create_drnet, 'ranet': create_ranet}
 
 
-def _check_pixels(mean, std, **sides_px: int) -> None:
-  for field, value in sides_px.items():
-    if not isinstance(value, int) or value < 1:
-      raise UserError(f'config.model.{field} = {value!r} is no size in px')
-  if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-    raise UserError(
-      f'config.model.mean = {tuple(mean)} and std = {tuple(std)} should be '
-      'three numbers each, std above 0'
-    )
-
-
 def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
   where = f'config.model.{field}'
   arguments = dict(spec)
   name = arguments.pop('network', None)
-  if name in NETWORKS:
+  if isinstance(name, str) and name in NETWORKS:
     make = NETWORKS[name]
   elif isinstance(name, str) and ':' in name:
     module, _, attribute = name.partition(':')
@@ -209,10 +203,26 @@ def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
       f'{where}.network = {name!r} is neither one of {sorted(NETWORKS)} nor '
       "'package.module:Class'"
     )
+  hints = _hints(make)
+  # What a name stands for is not to be changed under it: the depth of resnet18.
+  fixed = set(getattr(make, 'keywords', ())) - {'dropout'}
+  if strange := sorted(fixed & {*arguments} or {*arguments} - {*hints}):
+    raise UserError(
+      f'{where}.{strange[0]} is not a field of network = {name!r}. For another '
+      f'network replace the whole section: '
+      f'--{where}="{{\'network\': {name!r}}}"'
+    )
+  settings.check_values(hints, arguments, where)
   try:
     return make(num_classes=outputs, **arguments)
   except TypeError as error:
-    raise UserError(
-      f'{where}: {error}. For another network replace the whole section: '
-      f'--{where}="{{\'network\': {name!r}}}"'
-    ) from error
+    raise UserError(f'{where}: {error}') from error
+
+
+def _hints(make: Callable) -> dict[str, Any]:
+  """What the fields of a network are annotated with."""
+  return {
+    name: parameter.annotation
+    for name, parameter in inspect.signature(make).parameters.items()
+    if name not in ('num_classes', 'parent', 'name')
+  }

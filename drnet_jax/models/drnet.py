@@ -15,7 +15,9 @@ its convolutions and its head are shared by all sizes, its batch norms are not
    only, and a hinge on the average cost pulls towards smaller sizes
    (`steps.routed`).
 
-At inference the choice is the argmax, without noise.
+At inference the choice is the argmax, without noise. `DRNet.__call__` is the
+whole method in a dozen lines; all else computes the same without running the
+sizes that were not chosen.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from drnet_jax import flops, resize
+from drnet_jax import flops, resize, routing
 from drnet_jax.models import resolution_norm
 from drnet_jax.models.costs import Macs
 
@@ -72,6 +74,49 @@ class DRNet:
     """Name of the set of norms that a size uses."""
     return f'r{size_px}' if self.resolution_aware_bn else 'all'
 
+  def __call__(
+    self,
+    params: Tree,
+    batch_stats: Tree,
+    images: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    tau: float = 1.0,
+  ) -> tuple[jax.Array, jax.Array]:
+    """The figure above, dense: every size is run, and h picks one of them.
+
+    To be read, and for tests to hold the rest against. Training minimises
+
+        cross_entropy(logits, labels) + eta * flops_hinge(h, C)    (`losses`)
+
+    Args:
+      params, batch_stats: the whole trees.
+      images: uint8 [B, image_px, image_px, 3].
+      key: for the noise of training; None for inference.
+      tau: temperature of the soft choice, in training.
+
+    Returns:
+      logits float32 [B, K] at the chosen sizes, and h [B, R], the choice.
+    """
+    noise, dropout = (None, None) if key is None else jax.random.split(key)
+    log_p, _ = self.predict(
+      params['predictor'],
+      batch_stats['predictor'],
+      images,
+      train=key is not None,
+      key=dropout,
+    )
+    if key is None:
+      h = jax.nn.one_hot(routing.choose(log_p), len(self.resolutions))
+    else:
+      h = routing.straight_through(noise, log_p, tau=tau)
+    logits = 0.0
+    for j, size_px in enumerate(self.resolutions):
+      x = self.view(images, size_px)  # resized
+      weights = self.variables(params, batch_stats, size_px)  # norms of its own
+      logits += h[:, j, None] * self.base.apply(weights, x, train=False)
+    return logits, h
+
   def init(self, key: jax.Array) -> tuple[Tree, Tree]:
     """Returns fresh (params, batch_stats); quickest when compiled."""
     base_key, predictor_key = jax.random.split(key)
@@ -96,6 +141,24 @@ class DRNet:
       'predictor': predictor.get('batch_stats', {}),
     }
     return params, batch_stats
+
+  def view(self, images: jax.Array, size_px: int) -> jax.Array:
+    """Images [B, H, H, 3] as a network reads them, see `resize`."""
+    return resize.network_view(
+      images,
+      size_px,
+      mean=self.mean,
+      std=self.std,
+      antialias=self.antialias,
+    )
+
+  def variables(self, params: Tree, batch_stats: Tree, size_px: int) -> Tree:
+    """Of the base network at one size: shared weights, and the size's norms."""
+    name = self.norm_set(size_px)
+    return {
+      'params': resolution_norm.merge(params['base'], params['norm'][name]),
+      'batch_stats': batch_stats['norm'][name],
+    }
 
   def classify(
     self,
@@ -143,16 +206,9 @@ class DRNet:
     Returns:
       float32 [B, K].
     """
-    name = self.norm_set(size_px)
-    logits, _ = self.classify(
-      params['base'],
-      params['norm'][name],
-      batch_stats['norm'][name],
-      images,
-      size_px,
-      train=False,
-    )
-    return logits
+    variables = self.variables(params, batch_stats, size_px)
+    logits = self.base.apply(variables, self.view(images, size_px), train=False)
+    return logits.astype(jnp.float32)
 
   def all_logits(
     self, params: Tree, batch_stats: Tree, images: jax.Array
@@ -195,11 +251,7 @@ class DRNet:
     params, stats = jax.eval_shape(self.init, jax.random.key(0))
 
     def base(size_px: int) -> int:
-      name = self.norm_set(size_px)
-      variables = {
-        'params': resolution_norm.merge(params['base'], params['norm'][name]),
-        'batch_stats': stats['norm'][name],
-      }
+      variables = self.variables(params, stats, size_px)
       return flops.count_macs(
         self.base.apply, variables, self._blank(size_px), train=False
       )
@@ -217,17 +269,10 @@ class DRNet:
     )
 
   def _apply(self, network, params, stats, images, size_px, train, mask, key):
-    x = resize.network_view(
-      images,
-      size_px,
-      mean=self.mean,
-      std=self.std,
-      antialias=self.antialias,
-    )
     with resolution_norm.masked_norms(mask if train else None):
       logits, new = network.apply(
         {'params': params, 'batch_stats': stats},
-        x,
+        self.view(images, size_px),
         train=train,
         mutable=['batch_stats'] if train else [],
         rngs=None if key is None else {'dropout': key},

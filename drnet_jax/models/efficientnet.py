@@ -3,11 +3,11 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 
+from drnet_jax import settings
 from drnet_jax.models import layers
 from drnet_jax.models.mobilenet_v2 import InvertedResidual
 
@@ -40,12 +40,12 @@ class EfficientNet(nn.Module):
   """
 
   num_classes: int
-  width: float = 1.0
-  depth: float = 1.0
-  dropout: float = 0.2
-  drop: float = 0.2
-  padding: str = 'symmetric'
-  dtype: Any = 'float32'
+  width: settings.Positive = 1.0
+  depth: settings.Positive = 1.0
+  dropout: settings.BelowOne = 0.2
+  drop: settings.BelowOne = 0.2
+  padding: layers.Padding = 'symmetric'
+  dtype: layers.DType = 'float32'
 
   @property
   def stages(self) -> tuple[tuple[int, int, int, int, int], ...]:

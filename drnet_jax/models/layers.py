@@ -12,12 +12,16 @@ weights trained with one are several points worse with the other.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# What fields of networks are annotated with, see `settings.check`.
+Padding = Literal['symmetric', 'same']
+DType = Literal['float32', 'bfloat16', 'float16']
 
 # He initialisation over the outputs, as torchvision's networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -112,8 +116,8 @@ def pool_and_classify(
 ) -> jax.Array:
   """Mean over the pixels, dropout, then a dense layer `head`.
 
-  In float32 whatever the dtype: ties of bfloat16 logits would make an argmax
-  depend on the backend.
+  In float32 whatever the dtype, from the sum on: ties of bfloat16 logits would
+  make an argmax depend on the backend.
 
   Args:
     x: [B, H, W, C].
@@ -124,7 +128,7 @@ def pool_and_classify(
   Returns:
     float32 [B, K].
   """
-  x = x.mean((1, 2)).astype(jnp.float32)
+  x = x.mean((1, 2), dtype=jnp.float32)
   if dropout:
     x = nn.Dropout(dropout)(x, deterministic=not train)
   return nn.Dense(num_classes, name='head')(x)

@@ -7,7 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from drnet_jax import settings
 from drnet_jax.models import layers
 
 
@@ -56,7 +58,8 @@ class InvertedResidual(nn.Module):
       activation=activation,
     )
     if self.squeeze:
-      gate = y.mean((1, 2))
+      # Summed in float32; the dense layer casts it to its own dtype.
+      gate = y.mean((1, 2), dtype=jnp.float32)
       gate = nn.Dense(self.squeeze, dtype=self.dtype, name='squeeze')(gate)
       gate = nn.Dense(hidden, dtype=self.dtype, name='excite')(activation(gate))
       y = y * nn.sigmoid(gate)[:, None, None, :]
@@ -88,9 +91,9 @@ class MobileNetV2(nn.Module):
   """
 
   num_classes: int
-  width: float = 1.0
-  stem: int = 32
-  stages: Sequence[Sequence[int]] = (
+  width: settings.Positive = 1.0
+  stem: settings.Natural = 32
+  stages: Sequence[Sequence[settings.Natural]] = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
     (6, 32, 3, 2),
@@ -99,10 +102,10 @@ class MobileNetV2(nn.Module):
     (6, 160, 3, 2),
     (6, 320, 1, 1),
   )
-  head: int = 1280
-  dropout: float = 0.2
-  padding: str = 'symmetric'
-  dtype: Any = 'float32'
+  head: settings.Natural = 1280
+  dropout: settings.BelowOne = 0.2
+  padding: layers.Padding = 'symmetric'
+  dtype: layers.DType = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from drnet_jax import resize
-from drnet_jax.models import ranet_network
+from drnet_jax.models import ranet_blocks, ranet_network
 from drnet_jax.models.costs import Macs
 from drnet_jax.models.ranet_network import ResolutionAdaptiveNetwork, State
 
@@ -178,11 +178,11 @@ class _Tally:
       self._macs += sum(p.size for p in params.values())
     elif isinstance(module, nn.BatchNorm):
       self._macs += y.size  # of the ReLU behind it
-    elif isinstance(module, ranet_network.MaxPool):
+    elif isinstance(module, ranet_blocks.MaxPool):
       self._macs += 9 * y.size
-    elif isinstance(module, ranet_network.Mean):
+    elif isinstance(module, ranet_blocks.Mean):
       self._macs += args[0].size
-    elif isinstance(module, ranet_network.Exit):
+    elif isinstance(module, ranet_blocks.Exit):
       self.at_exits.append((self._macs, self._parameters))
     return y
 

@@ -3,12 +3,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from drnet_jax import settings
 from drnet_jax.models import layers
 
 
@@ -89,14 +90,14 @@ class ResNet(nn.Module):
   """
 
   num_classes: int
-  stage_sizes: Sequence[int]
+  stage_sizes: Sequence[settings.Whole]
   block: type[nn.Module]
-  width: int = 64
-  stem: str = 'imagenet'
-  patch_px: int = 4
+  width: settings.Natural = 64
+  stem: Literal['imagenet', 'cifar', 'patch'] = 'imagenet'
+  patch_px: settings.Pixels = 4
   zero_init: bool = False
-  padding: str = 'symmetric'
-  dtype: Any = 'float32'
+  padding: layers.Padding = 'symmetric'
+  dtype: layers.DType = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -72,11 +72,15 @@ def masked_norms(mask: jax.Array | None) -> Iterator[None]:
 
 
 def check_norms(network: nn.Module, images: jax.ShapeDtypeStruct) -> None:
-  """Raises UserError if the network has statistics that cannot be masked.
+  """Checks that a network can run, and with norms whose padding is masked.
 
   Args:
     network: called as `network(images, train=...)`.
     images: [B, H, W, 3].
+
+  Raises:
+    UserError: it has statistics that cannot be masked.
+    ValueError: a layer is empty. (Not all versions of JAX fail on one.)
   """
   maskable = set()
 
@@ -89,6 +93,9 @@ def check_norms(network: nn.Module, images: jax.ShapeDtypeStruct) -> None:
     variables = jax.eval_shape(
       lambda x: network.init(jax.random.key(0), x, train=False), images
     )
+  for path, x in traverse_util.flatten_dict(variables).items():
+    if not x.size:
+      raise ValueError(f'{"/".join(path[1:])} is empty, of shape {x.shape}')
   stats = traverse_util.flatten_dict(variables.get('batch_stats', {}))
   stray = {path[:-1] for path in stats} - maskable
   if stray:

@@ -21,10 +21,14 @@ _SHARED = 0.01  # of the images of two splits may look alike by chance
 
 
 def calibrate_run(
-  path: str, *, split: str | None = None, ms: Costs | None = None
+  path: str,
+  overrides: Sequence[str] = (),
+  *,
+  split: str | None = None,
+  ms: Costs | None = None,
 ) -> Calibration:
-  """Calibrates a workdir; see `calibrate`."""
-  subject = Subject(path)
+  """Calibrates a workdir; see `calibrate` and, for `overrides`, `Subject`."""
+  subject = Subject(path, overrides)
   check_held_out(split or subject.data.validation_split, subject)
   return calibrate(subject, subject.test_record(), split=split, ms=ms)
 
@@ -59,6 +63,7 @@ def calibrate(
 def calibrate_ladder(
   paths: Sequence[str],
   folder: str,
+  overrides: Sequence[str] = (),
   *,
   split: str | None = None,
   ms: Costs | None = None,
@@ -68,13 +73,15 @@ def calibrate_ladder(
   Args:
     paths: workdirs, the cheapest network first.
     folder: for `ladder.json`, the calibration and the report's record.
+    overrides: see `Subject`.
     split: as for `calibrate`; the same images for all.
     ms: of all their options.
 
   Raises:
     UserError: they know other classes or were given other images.
   """
-  subjects = {k: Subject(p) for k, p in ladder.members(paths).items()}
+  members = ladder.members(paths)
+  subjects = {k: Subject(p, overrides) for k, p in members.items()}
   first = next(iter(subjects.values()))
   split = split or first.data.validation_split
   for subject in subjects.values():

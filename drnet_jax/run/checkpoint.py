@@ -3,9 +3,10 @@
 
 The position in the data is the step (see `data.pipeline`), so the state is all
 there is to save; and, where SIGTERM cut a row of metrics short, that of its
-steps. A process killed during a save leaves a temporary directory that Orbax
-neither lists nor loads, and that the next one to save here removes. Of several
-processes each writes its part, and all must call every method.
+steps. Beside them stand the names of the classes, without which the weights
+mean nothing. A process killed during a save leaves a temporary directory that
+Orbax neither lists nor loads, and that the next one to save here removes. Of
+several processes each writes its part, and all must call every method.
 """
 
 import glob
@@ -16,9 +17,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
 from jax.sharding import Sharding
 
-from drnet_jax import processes
+from drnet_jax import processes, settings
+from drnet_jax.data import classes as names
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState, Weights
@@ -50,6 +54,10 @@ class Checkpoints:
   def __init__(self, workdir: str, stage: str, *, keep: int | None):
     self.directory = os.path.abspath(
       os.path.join(workdir, 'checkpoints', stage)
+    )
+    classes = os.path.join(workdir, 'classes.json')
+    self._classes = (
+      settings.read_json(classes) if os.path.exists(classes) else []
     )
     if keep is not None:
       self._remove_unfinished()
@@ -98,9 +106,21 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
       self._check_room(trees)
-      self._manager.save(step, args=ocp.args.Composite(**arguments))
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(**arguments),
+        custom_metadata={'classes': self._classes},
+      )
     except (OSError, ValueError) as error:
       raise self._cannot_save(error) from error
+
+  def forget(self, step: int) -> int | None:
+    """Removes the checkpoints from a step on; returns the latest one left."""
+    self._manager.wait_until_finished()
+    for later in self.steps():
+      if later >= step:
+        self._manager.delete(later)
+    return self.latest_step()
 
   def restore(
     self, step: int, abstract: TrainState, shardings, *, averages: bool
@@ -117,7 +137,8 @@ class Checkpoints:
       state, average and row, as given to `save`.
 
     Raises:
-      UserError: files are missing or damaged, or hold another model.
+      UserError: files are missing or damaged, cannot be read, or hold another
+        model.
     """
     expected = _placed(abstract, shardings)
     weights = _weights(*state_lib.weights(expected))
@@ -191,15 +212,40 @@ class Checkpoints:
     }
     path = os.path.join(self.directory, str(step))
     try:
+      self._check_model(path, trees)
+      self._check_classes(path, step)
       return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+    except UserError:
+      raise
     # Orbax reports damage with whatever its storage layers raise.
     except Exception as error:
       reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+      if unreadable := _why_unreadable(error):
+        raise UserError(
+          f'checkpoint {path} cannot be loaded: {unreadable} ({reason})'
+        ) from error
       raise UserError(
-        f'checkpoint {path} is damaged or of another model ({reason}). '
-        f'Delete {path} to go on from the checkpoint before it, or '
-        f'{self.directory} to repeat the stage.'
+        f'checkpoint {path} is damaged ({reason}). Delete {path} to go on from '
+        f'the checkpoint before it, or {self.directory} to repeat the stage.'
       ) from error
+
+  def _check_model(self, path: str, trees: dict[str, Any]) -> None:
+    """UserError if the saved weights are not of these shapes."""
+    for item in trees.keys() - {'optimizer'}:
+      saved = ocp.StandardCheckpointHandler().metadata(epath.Path(path) / item)
+      if different := differences(saved.tree, trees[item]):
+        raise UserError(f'checkpoint {path} holds another model: {different}')
+
+  def _check_classes(self, path: str, step: int) -> None:
+    """UserError if classes.json is not that of the run that saved."""
+    metadata = self._manager.metadata(step).custom_metadata or {}
+    classes = metadata.get('classes', self._classes)
+    if classes != self._classes:
+      raise UserError(
+        f'checkpoint {path} is of a model with other classes than classes.json '
+        f'lists: {names.difference(classes, self._classes)}. Put back the '
+        'classes.json of that run.'
+      )
 
   def close(self) -> None:
     """Waits for saves under way, then lets go."""
@@ -215,6 +261,38 @@ class Checkpoints:
 
   def __exit__(self, *unused) -> None:
     self.close()
+
+
+def differences(there, here) -> str:
+  """In which leaves two trees have other shapes, in words; '' if in none."""
+  there, here = _shapes(there), _shapes(here)
+  different = [
+    f'{name}: {there.get(name, "nothing")} there, '
+    f'{here.get(name, "nothing")} here'
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]
+  more = f'; and {len(different) - 5} more' if len(different) > 5 else ''
+  return '; '.join(different[:5]) + more
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {name: tuple(x.shape) for name, x in flat.items()}
+
+
+def _why_unreadable(error: BaseException | None) -> str:
+  """What, other than damage, keeps a checkpoint from being read; or ''."""
+  while error is not None:
+    text = str(error)
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+      return 'there is not enough memory'
+    if isinstance(error, PermissionError) or 'PERMISSION_DENIED' in text:
+      return 'permission is denied'
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+      return 'its files cannot be read'
+    error = error.__cause__ or error.__context__
+  return ''
 
 
 def _weights(params, batch_stats) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """Evaluation: what the latest weights score, what policies make of them."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from drnet_jax.run.recording import Subject
 _EXAMPLES = 8  # images to try `predict` on
 
 
-def evaluate(path: str) -> Record:
+def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
   Prints a table and leaves in `<workdir>/report/`: `record.npz` (what every
@@ -30,10 +31,14 @@ def evaluate(path: str) -> Record:
   `predict` on as `examples/*.png`. Where the validation split holds other
   images than the test split, policies are calibrated on it (see `calibrate`).
 
+  Args:
+    path: the workdir.
+    overrides: '--config.data.<field>=<value>', for data that has moved.
+
   Raises:
-    UserError: the workdir holds no trained model.
+    UserError: the workdir holds no trained model, or the data is not its.
   """
-  subject = Subject(path)
+  subject = Subject(path, overrides)
   record = subject.record(subject.data.test_split, 'evaluate')
   if processes.is_main():
     os.makedirs(os.path.join(path, 'report'), exist_ok=True)
@@ -57,7 +62,7 @@ def _write_report(subject: Subject, record: Record) -> None:
   directory = os.path.join(path, 'report')
   os.makedirs(directory, exist_ok=True)
   workdir.note(path, 'evaluate')
-  source = data.open(data.test_split)
+  source = data.open(data.test_split, trained.class_names)
   bad = len(source.examples) - len(record.label)
   facts = {
     'origin': trained.origin,

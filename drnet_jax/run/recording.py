@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.record import Record
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
-from drnet_jax.errors import UserError
+from drnet_jax.errors import NotFinite
 from drnet_jax.models import Model
 from drnet_jax.run import workdir
 
@@ -74,7 +74,7 @@ class Evaluator:
       keep_probabilities: see `__call__`.
 
     Raises:
-      UserError: the network returns NaN.
+      NotFinite: the network returns NaN.
     """
     batches = data.eval_batches(
       source,
@@ -117,7 +117,7 @@ class Evaluator:
 
     Raises:
       RuntimeError: the batches did not hold each image once.
-      UserError: the network returns NaN.
+      NotFinite: the network returns NaN.
     """
     parts, extras, indices, queued = [], [], [], []
     columns = self._options.columns
@@ -146,7 +146,7 @@ class Evaluator:
         f'{description}: not each of {num_examples} images was shown once'
       )
     if not np.isfinite(fields['confidence']).all():
-      raise UserError(
+      raise NotFinite(
         f'{description}: the network returns NaN or infinity; its weights or '
         'statistics are broken'
       )
@@ -168,6 +168,7 @@ class Subject:
 
   Args:
     path: the workdir.
+    overrides: '--config.data.<field>=<value>', for data that has moved.
 
   Attributes:
     path: the workdir.
@@ -175,10 +176,10 @@ class Subject:
     data: of its config.
   """
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, overrides: Sequence[str] = ()):
     mesh = mesh_lib.create()
     self.path = path
-    self.trained = workdir.load(path, mesh)
+    self.trained = workdir.load(path, mesh, overrides)
     config = self.trained.config.data
     self.data = settings.call(Data, config, 'config.data')
     self._evaluator = Evaluator(self.trained.model, mesh)
@@ -189,7 +190,7 @@ class Subject:
     """Runs the model once over a split; see `Evaluator`."""
     trained = self.trained
     with processes.main_first(f'split {split}'):
-      source = self.data.open(split)
+      source = self.data.open(split, trained.class_names)
     record = self._evaluator.split(
       self.data,
       source,

@@ -4,13 +4,14 @@
 A stage is data: a kind of step, how long, and with what.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings, terminal
 from drnet_jax.choosing import policy, scores
 from drnet_jax.data.pipeline import Data
-from drnet_jax.errors import UserError
+from drnet_jax.errors import NotFinite, UserError
 from drnet_jax.models import Model
 from drnet_jax.run import log
 from drnet_jax.run.checkpoint import Checkpoints
@@ -48,22 +49,34 @@ class Stage:
       the router's hinge) see the images of one step only.
     ema_decay: of the running average of weights and batch statistics that is
       evaluated, deployed and handed to the next stage; 0 for the weights as
-      they are. Early on the decay is at most (1 + step) / (10 + step).
+      they are. It moves once an update; after n of them the decay is at most
+      (1 + n) / (10 + n).
     eval_every_epochs: between validations; 0 for the end only.
     schedule: fields of `optim.schedule`.
     optimizer: fields of `optim.create`.
-    objective: further fields of the step.
+    objective: fields of the `objective_class` of the step.
   """
 
-  step: str
-  epochs: float
-  batch_size: int
-  accumulate: int
-  ema_decay: float
-  eval_every_epochs: float
+  step: Literal['pretrain', 'routed', 'exits']
+  epochs: Annotated[float, settings.In('(0, 1e6]')]
+  batch_size: settings.Natural
+  accumulate: settings.Natural
+  ema_decay: settings.BelowOne
+  eval_every_epochs: settings.Epochs
   schedule: Mapping[str, Any]
   optimizer: Mapping[str, Any]
   objective: Mapping[str, Any]
+
+  def check(self, where: str) -> None:
+    """Checks the sections within this one, `where` in the config."""
+    for section, (function, *given) in {
+      'schedule': (optim.schedule, 'epochs', 'steps_per_epoch'),
+      'optimizer': (optim.create, 'lr', 'trains', 'accumulate'),
+      'objective': (STEPS[self.step].objective_class,),
+    }.items():
+      settings.check(
+        function, getattr(self, section), f'{where}.{section}', *given
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,13 +136,11 @@ class StageRunner:
     self._key = jax.random.fold_in(jax.random.key(seed), stage_id)
 
     where = f'config.{name}'
-    if stage.accumulate < 1 or stage.batch_size % stage.accumulate:
+    if stage.batch_size % stage.accumulate:
       raise UserError(
         f'{where}.batch_size = {stage.batch_size} cannot be divided into '
         f'{where}.accumulate = {stage.accumulate} steps'
       )
-    if not 0 <= stage.ema_decay < 1:
-      raise UserError(f'{where}.ema_decay = {stage.ema_decay} is not in [0, 1)')
     self._step_images = stage.batch_size // stage.accumulate
     field = f'{where}.batch_size'
     if stage.accumulate > 1:
@@ -171,20 +182,25 @@ class StageRunner:
       trains=step_class.trains,
       accumulate=stage.accumulate,
     )
-    self._step = settings.call(
-      step_class,
-      stage.objective,
-      f'{where}.objective',
+    objective = settings.call(
+      step_class.objective_class, stage.objective, f'{where}.objective'
+    )
+    self._step = step_class(
       model,
       self._optimizer,
       mesh,
+      objective,
       batch_size=self._step_images,
       steps_per_epoch=self._steps_per_epoch,
     )
     self._abstract = state_lib.abstract(model, self._optimizer)
     self._shardings = mesh_lib.shardings(self._abstract, mesh)
     self._average = jax.jit(
-      functools.partial(state_lib.average, decay=stage.ema_decay),
+      functools.partial(
+        state_lib.average,
+        decay=stage.ema_decay,
+        accumulate=stage.accumulate,
+      ),
       donate_argnums=0,
       out_shardings=state_lib.weights(self._shardings),
     )
@@ -210,7 +226,7 @@ class StageRunner:
       (params, batch_stats) at its end, the averaged ones if there are.
 
     Raises:
-      Preempted: SIGTERM stopped it; its state is saved.
+      Stopped: SIGTERM or Ctrl-C stopped it; its state is saved.
       UserError: the loss or the weights are not finite.
     """
     keep = self._cadence.keep_checkpoints
@@ -219,25 +235,25 @@ class StageRunner:
       start = int(state.step)
       if start < self._last and not processes.should_stop():
         writer = log.MetricWriter(path, self.name, start, later)
-        try:
+        with (
+          contextlib.closing(writer),
+          contextlib.closing(self._batches(start)) as batches,
+        ):
           state, average = self._loop(
-            state, average, row, checkpoints, writer, evaluate
+            state, average, row, batches, checkpoints, writer, evaluate
           )
-        finally:
-          writer.close()
     if int(state.step) < self._last:
-      raise processes.Preempted(
-        f'stopped by SIGTERM at step {int(state.step)} of {self._last} of '
-        f'{self.name}; all is saved. The same command goes on from there.'
+      raise processes.Stopped(
+        f'at step {int(state.step)} of {self._last} of {self.name}; all is '
+        'saved. The same command goes on from there.'
       )
     return average or state_lib.weights(state)
 
-  def _loop(self, state, average, row, checkpoints, writer, evaluate):
+  def _loop(self, state, average, row, batches, checkpoints, writer, evaluate):
     """Steps from `state` to the end, or to SIGTERM: (state, average)."""
     start, last = int(state.step), self._last
     eval_every = self._in_steps(self._stage.eval_every_epochs)
     save_every = self._in_steps(self._cadence.checkpoint_every_epochs)
-    batches = self._batches(start)
     batch = next(batches)
     self._step.compile(state, batch)
     processes.wait_for_all('compiled')
@@ -262,19 +278,24 @@ class StageRunner:
         saves = due(step, save_every, last)
         evaluates = due(step, eval_every, last)
         stops = processes.should_stop()
-        if stops or saves:
-          self._check_weights(step, state, checkpoints)
+        logs = due(step, self._cadence.log_every_steps, last)
+        if saves or evaluates or logs or stops:
+          weights = state_lib.weights(state) if saves or stops else ()
+          self._check_finite(step, row.steps(), weights, checkpoints)
         # A row ends at the same steps wherever a run was cut off. So it does
         # where it is evaluated or saved, but not where SIGTERM stops it.
-        if saves or evaluates or due(step, self._cadence.log_every_steps, last):
-          means = self._write_row(step, row, writer, checkpoints)
+        if saves or evaluates or logs:
+          means = self._write_row(step, row, writer)
           bar.set_postfix_str(f'loss {means["loss"]:.3f}', refresh=False)
         if step % self._steps_per_epoch == 0:
           self._warn_of_collapse(step, row.shares)
           row.shares.clear()
         if evaluates:
           weights = average or state_lib.weights(state)
-          record = evaluate(*weights, has_router=self._has_router)
+          try:
+            record = evaluate(*weights, has_router=self._has_router)
+          except NotFinite as error:
+            self._stop(str(error), step, checkpoints)
           self._report(step, record, writer, means)
           row.start_clock()
         # Saved last: whoever goes on from here finds all rows up to here.
@@ -295,20 +316,18 @@ class StageRunner:
       process=jax.process_index(),
       num_processes=jax.process_count(),
     )
-    for step, batch in enumerate(batches, start + 1):
-      part = {
-        'image': batch['image'],
-        'label': batch['label'].astype(np.int32),
-      }
-      part = mesh_lib.shard_batch(part, self._mesh)
-      yield self._augment(part, self._key, step)
+    with contextlib.closing(batches):
+      for step, batch in enumerate(batches, start + 1):
+        part = {
+          'image': batch['image'],
+          'label': batch['label'].astype(np.int32),
+        }
+        part = mesh_lib.shard_batch(part, self._mesh)
+        yield self._augment(part, self._key, step)
 
-  def _write_row(self, step, row, writer, checkpoints) -> dict[str, float]:
-    """Ends a row of metrics; UserError if a loss is not finite."""
+  def _write_row(self, step, row, writer) -> dict[str, float]:
+    """Ends a row of metrics."""
     steps = row.steps()
-    for i, metrics in enumerate(steps, step + 1 - len(steps)):
-      if not np.isfinite(metrics['loss']):
-        self._stop(f'the loss of step {i} is {metrics["loss"]}', checkpoints)
     means = {k: float(np.mean([m[k] for m in steps])) for k in steps[0]}
     means['learning_rate'] = float(
       self._rate((step - 1) // self._stage.accumulate)
@@ -380,14 +399,21 @@ class StageRunner:
       average = jax.jit(copy, out_shardings=shardings)(state_lib.weights(state))
     return state, average, _Row([])
 
-  def _check_weights(self, step, state, checkpoints) -> None:
-    """UserError if the weights, whatever the loss before, hold a NaN."""
-    if not _all_finite(state_lib.weights(state)):
-      self._stop(f'the weights after step {step} are not finite', checkpoints)
+  def _check_finite(self, step, steps, weights, checkpoints) -> None:
+    """UserError if a loss of the last steps, or a weight, is not finite."""
+    for i, metrics in enumerate(steps, step + 1 - len(steps)):
+      if not np.isfinite(metrics['loss']):
+        # It is of the weights after the step before, which are broken too.
+        what = f'the loss of step {i} is {metrics["loss"]}'
+        self._stop(what, i - 1, checkpoints)
+    if weights and not _all_finite(weights):
+      self._stop(
+        f'the weights after step {step} are not finite', step, checkpoints
+      )
 
-  def _stop(self, what: str, checkpoints: Checkpoints) -> None:
-    step = checkpoints.latest_step()
-    good = 'none was saved yet' if step is None else f'step {step} is kept'
+  def _stop(self, what: str, broken: int, checkpoints: Checkpoints) -> None:
+    step = checkpoints.forget(broken)
+    good = 'there is none yet' if step is None else f'step {step} is kept'
     raise UserError(
       f'stage {self.name}: {what}. The last good checkpoint: {good}. Lower '
       f'config.{self.name}.schedule.lr, or set '

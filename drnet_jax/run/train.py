@@ -8,8 +8,8 @@ never cut off, also on another number of processes or devices.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 import ml_collections
@@ -25,7 +25,7 @@ from drnet_jax.models import Model
 from drnet_jax.run import weights as weights_lib
 from drnet_jax.run import workdir
 from drnet_jax.run.recording import Evaluator
-from drnet_jax.run.stage import STEPS, Cadence, Stage, StageRunner
+from drnet_jax.run.stage import Cadence, Stage, StageRunner
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,17 +48,17 @@ class Run:
       optimiser's state: 1 for a copy on each, 0 for one on all together.
   """
 
-  seed: int
-  init_from: str
+  seed: Annotated[int, settings.In('[0, 2147483647]')]
+  init_from: settings.Path
   reset_head: bool
   model: Mapping[str, Any]
-  data: Mapping[str, Any]
+  data: Data
   stages: Mapping[str, Stage]
-  eval_batch_size: int
-  log_every_steps: int
-  checkpoint_every_epochs: float
-  keep_checkpoints: int
-  parameter_shards: int
+  eval_batch_size: settings.Natural
+  log_every_steps: settings.Natural
+  checkpoint_every_epochs: settings.Epochs
+  keep_checkpoints: settings.Natural
+  parameter_shards: settings.Whole
 
 
 def train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -71,16 +71,21 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   Raises:
     UserError: the config, the workdir or the data cannot work, or the loss is
       not finite.
-    Preempted: SIGTERM stopped it; its state is saved.
+    Stopped: SIGTERM or Ctrl-C stopped it; its state is saved.
   """
   run = read(config)
   mesh = mesh_lib.create(parameter_shards=run.parameter_shards)
   mesh_lib.check_batch(run.eval_batch_size, mesh, 'config.eval_batch_size')
-  data = settings.call(Data, run.data, 'config.data')
+  data = run.data
   with processes.main_first('data'):
-    source = data.open(data.train_split)
-    validation = data.open(data.validation_split)
-  model = workdir.create_model(run.model, source.class_names)
+    is_new = not workdir.has_run(path)
+    names = data.class_names() if is_new else workdir.class_names(path)
+    source, validation = (
+      data.open(split, names)
+      for split in (data.train_split, data.validation_split)
+    )
+  model = workdir.create_model(run.model, names)
+  data.check_side(model.image_px)
   # All stages before the first is run: a mistake in the last shows at once.
   stages = [
     StageRunner(
@@ -99,15 +104,15 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     )
     for name, stage in run.stages.items()
   ]
-  workdir.begin(path, config, source.class_names)
-  workdir.note(path, 'train')
+  changed = workdir.begin(path, config, names)
+  workdir.note(path, 'train', changed)
   if data.held_out and processes.is_main():
-    workdir.keep_held_out(path, data.open(HELD_OUT).examples.rows)
+    workdir.keep_held_out(path, data.open(HELD_OUT, names).examples.rows)
   processes.wait_for_all('workdir')
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]
   first = begun[-1] if begun else 0
-  weights = None if begun else _initial_weights(run, mesh, model)
+  weights = None if begun else _initial_weights(run, mesh, model, names)
   evaluate = functools.partial(
     Evaluator(model, mesh).split,
     data,
@@ -115,7 +120,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     'validate',
     batch_size=run.eval_batch_size,
   )
-  with processes.sigterm_noted():
+  with processes.signals_noted():
     for i, stage in enumerate(stages[first:], first):
       later = [s.name for s in stages[i + 1 :]]
       weights = stage.run(path, weights, evaluate, later)
@@ -125,6 +130,7 @@ def read(config: ml_collections.ConfigDict) -> Run:
   """Checks the fields of a config and of its stages."""
   sections = dict(config)
   names = sections.pop('stages', ())
+  settings.check_values({'stages': Sequence[str]}, {'stages': names}, 'config')
   if not names:
     raise UserError('config.stages is missing or empty; name at least one')
   # A stage may be defined and left out: its section is known by its step.
@@ -137,17 +143,18 @@ def read(config: ml_collections.ConfigDict) -> Run:
   for name in names:
     if name not in defined:
       raise UserError(f'config.stages names {name!r}; config.{name} is missing')
-    if defined[name].step not in STEPS:
-      raise UserError(
-        f'config.{name}.step = {defined[name].step!r} is not one of '
-        f'{sorted(STEPS)}'
-      )
+  for name, stage in defined.items():
+    stage.check(f'config.{name}')
   others = {k: v for k, v in sections.items() if k not in defined}
+  if 'data' in others:
+    others['data'] = settings.call(Data, others['data'], 'config.data')
   stages = {name: defined[name] for name in names}
   return settings.call(Run, others, 'config', stages=stages)
 
 
-def _initial_weights(run: Run, mesh: Mesh, model: Model):
+def _initial_weights(
+  run: Run, mesh: Mesh, model: Model, class_names: tuple[str, ...]
+):
   """(params, batch_stats) to begin the first stage with."""
   weights = jax.device_put(
     models.initial_weights(model, jax.random.key(run.seed)),
@@ -155,7 +162,12 @@ def _initial_weights(run: Run, mesh: Mesh, model: Model):
   )
   if run.init_from:
     return weights_lib.load(
-      run.init_from, model, weights, mesh, reset_head=run.reset_head
+      run.init_from,
+      model,
+      weights,
+      mesh,
+      class_names=class_names,
+      reset_head=run.reset_head,
     )
   logging.info('\n%s', parameter_overview.get_parameter_overview(weights[0]))
   return weights

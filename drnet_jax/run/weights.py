@@ -2,27 +2,34 @@
 """Weights from another run or from PyTorch, and back to PyTorch."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, settings, terminal
+from drnet_jax.data import classes
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.models import Model, torch_weights
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.run import workdir
+from drnet_jax.run import checkpoint, workdir
 from drnet_jax.run.checkpoint import Checkpoints
 
 _Weights = tuple[Any, Any]  # (params, batch_stats)
 
 
 def load(
-  origin: str, model: Model, fresh: _Weights, mesh: Mesh, *, reset_head: bool
+  origin: str,
+  model: Model,
+  fresh: _Weights,
+  mesh: Mesh,
+  *,
+  class_names: Sequence[str],
+  reset_head: bool,
 ) -> _Weights:
   """Reads the weights to begin with.
 
@@ -34,8 +41,9 @@ def load(
     model: to load them into.
     fresh: of the model, as initialised.
     mesh: devices to put them on.
-    reset_head: keep the fresh classifier (of the base network), for another
-      number of classes.
+    class_names: of the model; a workdir's must be the same.
+    reset_head: keep the fresh classifier (of the base network), for other
+      classes.
 
   Returns:
     (params, batch_stats), replicated.
@@ -48,6 +56,13 @@ def load(
   else:
     trained = workdir.load(origin, mesh)
     params, batch_stats = trained.params, trained.batch_stats
+    differ = classes.difference(trained.class_names, class_names)
+    if differ and not reset_head:
+      raise UserError(
+        f'config.init_from = {origin!r} has learned other classes: {differ}. '
+        'Keep all but its classifier with --config.reset_head=True, or give '
+        'the data its names (config.data.class_map)'
+      )
     if reset_head:
       head = torch_weights.HEAD
       if head not in fresh[0].get('base', {}):
@@ -131,22 +146,7 @@ def _from_torch(
 
 def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
   for there, here in zip(found, ours, strict=True):
-    there, here = _shapes(there), _shapes(here)
-    different = [
-      f'{name}: {there.get(name, "nothing")} there, '
-      f'{here.get(name, "nothing")} here'
-      for name in sorted(there.keys() | here.keys())
-      if there.get(name) != here.get(name)
-    ]
-    if different:
+    if different := checkpoint.differences(there, here):
       raise UserError(
-        f'config.init_from = {origin!r} holds another model: '
-        f'{"; ".join(different[:5])}'
-        + (f'; and {len(different) - 5} more' if len(different) > 5 else '')
-        + '. For another number of classes: --config.reset_head=True'
+        f'config.init_from = {origin!r} holds another model: {different}'
       )
-
-
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-  flat = traverse_util.flatten_dict(tree, sep='/')
-  return {name: x.shape for name, x in flat.items()}

@@ -12,11 +12,12 @@ report/           see `evaluate`
 """
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,13 +27,33 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
+from drnet_jax.data.pipeline import Data
+from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
 from drnet_jax.run import provenance
 from drnet_jax.run.checkpoint import Checkpoints
 
-# Fields that may differ from those a run was begun with: what is computed does
-# not depend on them.
-_MAY_CHANGE = ('keep_checkpoints', 'parameter_shards')
+# Fields that may differ from those a run was begun with. What is computed does
+# not depend on these:
+FREE = (
+  'config.checkpoint_every_epochs',
+  'config.data.class_map',
+  'config.data.classes',
+  'config.data.data_dir',
+  'config.data.max_bad_images',
+  'config.data.max_pixels',
+  'config.data.threads',
+  'config.data.workers',
+  'config.eval_batch_size',
+  'config.keep_checkpoints',
+  'config.log_every_steps',
+  'config.parameter_shards',
+  'config.*.eval_every_epochs',
+)
+# These are what helps where a loss is not finite:
+REMEDIES = ('config.*.schedule.lr', 'config.*.optimizer.clip_norm')
+# And these where a trained model is evaluated:
+_OF_EVALUATION = ('config.data.*', 'config.eval_batch_size')
 
 # What was recorded of the test split, in a workdir.
 TEST_RECORD = os.path.join('report', 'record.npz')
@@ -50,7 +71,7 @@ class Trained:
     params, batch_stats: on the mesh, replicated.
     has_router: whether the predictor has been trained.
     class_names: in label order.
-    config: that the run was begun with.
+    config: that the run was trained with, data as it lies now.
     origin: 'stage finetune, step 120', for people.
   """
 
@@ -70,53 +91,95 @@ class Trained:
       found = zlib.crc32(np.ascontiguousarray(x), found)
     return f'{found:08x}'
 
+  def open(self, split: str) -> tuple[Data, Source]:
+    """Its data, and of it a split whose labels are the model's.
+
+    Args:
+      split: 'test_split' or 'validation_split'.
+
+    Raises:
+      UserError: it cannot be opened, or has other classes than the model.
+    """
+    data = settings.call(Data, self.config.data, 'config.data')
+    return data, data.open(getattr(data, split), self.class_names)
+
 
 def begin(
   path: str, config: ml_collections.ConfigDict, class_names: tuple[str, ...]
-) -> None:
+) -> dict[str, tuple[Any, Any]]:
   """Makes a workdir for a run, or checks that this run is the one in it.
 
   A directory without a checkpoint yet is taken over. Of several processes all
   check, and the main one writes.
 
+  Returns:
+    Fields that are not as they were, with the value before and now: see `note`.
+
   Raises:
     UserError: the directory belongs to a run with another config.
   """
   ours = settings.plain(config)
-  if os.path.exists(_config_file(path)) and _has_checkpoint(path):
-    theirs = settings.plain(read_config(path))
-    for field in _MAY_CHANGE:
-      theirs[field] = ours.get(field)
-    differences = settings.differences(ours, theirs, 'config')
-    if differences:
-      raise UserError(
-        f'{path} holds a run with another config: {"; ".join(differences)}. '
-        'Choose another --workdir, or set these fields as they were.'
-      )
-    return
-  if not processes.is_main():
-    return
-  try:
-    os.makedirs(path, exist_ok=True)
-    settings.write_json(os.path.join(path, 'classes.json'), class_names)
-    settings.write_json(_config_file(path), ours)
-  except OSError as error:
-    raise UserError(f'cannot write to --workdir={path}: {error}') from error
+  changed = {}
+  if has_run(path):
+    changed = settings.differences(
+      settings.plain(read_config(path)), ours, 'config'
+    )
+    refused = [f for f in changed if not matches(f, FREE + REMEDIES)]
+    if refused:
+      raise UserError(_another_config(path, refused, changed))
+    if not changed:
+      return {}
+  if processes.is_main():
+    try:
+      os.makedirs(path, exist_ok=True)
+      settings.write_json(_classes_file(path), class_names)
+      settings.write_json(_config_file(path), ours)
+    except OSError as error:
+      raise UserError(f'cannot write to --workdir={path}: {error}') from error
+  return changed
 
 
-def note(path: str, what: str) -> None:
+def matches(field: str, patterns: Sequence[str]) -> bool:
+  """Whether a field, 'config.data.threads', is one of these."""
+  return any(fnmatch.fnmatchcase(field, pattern) for pattern in patterns)
+
+
+def _another_config(
+  path: str, refused: Sequence[str], changed: Mapping[str, tuple[Any, Any]]
+) -> str:
+  what = '; '.join(
+    f'{field} = {changed[field][1]!r} here, {changed[field][0]!r} there'
+    for field in refused
+  )
+  remedy = 'Choose another --workdir, or set these fields as they were.'
+  if all(field.endswith('.epochs') for field in refused):
+    remedy = (
+      'To train a run for longer, begin another with its weights: another '
+      f'--workdir, --config.init_from={path} and in --config.stages the stage '
+      'to repeat.'
+    )
+  return f'{path} holds a run with another config: {what}. {remedy}'
+
+
+def note(
+  path: str, what: str, changed: Mapping[str, tuple[Any, Any]] | None = None
+) -> None:
   """Adds a line to `sessions.jsonl`: what begins now, and on what.
 
   Args:
     path: the workdir.
     what: 'train' or 'evaluate'.
+    changed: fields of the config that are not as they were before, see `begin`.
   """
   if processes.is_main():
+    line = {'what': what} | provenance.now()
+    if changed:
+      line['changed'] = changed
     with open(_sessions_file(path), 'a') as file:
-      file.write(json.dumps({'what': what} | provenance.now()) + '\n')
+      file.write(json.dumps(line) + '\n')
 
 
-def sessions(path: str) -> list[dict[str, str]]:
+def sessions(path: str) -> list[dict[str, Any]]:
   """What `note` wrote, in order; [] of an older run."""
   if not os.path.exists(_sessions_file(path)):
     return []
@@ -135,12 +198,10 @@ def keep_held_out(path: str, rows: np.ndarray) -> None:
     UserError: the run was begun with others.
   """
   file = os.path.join(path, 'held_out.json')
-  if not (os.path.exists(file) and _has_checkpoint(path)):
+  if not (os.path.exists(file) and has_run(path)):
     settings.write_json(file, rows.tolist())
     return
-  with open(file) as opened:
-    kept = json.load(opened)
-  if kept != rows.tolist():
+  if settings.read_json(file) != rows.tolist():
     raise UserError(
       f'{file} names other images than are held out now: the data set or the '
       'random numbers have changed. Choose another --workdir.'
@@ -153,14 +214,18 @@ def read_config(path: str) -> ml_collections.ConfigDict:
   Raises:
     UserError: no run was begun there.
   """
-  try:
-    with open(_config_file(path)) as file:
-      return ml_collections.ConfigDict(settings.completed(json.load(file)))
-  except (OSError, ValueError) as error:
+  if not os.path.exists(_config_file(path)):
     raise UserError(
-      f'{path} is no workdir of drnet_jax (its config.json: {error}); train '
-      'one with python -m drnet_jax.main --config=... --workdir=...'
-    ) from error
+      f'{path} is not a workdir of drnet_jax: it has no config.json. Train one '
+      'with python -m drnet_jax.main --config=... --workdir=...'
+    )
+  config = settings.completed(settings.read_json(_config_file(path)))
+  return ml_collections.ConfigDict(config)
+
+
+def class_names(path: str) -> tuple[str, ...]:
+  """Of the run in a workdir, in label order."""
+  return tuple(settings.read_json(_classes_file(path)))
 
 
 def root(path: str) -> str:
@@ -168,22 +233,22 @@ def root(path: str) -> str:
   return _parts(path)[0]
 
 
-def load(path: str, mesh: Mesh) -> Trained:
+def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   """Reads weights from a workdir.
 
   Args:
     path: of the workdir, for the latest weights; or of one checkpoint in it,
       `<workdir>/checkpoints/<stage>/<step>`.
     mesh: where to put them.
+    overrides: '--config.data.<field>=<value>', for data that has moved.
 
   Raises:
     UserError: there is no run, or none that has saved a checkpoint.
   """
   path, only_stage, only_step = _parts(path)
-  config = read_config(path)
-  with open(os.path.join(path, 'classes.json')) as file:
-    class_names = tuple(json.load(file))
-  model = create_model(config.model, class_names)
+  config = settings.overridden(read_config(path), overrides, _OF_EVALUATION)
+  names = class_names(path)
+  model = create_model(config.model, names)
   abstract = jax.eval_shape(model.init, jax.random.key(0))
   stages = (*reversed(config.stages), INITIAL)
   for stage in [only_stage] if only_stage else stages:
@@ -206,11 +271,11 @@ def load(path: str, mesh: Mesh) -> Trained:
       params=params,
       batch_stats=batch_stats,
       has_router=stage != INITIAL and config[stage].step == 'routed',
-      class_names=class_names,
+      class_names=names,
       config=config,
       origin=f'stage {stage}, step {step}',
     )
-  raise UserError(f'{path} holds no whole checkpoint yet; let the run go on')
+  raise UserError(f'{path}: no complete checkpoint yet; continue training')
 
 
 def create_model(
@@ -220,8 +285,9 @@ def create_model(
   return models.create(section, num_classes=len(class_names))
 
 
-def _has_checkpoint(path: str) -> bool:
-  return any(
+def has_run(path: str) -> bool:
+  """Whether a run has been begun there, and has saved a checkpoint."""
+  return os.path.exists(_config_file(path)) and any(
     name.isdigit()
     for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
     for name in folders
@@ -239,6 +305,10 @@ def _parts(path: str) -> tuple[str, str | None, int | None]:
 
 def _sessions_file(path: str) -> str:
   return os.path.join(path, 'sessions.jsonl')
+
+
+def _classes_file(path: str) -> str:
+  return os.path.join(path, 'classes.json')
 
 
 def _config_file(path: str) -> str:

@@ -5,45 +5,35 @@ Source: the authors' code of RANet (arXiv:2003.07326): unweighted, without
 distillation.
 """
 
-import jax
-import optax
-from jax.sharding import Mesh
+import dataclasses
 
-from drnet_jax import losses
+import jax
+
+from drnet_jax import losses, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.ranet import RANet
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.whole import WholeStep
 
 
-class ExitsStep(WholeStep):
-  """One step, compiled once.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExitsObjective:
+  """`config.<stage>.objective` of RANet's training.
 
-  Args:
-    model: to train.
-    optimizer: over the whole parameter tree.
-    mesh: devices to run on.
-    batch_size, steps_per_epoch: unused; schedules are the optimiser's.
+  Attributes:
     label_smoothing: see `losses.cross_entropy`.
   """
 
+  label_smoothing: settings.BelowOne
+
+
+class ExitsStep(WholeStep):
+  """One step of RANet's training."""
+
   model_class = RANet
+  objective_class = ExitsObjective
   # Groups of parameters this step trains.
   trains = ('network',)
-
-  def __init__(
-    self,
-    model: RANet,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    steps_per_epoch: int,
-    label_smoothing: float,
-  ):
-    del batch_size, steps_per_epoch
-    super().__init__(model, optimizer, mesh)
-    self._label_smoothing = label_smoothing
 
   def _train_step(self, state, batch, key):
     del key  # nothing here is random
@@ -55,7 +45,7 @@ class ExitsStep(WholeStep):
         params, state.batch_stats, batch['image'], train=True
       )
       each = losses.cross_entropy(
-        logits, labels, label_smoothing=self._label_smoothing
+        logits, labels, label_smoothing=self._objective.label_smoothing
       )
       top1 = losses.right(logits, labels).mean(0)
       return each.mean(0).sum(), (stats, top1)

@@ -3,21 +3,22 @@
 
 import functools
 from collections.abc import Collection
+from typing import Annotated, Literal
 
 import jax
 import optax
 
-from drnet_jax.errors import UserError
+from drnet_jax import settings
 
 
 def schedule(
   *,
-  kind: str,
-  lr: float,
-  warmup_epochs: float,
+  kind: Literal['step', 'halfway', 'cosine'],
+  lr: settings.NotNegative,
+  warmup_epochs: settings.Epochs,
   epochs: float,
-  decay_epochs: float,
-  decay_factor: float,
+  decay_epochs: settings.Epochs,
+  decay_factor: Annotated[float, settings.In('(0, 1]')],
   steps_per_epoch: int,
 ) -> optax.Schedule:
   """Learning rate as a function of the step.
@@ -32,9 +33,6 @@ def schedule(
     decay_epochs: only for 'step'.
     decay_factor: only for 'step' and 'halfway'.
     steps_per_epoch: steps in one epoch.
-
-  Raises:
-    UserError: unknown kind.
   """
   warmup = round(warmup_epochs * steps_per_epoch)
   total = max(round(epochs * steps_per_epoch), 1)
@@ -47,12 +45,8 @@ def schedule(
     marks = (round(epochs * x) * steps_per_epoch for x in (0.5, 0.75))
     drops = {max(mark, 1) - warmup: decay_factor for mark in marks}
     after = optax.piecewise_constant_schedule(lr, drops)
-  elif kind == 'cosine':
-    after = optax.cosine_decay_schedule(lr, max(total - warmup, 1))
   else:
-    raise UserError(
-      f"schedule {kind!r} is not one of 'step', 'halfway', 'cosine'"
-    )
+    after = optax.cosine_decay_schedule(lr, max(total - warmup, 1))
   if not warmup:
     return after
   return optax.join_schedules(
@@ -62,12 +56,12 @@ def schedule(
 
 def create(
   *,
-  name: str,
-  momentum: float,
-  weight_decay: float,
+  name: Literal['sgd', 'nesterov', 'adamw'],
+  momentum: settings.BelowOne,
+  weight_decay: settings.NotNegative,
   decay_norms_and_biases: bool,
-  clip_norm: float,
-  predictor_lr: float,
+  clip_norm: settings.NotNegative,
+  predictor_lr: settings.NotNegative,
   lr: optax.Schedule,
   trains: Collection[str],
   accumulate: int,
@@ -85,9 +79,6 @@ def create(
     lr: schedule of the rate.
     trains: top-level groups of the parameters to train; others stay frozen.
     accumulate: an update every so many steps, of their mean gradient.
-
-  Raises:
-    UserError: unknown name.
   """
 
   def decayed(params):
@@ -102,17 +93,11 @@ def create(
         optax.add_decayed_weights(weight_decay, decayed),
         optax.sgd(rate, momentum, nesterov=name == 'nesterov'),
       )
-    elif name == 'adamw':
+    else:
       update = optax.adamw(
         rate, b1=momentum, weight_decay=weight_decay, mask=decayed
       )
-    else:
-      raise UserError(
-        f"optimiser {name!r} is not one of 'sgd', 'nesterov', 'adamw'"
-      )
-    if clip_norm:
-      update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
-    return update
+    return _clipped(update, clip_norm) if clip_norm else update
 
   def group(name: str) -> str:
     if name not in trains:
@@ -136,6 +121,19 @@ def create(
   if accumulate == 1:
     return optimizer
   return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def _clipped(
+  update: optax.GradientTransformation, norm: float
+) -> optax.GradientTransformation:
+  """Of clipped gradients; its state is the same, so a run may begin to clip."""
+  clip = optax.clip_by_global_norm(norm)
+
+  def clip_and_update(grads, state, params=None):
+    clipped, _ = clip.update(grads, clip.init(params))
+    return update.update(clipped, state, params)
+
+  return optax.GradientTransformation(update.init, clip_and_update)
 
 
 def _constant(value: str, _) -> str:

@@ -4,51 +4,40 @@
 With one candidate size this is ordinary training at a fixed size.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from drnet_jax import losses
+from drnet_jax import losses, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.whole import WholeStep
 
 
-class PretrainStep(WholeStep):
-  """One step of stage 1, compiled once.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainObjective:
+  """`config.<stage>.objective` of stage 1.
 
-  Args:
-    model: its sizes are the ones trained.
-    optimizer: over the whole parameter tree; freezes the predictor.
-    mesh: devices to run on.
-    steps_per_epoch: unused; schedules of this step are the optimiser's.
+  Attributes:
     label_smoothing: see `losses.cross_entropy`.
     distill: share of what the smaller sizes learn that is what the largest one
       says of the image, in place of the label; 0 for the paper's loss. (As in
       RS-Net, arXiv:2007.09558, but for its ensemble of all sizes.)
   """
 
+  label_smoothing: settings.BelowOne
+  distill: settings.Share
+
+
+class PretrainStep(WholeStep):
+  """One step of stage 1; the model's sizes are the ones trained."""
+
   model_class = DRNet
+  objective_class = PretrainObjective
   # Groups of parameters this step trains.
   trains = ('base', 'norm')
-
-  def __init__(
-    self,
-    model: DRNet,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    steps_per_epoch: int,
-    label_smoothing: float,
-    distill: float,
-  ):
-    del batch_size, steps_per_epoch
-    super().__init__(model, optimizer, mesh)
-    self._label_smoothing = label_smoothing
-    self._distill = distill
 
   def _train_step(self, state, batch, key):
     model = self._model
@@ -70,7 +59,7 @@ class PretrainStep(WholeStep):
           shared, norm, stats, batch['image'], size_px, train=True, key=key
         )
         loss = losses.cross_entropy(
-          logits, targets, label_smoothing=self._label_smoothing
+          logits, targets, label_smoothing=self._objective.label_smoothing
         ).mean()
         return loss, (new_stats, logits)
 
@@ -90,8 +79,8 @@ class PretrainStep(WholeStep):
       }
       total += loss
       metrics[f'top1_r{size_px}'] = losses.right(logits, batch['label']).mean()
-      if self._distill and size_px == max(model.resolutions):
-        targets = losses.blended(targets, logits, share=self._distill)
+      if self._objective.distill and size_px == max(model.resolutions):
+        targets = losses.blended(targets, logits, share=self._objective.distill)
 
     new_state = state_lib.advanced(
       state, self._optimizer, grads, state.batch_stats | {'norm': stats}

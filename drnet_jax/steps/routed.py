@@ -17,8 +17,7 @@ each `learn` needs. Batch norm counts the global batch's takers of a size and
 no padding, so any number of devices computes what one would.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,8 +31,9 @@ from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.steps import ahead, optim
+from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
+from drnet_jax.steps.routed_objective import RoutedObjective
 from drnet_jax.steps.state import TrainState
 
 Tree = Any
@@ -85,39 +85,16 @@ class RoutedStep:
     model: of at least two sizes.
     optimizer: over the whole parameter tree.
     mesh: devices to run on.
+    objective: what is minimised.
     batch_size: global.
-    steps_per_epoch: unit of the epochs below.
-    label_smoothing: see `losses.cross_entropy`.
-    gradient: how the task reaches the router. 'chosen': h's chosen entry only,
-      dL/dh_j* = <dL/dy, F_j*(x)>, the paper's. 'all': every entry, by running
-      the other sizes forward on a share of the batch.
-    explore: that share, in (0, 1]; unused by 'chosen'.
-    loss: with 'all', the loss on those images. 'mixture': cross-entropy of
-      sum_j h_j F_j(x), Eq. 4 read densely. 'expected': sum_j p_j CE_j.
-    statistics: what the base network's norms use. 'batch': means and variances
-      of the images that chose the size, the running ones follow (the paper's):
-      those of a size without takers stay while the shared weights move on.
-      'fresh': the same, but those of a size with fewer takers than REFRESHED of
-      the batch follow so many images of it instead.
-      'running': those the stage began with, which stay (no dropout either).
-    tau: temperature of the soft choice at the start and at the end of
-      `tau_epochs`; geometric in between.
-    tau_epochs: see `tau`.
-    eta: weight of the FLOPs hinge.
-    eta_warmup_epochs: over which the weight grows linearly from 0.
-    target_gmacs: alpha of the hinge, predictor not counted; in the unit of
-      `costs` where they are given.
-    target_epochs: over which alpha falls linearly from the dearest size's cost.
-    usage_weight: of AR-Net's uniform-usage loss.
-    bucket_growth: see `routing.bucket_ladder`.
-    costs: C_j of the hinge at each size, for instance the milliseconds that
-      `drnet_jax calibrate --measure` prints; () for GMACs.
+    steps_per_epoch: unit of the objective's epochs.
 
   Raises:
     UserError: a value that cannot work.
   """
 
   model_class = DRNet
+  objective_class = RoutedObjective
   trains = ('base', 'norm', 'predictor')
 
   def __init__(
@@ -125,79 +102,35 @@ class RoutedStep:
     model: DRNet,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    objective: RoutedObjective,
     *,
     batch_size: int,
     steps_per_epoch: int,
-    label_smoothing: float,
-    gradient: str,
-    explore: float,
-    loss: str,
-    statistics: str,
-    tau: tuple[float, float],
-    tau_epochs: float,
-    eta: float,
-    eta_warmup_epochs: float,
-    target_gmacs: float,
-    target_epochs: float,
-    usage_weight: float,
-    bucket_growth: float,
-    costs: Sequence[float],
   ):
-    if len(model.resolutions) < 2:
-      raise UserError(
-        f'config.model.resolutions = {model.resolutions}: a predictor needs at '
-        'least two sizes to choose from'
-      )
-    if model.predictor is None:
-      raise UserError(
-        'config.model.predictor is None: a routed stage needs a predictor'
-      )
-    _check_one_of('gradient', gradient, ('chosen', 'all'))
-    _check_one_of('loss', loss, ('mixture', 'expected'))
-    _check_one_of('statistics', statistics, ('batch', 'fresh', 'running'))
-    if not 0 < explore <= 1:
-      raise UserError(f'objective.explore = {explore} is not in (0, 1]')
-    if min(tau) <= 0:
-      raise UserError(f'objective.tau = {tuple(tau)} is not above 0')
-    if statistics == 'fresh' and not model.resolution_aware_bn:
-      raise UserError(
-        "objective.statistics = 'fresh' needs config.model.resolution_aware_bn:"
-        ' one set of norms for all sizes is always in use'
-      )
-    if bucket_growth <= 1:
-      raise UserError(f'objective.bucket_growth = {bucket_growth} is not > 1')
-    if costs and (len(costs) != len(model.resolutions) or min(costs) <= 0):
-      raise UserError(
-        f'objective.costs = {tuple(costs)} is not one positive cost for each '
-        f'of {model.resolutions}'
-      )
-
+    objective.check_model(model)
     self._model = model
     self._optimizer = optimizer
     self._mesh = mesh
-    self._label_smoothing = label_smoothing
-    self._loss = loss
-    self._statistics = statistics
-    self._usage_weight = usage_weight
-    self._gmacs = jnp.asarray(model.macs().gmacs)
+    self._objective = objective
+    macs = model.macs()
+    self._gmacs = jnp.asarray(macs.gmacs)
+    self._predictor_gmacs = macs.predictor / 1e9
+    costs = objective.costs
     self._costs = jnp.asarray(costs) if costs else self._gmacs
-    epochs = functools.partial(_in_steps, steps_per_epoch)
-    self._tau = optax.exponential_decay(
-      tau[0], max(epochs(tau_epochs), 1), tau[1] / tau[0], end_value=tau[1]
-    )
-    self._eta = optim.ramp(0.0, eta, epochs(eta_warmup_epochs))
-    self._target = optim.ramp(
-      float(self._costs.max()), target_gmacs, epochs(target_epochs)
+    self._tau, self._eta, self._target = objective.schedules(
+      steps_per_epoch, float(self._costs.max())
     )
     local = batch_size // mesh.size
-    num_explored = round(explore * local) if gradient == 'all' else 0
-    if gradient == 'all' and not num_explored:
+    explores = objective.gradient == 'all'
+    num_explored = round(objective.explore * local) if explores else 0
+    if explores and not num_explored:
       raise UserError(
-        f'objective.explore = {explore} of {local} images per device is none'
+        f'objective.explore = {objective.explore} of {local} images per device '
+        'rounds to zero images'
       )
     self._explored = _evenly_spread(num_explored, local)
     self._refreshed = _evenly_spread(max(round(REFRESHED * local), 1), local)
-    self.ladder = routing.bucket_ladder(local, growth=bucket_growth)
+    self.ladder = routing.bucket_ladder(local, growth=objective.bucket_growth)
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
     self._replicated, self._by_batch = replicated, by_batch
@@ -244,8 +177,15 @@ class RoutedStep:
         arguments = self._learn_arguments(j, state, batch)
         for rung in self.ladder:
           compiling(self._learn, j, rung, *arguments)
-        if self._statistics == 'fresh':
-          compiling(self._refresh, j, *self._set(j, state), images)
+        if self._objective.statistics == 'fresh':
+          compiling(
+            self._refresh,
+            j,
+            *self._set(j, state),
+            images,
+            ahead.KEY,
+            state.step,
+          )
       # Last: it takes what `route` and `explore` are compiled to return.
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
@@ -305,8 +245,10 @@ class RoutedStep:
           key,
           state.step,
         )
-      if few[j] and self._statistics == 'fresh':
-        stats[name] = self._refresh(j, *self._set(j, state), images)
+      if few[j] and self._objective.statistics == 'fresh':
+        stats[name] = self._refresh(
+          j, *self._set(j, state), images, key, state.step
+        )
     return self._update(
       state, routed, learned, norm_grads, stats, explored, labels
     )
@@ -367,7 +309,7 @@ class RoutedStep:
     """Adds one size's images to `learned` and to its set's gradients."""
     model, size_px = self._model, self._model.resolutions[size_index]
     batch_size = labels.shape[0]
-    dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), size_index)
+    dropout_key = _dropout_key(key, step, size_index)
     shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
 
     def gather(images, labels, choice):
@@ -388,12 +330,12 @@ class RoutedStep:
         stats,
         images,
         size_px,
-        train=self._statistics != 'running',
+        train=self._objective.statistics != 'running',
         mask=mask,
         key=dropout_key,
       )
       # h is 1, and its gradient that of Eq. 4's chosen entry.
-      loss = self._cross_entropy(h[:, None] * logits, labels)
+      loss = self._objective.cross_entropy(h[:, None] * logits, labels)
       right = losses.right(logits, labels) & mask
       total = jnp.where(mask, loss, 0.0).sum() / batch_size
       return total, (new_stats, right.sum() / batch_size)
@@ -407,15 +349,19 @@ class RoutedStep:
       loss=learned.loss + loss,
       top1=learned.top1 + top1,
     )
-    return learned, jax.tree.map(jnp.add, norm_grads, d_norm), new_stats
+    even_share = batch_size / len(model.resolutions)
+    stats = weighed(stats, new_stats, mask.sum(), even_share)
+    return learned, jax.tree.map(jnp.add, norm_grads, d_norm), stats
 
-  def _refresh_size(self, size_index, shared, norm, stats, images):
+  def _refresh_size(self, size_index, shared, norm, stats, images, key, step):
     """New statistics of a size's norms, of images whatever they chose."""
-    size_px = self._model.resolutions[size_index]
+    sizes = self._model.resolutions
+    # Not the key that the size's own images have.
+    key = _dropout_key(key, step, len(sizes) + size_index)
     images = self._on_each_device(lambda x: x[self._refreshed])(images)
     shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
     _, stats = self._model.classify(
-      shared, norm, stats, images, size_px, train=True
+      shared, norm, stats, images, sizes[size_index], train=True, key=key
     )
     return stats
 
@@ -436,7 +382,7 @@ class RoutedStep:
         h, self._costs, target_gmacs=self._target(step)
       )
       if explored:
-        task = self._task_loss(
+        task = self._objective.explored_loss(
           self._explored_part(h),
           self._explored_part(p),
           jnp.stack(explored, 1),
@@ -446,7 +392,7 @@ class RoutedStep:
         # Linear in h: its gradient is dL/dh, as `learn` measured it.
         task = (learned.dh * h).sum()
       loss = task + self._eta(step) * hinge
-      loss += self._usage_weight * losses.uniform_usage(h)
+      loss += self._objective.usage_weight * losses.uniform_usage(h)
       return loss, hinge
 
     (_, hinge), cotangents = jax.value_and_grad(
@@ -463,6 +409,7 @@ class RoutedStep:
       self._optimizer,
       grads,
       {'norm': norm_stats, 'predictor': routed.stats},
+      chosen=self._chosen_sets(routed.counts.sum(0) > 0),
     )
     share = routed.h.mean(0)
     p = routed.p
@@ -471,25 +418,21 @@ class RoutedStep:
       'cross_entropy': learned.loss,
       'top1': learned.top1,
       'hinge': hinge,
-      'gmacs': share @ self._gmacs,
+      # As in every report, and not as in the hinge, the predictor is counted.
+      'gmacs': share @ self._gmacs + self._predictor_gmacs,
       'entropy': -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean(),
     }
     for j, size_px in enumerate(self._model.resolutions):
       metrics[f'share_r{size_px}'] = share[j]
     return new_state, metrics
 
-  def _task_loss(self, h, p, logits, labels):
-    """What the router loses on explored images; logits are [E, R, K]."""
-    if self._loss == 'mixture':
-      mixed = jnp.einsum('er,erk->ek', h, logits)
-      return self._cross_entropy(mixed, labels).mean()
-    each = self._cross_entropy(logits, labels[:, None])
-    return (p * each).sum(-1).mean()
-
-  def _cross_entropy(self, logits, labels):
-    return losses.cross_entropy(
-      logits, labels, label_smoothing=self._label_smoothing
-    )
+  def _chosen_sets(self, has_takers):
+    """Which sets of norms any image uses, from a bool of each size."""
+    chosen = {}
+    for size_px, has in zip(self._model.resolutions, has_takers, strict=True):
+      name = self._model.norm_set(size_px)
+      chosen[name] = chosen.get(name, False) | has
+    return chosen
 
   def _explored_part(self, x):
     """Images of each device, at the same places: a random part of a batch."""
@@ -544,6 +487,32 @@ class RoutedStep:
     )
 
 
+def weighed(old: Tree, new: Tree, takers: jax.Array, even_share: float) -> Tree:
+  """Running statistics that count images rather than batches.
+
+  A norm's momentum is meant for a batch. A size that an even share of the batch
+  chose (B / R images) or more moves its running statistics as much as that
+  says; one of fewer takers in proportion, so that each of its images weighs the
+  same, and a single one does not weigh as much as all others together.
+
+  Args:
+    old: before the step.
+    new: as the momentum has it.
+    takers: images of the whole batch that chose the size.
+    even_share: B / R.
+  """
+  share = takers / even_share
+  return jax.tree.map(
+    lambda a, b: jnp.where(takers < even_share, a + share * (b - a), b),
+    old,
+    new,
+  )
+
+
+def _dropout_key(key, step, number):
+  return jax.random.fold_in(jax.random.fold_in(key, step), number)
+
+
 def _evenly_spread(count: int, batch: int) -> np.ndarray:
   """Indices into a device's batch: the same images on any number of devices."""
   return np.arange(count) * batch // max(count, 1)
@@ -552,12 +521,3 @@ def _evenly_spread(count: int, batch: int) -> np.ndarray:
 def _zeros(tree, shardings):
   zeros = jax.tree.map(jnp.zeros_like, tree)
   return jax.lax.with_sharding_constraint(zeros, shardings)
-
-
-def _check_one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise UserError(f'objective.{field} = {value!r} is not one of {known}')
-
-
-def _in_steps(steps_per_epoch: int, epochs: float) -> int:
-  return round(epochs * steps_per_epoch)

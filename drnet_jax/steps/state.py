@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole state of a training run: what a checkpoint holds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,15 +60,63 @@ def advanced(
   optimizer: optax.GradientTransformation,
   grads: Any,
   batch_stats: Any,
+  *,
+  chosen: Mapping[str, jax.Array] | None = None,
 ) -> TrainState:
-  """The state one step on."""
+  """The state one step on.
+
+  Args:
+    state: before it.
+    optimizer: over the whole parameter tree.
+    grads: of all parameters.
+    batch_stats: after the step.
+    chosen: bool of each set of norms, whether any image of the step ran with
+      it. The others stay as they are, and so does what the optimiser remembers
+      of them: weight decay and momentum would move them. Where several steps
+      share an update, one image of any of them is enough. None moves all.
+  """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  if chosen is not None:
+    # Of optax.MultiSteps; 0 unless a step before had images of the set.
+    earlier = optax.tree_utils.tree_get(state.opt_state, 'acc_grads')
+    if earlier is not None:
+      chosen = {
+        name: moves | _any_nonzero(earlier['norm'][name])
+        for name, moves in chosen.items()
+      }
+
+    def moved(path, old, new):
+      name = _norm_set(path)
+      return new if name is None else jnp.where(chosen[name], new, old)
+
+    params, opt_state = jax.tree_util.tree_map_with_path(
+      moved, (state.params, state.opt_state), (params, opt_state)
+    )
   return TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
+
+
+def _norm_set(path) -> str | None:
+  """The set of norms that a leaf of a state is of, from its path.
+
+  What an optimiser remembers of parameters is a tree of the same keys, behind
+  attributes and indices of its own.
+  """
+  is_dict = jax.tree_util.DictKey
+  keys = [None, *(p.key if isinstance(p, is_dict) else None for p in path)]
+  for before, group, name in zip(keys, keys[1:], keys[2:], strict=False):
+    if before is None and group == 'norm':
+      return name
+  return None
+
+
+def _any_nonzero(tree: Any) -> jax.Array:
+  return jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(tree)]).any()
 
 
 def weights(state: TrainState) -> Weights:
@@ -75,17 +124,24 @@ def weights(state: TrainState) -> Weights:
   return state.params, state.batch_stats
 
 
-def average(old: Weights, state: TrainState, *, decay: float) -> Weights:
+def average(
+  old: Weights, state: TrainState, *, decay: float, accumulate: int
+) -> Weights:
   """The running average of the weights, one step on.
 
   Args:
     old: the average before the step.
     state: after the step.
-    decay: in [0, 1); at most (1 + step) / (10 + step), so that the first
-      weights are soon forgotten (as in TensorFlow's moving averages).
+    decay: in [0, 1), of an update; after n updates at most (1 + n) / (10 + n),
+      so that the first weights are soon forgotten (as in TensorFlow's moving
+      averages).
+    accumulate: steps to an update; between updates the average stays.
   """
-  step = state.step
-  decay = jnp.minimum(decay, (1 + step) / (10 + step))
+  updates = state.step // accumulate
+  decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+  is_update = state.step % accumulate == 0
   return jax.tree.map(
-    lambda a, x: a + (1 - decay) * (x - a), old, weights(state)
+    lambda a, x: jnp.where(is_update, a + (1 - decay) * (x - a), a),
+    old,
+    weights(state),
   )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps that are one program: each image of the batch goes the same way."""
 
-import abc
+from typing import Any
 
 import jax
 import optax
@@ -17,13 +17,17 @@ Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 
 
-class WholeStep(abc.ABC):
-  """Compiles `_train_step` once and calls it.
+class WholeStep:
+  """Compiles once, and calls, the `_train_step` that a subclass has.
+
+  Its arguments and results are those of `__call__`.
 
   Args:
     model: to train.
     optimizer: over the whole parameter tree.
     mesh: devices to run on.
+    objective: what is minimised, of the subclass's `objective_class`.
+    batch_size, steps_per_epoch: unused; the schedules are the optimiser's.
   """
 
   def __init__(
@@ -31,7 +35,13 @@ class WholeStep(abc.ABC):
     model: models.Model,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    objective: Any,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
   ):
+    del batch_size, steps_per_epoch
+    self._objective = objective
     self._model = model
     self._optimizer = optimizer
     self._mesh = mesh
@@ -62,9 +72,3 @@ class WholeStep(abc.ABC):
       The new state and scalar metrics, still on the device.
     """
     return self._step(state, batch, key)
-
-  @abc.abstractmethod
-  def _train_step(
-    self, state: TrainState, batch: Batch, key: jax.Array
-  ) -> tuple[TrainState, Metrics]:
-    """What is compiled; arguments and results as of `__call__`."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of classes: those of the data against those of a model.
+
+A label is an index, and an index means nothing without the list of names that
+it was made with. So wherever data meets a model the two lists are compared.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+from drnet_jax.data.sources import Source
+from drnet_jax.errors import UserError
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Relabelled:
+  """Examples whose labels are looked up in a table."""
+
+  examples: Any
+  table: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    example = self.examples[i]
+    return example | {'label': self.table[example['label']]}
+
+  def name(self, i: int) -> str:
+    return self.examples.name(i)
+
+
+def difference(model: Sequence[str], data: Sequence[str]) -> str:
+  """How the classes of data differ from a model's, in words; '' if not."""
+  if tuple(model) == tuple(data):
+    return ''
+  known, found = set(model), set(data)
+  gone = [name for name in model if name not in found]
+  new = [name for name in data if name not in known]
+  renamed = [(a, b) for a, b in zip(model, data, strict=False) if a != b]
+  if len(model) == len(data) and len(renamed) == len(gone) == len(new):
+    return 'renamed: ' + _some([f'{a!r} is now {b!r}' for a, b in renamed])
+  parts = []
+  if new:
+    parts.append('added: ' + _some(map(repr, new)))
+  if gone:
+    parts.append('missing: ' + _some(map(repr, gone)))
+  return '; '.join(parts) or 'the same names, but in another order'
+
+
+def matched(
+  source: Source, names: Sequence[str], renames: Mapping[str, str], where: str
+) -> Source:
+  """The source with a model's labels.
+
+  Labels follow names: data that lists the model's classes in another order is
+  given the model's. Anything else is a mistake, unless `renames` says that it
+  is meant; then some of the model's classes may be without images.
+
+  Args:
+    source: a split.
+    names: of the model's classes, in label order.
+    renames: the model's name of some of the data's classes.
+    where: the split, for the message.
+
+  Raises:
+    UserError: the classes are not the model's.
+  """
+  names = tuple(names)
+  found = tuple(renames.get(name, name) for name in source.class_names)
+  if found != names:
+    is_one_each = len(set(names)) == len(names)
+    as_meant = set(found) <= set(names) and renames
+    if not (is_one_each and (as_meant or sorted(found) == sorted(names))):
+      raise UserError(
+        f'{where} has other classes than the model: '
+        f'{difference(names, found)}. Name the data it was trained on in '
+        'config.data, or say which class is which: --config.data.class_map=a '
+        'JSON file {"name in the data": "name in the model"}'
+      )
+    table = tuple(names.index(name) for name in found)
+    source = dataclasses.replace(
+      source, examples=_Relabelled(source.examples, table)
+    )
+  return dataclasses.replace(source, class_names=names)
+
+
+def read_map(path: str) -> dict[str, str]:
+  """What `config.data.class_map` says; {} for ''.
+
+  Raises:
+    UserError: it cannot be read, or is no map from names to names.
+  """
+  if not path:
+    return {}
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      found = json.load(file)
+  except (OSError, ValueError) as error:
+    raise UserError(f'config.data.class_map = {path!r}: {error}') from error
+  if not isinstance(found, dict) or not all(
+    isinstance(x, str) for x in found.values()
+  ):
+    raise UserError(
+      f'config.data.class_map = {path!r} is not of the form '
+      '{"name in the data": "name in the model", ...}'
+    )
+  return found
+
+
+def _some(items) -> str:
+  items = list(items)
+  more = f' and {len(items) - _SHOWN} more' if len(items) > _SHOWN else ''
+  return ', '.join(items[:_SHOWN]) + more

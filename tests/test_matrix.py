@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command on every kind of spoilt run: it works, or says what is wrong.
+
+In this process, so that it is quick: exit status 0 or 2, at most three lines
+on stderr, and no traceback (which would be an exception here).
+"""
+
+import builtins
+import errno
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from test_trust import base, change, spoil, takes_over  # noqa: F401
+
+from drnet_jax.commands import calibrate, cli, export, predict, report
+from drnet_jax.run import evaluate, train, workdir
+
+
+def evaluated(path):
+  evaluate.evaluate(path)
+
+
+def resumed(path):
+  train.train(workdir.read_config(path), path)
+
+
+def command(module, *arguments, **flags):
+  def call(path):
+    found = [a.format(os.path.dirname(path)) for a in arguments]
+    with flagsaver.flagsaver(workdir=path, **flags):
+      module.run(found)
+
+  return call
+
+
+COMMANDS = {
+  'evaluate': evaluated,
+  'train': resumed,
+  'calibrate': command(calibrate, points=2),
+  'report': command(report),
+  'predict': command(predict, '{}/photos/val/ant'),
+  'export': command(export, to='/nowhere/to', check_images=2),
+}
+
+
+@pytest.fixture(scope='module')
+def whole(base):  # noqa: F811
+  """The run evaluated and calibrated."""
+  path = str(base / 'run')
+  evaluate.evaluate(path)
+  cli.run_command(lambda: COMMANDS['calibrate'](path))
+  return base
+
+
+def nothing(path, patch):
+  del path, patch
+
+
+def no_data(path, patch):
+  del patch
+  shutil.rmtree(path.parent / 'photos')
+
+
+def moved_data(path, patch):
+  del patch
+  (path.parent / 'photos').rename(path.parent / 'elsewhere')
+
+
+def other_classes(path, patch):
+  del patch
+  change(path.parent / 'photos', 'renamed')
+
+
+def empty_workdir(path, patch):
+  del patch
+  shutil.rmtree(path)
+  path.mkdir()
+
+
+def damaged_checkpoint(path, patch):
+  del patch
+  spoil(path)
+
+
+def stale_record(path, patch):
+  """Of a model of fewer sizes."""
+  del patch
+  file = path / 'report' / 'record.npz'
+  fields = dict(np.load(file, allow_pickle=False))
+  sizes = len(fields['gmacs'])
+  for name, values in fields.items():
+    if values.ndim and values.shape[-1] == sizes:  # the axis of the sizes
+      fields[name] = values[..., :-1]
+  np.savez(file, **fields)
+
+
+def read_only(path, patch):
+  """As a file system that is mounted so; chmod does not stop root."""
+
+  def refuse(function, of=0):
+    def call(*args, **kwargs):
+      mode = args[1] if len(args) > 1 and function in opens else 'w'
+      mode = kwargs.get('mode', mode)
+      target = os.fspath(args[of]) if not isinstance(args[of], int) else ''
+      if str(target).startswith(str(path)) and set(mode) & set('wax+'):
+        raise OSError(errno.EROFS, 'Read-only file system', target)
+      return function(*args, **kwargs)
+
+    return call
+
+  opens = (builtins.open,)
+  for module in (builtins, io):
+    patch.setattr(module, 'open', refuse(builtins.open))
+  for name in ('mkdir', 'remove', 'unlink', 'rmdir'):
+    patch.setattr(os, name, refuse(getattr(os, name)))
+  patch.setattr(os, 'replace', refuse(os.replace, 1))
+
+
+FAULTS = (
+  nothing,
+  no_data,
+  moved_data,
+  other_classes,
+  read_only,
+  empty_workdir,
+  damaged_checkpoint,
+  stale_record,
+)
+# Of these a command makes all it promises; of the rest it says what is wrong.
+WORKS = {
+  ('evaluate', 'stale_record'),
+  ('report', 'no_data'),
+  ('report', 'moved_data'),
+  ('report', 'damaged_checkpoint'),
+  ('report', 'other_classes'),
+}
+
+
+# Long, and no fault of theirs.
+LEFT_OUT = {
+  (name, fault)
+  for name in ('train', 'export', 'predict')
+  for fault in (nothing, stale_record)
+} - {('predict', nothing)}
+CASES = [
+  pytest.param(name, fault, id=f'{name}-{fault.__name__}')
+  for name in COMMANDS
+  for fault in FAULTS
+  if (name, fault) not in LEFT_OUT
+]
+
+
+@pytest.mark.parametrize('name, fault', CASES)
+def test_it_works_or_says_what_is_wrong(
+  whole, tmp_path, monkeypatch, capsys, name, fault
+):
+  path = takes_over(whole, tmp_path)
+  status = 0
+  with monkeypatch.context() as patch:
+    fault(path, patch)
+    try:
+      cli.run_command(lambda: COMMANDS[name](str(path)))
+    except SystemExit as stop:
+      status = stop.code
+  lines = capsys.readouterr().err.splitlines()
+  assert status in (0, 2) and len(lines) <= 3, (status, lines)
+  assert (status == 2) == (
+    len([x for x in lines if x.startswith('error')]) == 1
+  )
+  if fault is nothing or (name, fault.__name__) in WORKS:
+    assert status == 0, lines

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What meets what: data, models, runs and checkpoints that do not belong."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import _NETWORK, tiny_trained
+from PIL import Image
+
+from configs import smoke
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import settings
+from drnet_jax.data import classes
+from drnet_jax.errors import UserError
+from drnet_jax.run import evaluate, train, weights, workdir
+from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.steps import optim
+
+NAMES = ('ant', 'bee', 'cat', 'dog', 'eel')
+
+
+def photos(path, names=NAMES, splits=('train', 'val')):
+  """A folder of grey images, three of each class, each class of its shade."""
+  for split in splits:
+    for i, name in enumerate(names):
+      folder = path / split / name
+      folder.mkdir(parents=True)
+      for j in range(3):
+        shade = 40 * NAMES.index(name) + j if name in NAMES else 250
+        Image.new('L', (40, 40), shade).save(folder / f'{i}{j}.png')
+  return str(path)
+
+
+def make_config(data_dir):
+  config = smoke.get_config()
+  config.data.update(
+    name='folder',
+    data_dir=data_dir,
+    train_split='train',
+    validation_split='val',
+    test_split='val',
+    augmentation='random_resized_crop',
+    epoch_images=0,
+  )
+  config.eval_batch_size = 8
+  config.model.base = config.model.predictor = _NETWORK
+  config.model.image_px, config.model.resolutions = 32, (16, 24, 32)
+  for stage in (config.pretrain, config.finetune):
+    stage.batch_size, stage.epochs = 8, 1
+  config.finetune.objective.target_gmacs = 1e-5
+  return config
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  """A folder of photos, and a run that has learned them (as far as it goes)."""
+  path = tmp_path_factory.mktemp('base')
+  config = make_config(photos(path / 'photos'))
+  workdir.begin(str(path / 'run'), config, NAMES)
+  trained = tiny_trained()
+  with Checkpoints(str(path / 'run'), 'finetune', keep=1) as checkpoints:
+    checkpoints.save_weights(7, trained.params, trained.batch_stats)
+  return path
+
+
+def takes_over(base, path):
+  """Copies a run and its data to `path`, and returns the run's."""
+  shutil.copytree(base, path, dirs_exist_ok=True)
+  config = make_config(str(path / 'photos'))
+  settings.write_json(str(path / 'run/config.json'), settings.plain(config))
+  return path / 'run'
+
+
+@pytest.fixture
+def run(base, tmp_path):
+  """A copy of the run, its config and its data, to spoil."""
+  path = str(takes_over(base, tmp_path))
+  return path, workdir.read_config(path), tmp_path / 'photos'
+
+
+def record_of(path, *overrides):
+  mesh = mesh_lib.create(1)
+  trained = workdir.load(path, mesh, overrides)
+  return evaluate.record_split(
+    trained, mesh, *trained.open('test_split'), 'test'
+  )
+
+
+CHANGES = {
+  'renamed': "renamed: 'cat' is now 'zebra'",
+  'added': "added: 'fly'",
+  'removed': "missing: 'cat'",
+}
+
+
+def change(photos, how):
+  for split in photos.iterdir():
+    if how == 'renamed':
+      (split / 'cat').rename(split / 'zebra')
+    elif how == 'added':
+      shutil.copytree(split / 'cat', split / 'fly')
+    else:
+      shutil.rmtree(split / 'cat')
+
+
+@pytest.mark.parametrize('how', CHANGES)
+def test_classes_that_change_are_named_wherever_data_meets_a_model(run, how):
+  path, config, data = run
+  before = {p: p.read_bytes() for p in data.parent.rglob('*.json')}
+  change(data, how)
+  if how == 'renamed':  # the order of its place must stay: it does not
+    expected = "added: 'zebra'; missing: 'cat'"
+  else:
+    expected = CHANGES[how]
+  for meet in (
+    lambda: evaluate.evaluate(path),
+    lambda: train.train(config, path),
+    lambda: workdir.load(path, mesh_lib.create(1)).open('validation_split'),
+  ):
+    with pytest.raises(
+      UserError, match=f'other classes .*{expected}.*class_map'
+    ):
+      meet()
+  assert before == {p: p.read_bytes() for p in data.parent.rglob('*.json')}
+
+
+def test_a_difference_in_words():
+  for data, words in (
+    (NAMES, ''),
+    (('ant', 'bee', 'zebra', 'dog', 'eel'), CHANGES['renamed']),
+    ((*NAMES, 'fly'), CHANGES['added']),
+    (('ant', 'bee', 'dog', 'eel'), CHANGES['removed']),
+    (NAMES[::-1], 'the same names, but in another order'),
+  ):
+    assert classes.difference(NAMES, data) == words
+  many = classes.difference(NAMES, [f'n{i}' for i in range(9)])
+  assert "'n4' and 4 more; missing: 'ant'" in many
+
+
+def test_labels_follow_names_and_a_map_on_purpose(run, tmp_path):
+  path, _, data = run
+  expected = record_of(path)
+  kept = tmp_path / 'classes.txt'
+  kept.write_text('\n'.join(NAMES[::-1]))
+  found = record_of(path, f'--config.data.classes={kept}')
+  assert found.label.tolist() == [i for i in range(5)[::-1] for _ in range(3)]
+  order = np.argsort(found.label, kind='stable')
+  np.testing.assert_array_equal(found.predicted[order], expected.predicted)
+
+  change(data, 'renamed')
+  shutil.rmtree(data / 'val' / 'bee')
+  rename = tmp_path / 'map.json'
+  rename.write_text(json.dumps({'zebra': 'cat'}))
+  found = record_of(path, f'--config.data.class_map={rename}')
+  assert sorted(set(found.label.tolist())) == [0, 2, 3, 4]
+  rename.write_text(json.dumps({'zebra': 'tiger'}))
+  with pytest.raises(UserError, match="added: 'tiger'; missing: 'bee', 'cat'"):
+    record_of(path, f'--config.data.class_map={rename}')
+  rename.write_text('["zebra"]')
+  with pytest.raises(UserError, match='class_map = .* is not of the form'):
+    record_of(path, f'--config.data.class_map={rename}')
+
+
+def test_weights_of_a_run_with_other_classes_lose_their_head(run):
+  path, _, _ = run
+  trained, mesh = tiny_trained(), mesh_lib.create(1)
+  fresh = tiny_trained(spread=0.0)
+  others = ('ant', 'bee', 'cat', 'dog', 'fox')
+
+  def load(names, reset_head):
+    return weights.load(
+      path,
+      trained.model,
+      (fresh.params, fresh.batch_stats),
+      mesh,
+      class_names=names,
+      reset_head=reset_head,
+    )[0]['base']
+
+  with pytest.raises(UserError, match="'eel' is now 'fox'.*reset_head=True"):
+    load(others, False)
+  same, reset = load(NAMES, False), load(others, True)
+  heads = [np.asarray(x['head']['kernel']) for x in (same, reset)]
+  np.testing.assert_array_equal(
+    heads[0], trained.params['base']['head']['kernel']
+  )
+  np.testing.assert_array_equal(
+    heads[1], fresh.params['base']['head']['kernel']
+  )
+
+
+def test_a_checkpoint_knows_its_classes(run):
+  path, _, _ = run
+  settings.write_json(f'{path}/classes.json', NAMES[::-1])
+  with pytest.raises(UserError, match='other classes than classes.json.*order'):
+    record_of(path)
+  os.remove(f'{path}/classes.json')
+  with pytest.raises(UserError, match='classes.json cannot be read'):
+    record_of(path)
+
+
+def test_data_that_moved_and_no_training_split(run):
+  path, config, data = run
+  moved = data.parent / 'elsewhere'
+  expected = record_of(path)
+  data.rename(moved)
+  shutil.rmtree(moved / 'train')
+  with pytest.raises(UserError, match='photos'):
+    record_of(path)
+  found = record_of(path, f'--config.data.data_dir={moved}')
+  np.testing.assert_array_equal(found.predicted, expected.predicted)
+  assert workdir.read_config(path).data.data_dir == str(
+    data
+  )  # for good: resume
+  with pytest.raises(UserError, match='as the run was trained'):
+    record_of(path, '--config.seed=3')
+
+
+FREE = {
+  'data.threads': 3,
+  'data.workers': 2,
+  'data.max_bad_images': 9,
+  'data.data_dir': '/elsewhere',
+  'log_every_steps': 7,
+  'checkpoint_every_epochs': 0.5,
+  'keep_checkpoints': 5,
+  'eval_batch_size': 16,
+  'parameter_shards': 2,
+  'pretrain.schedule.lr': 1e-5,
+  'finetune.optimizer.clip_norm': 1.0,
+  'finetune.eval_every_epochs': 2,
+}
+
+
+def test_what_may_change_is_recorded_and_the_rest_refused(run):
+  path, config, _ = run
+  for field, value in FREE.items():
+    config.update_from_flattened_dict({field: value})
+  changed = workdir.begin(path, config, NAMES)
+  assert {k.removeprefix('config.'): v[1] for k, v in changed.items()} == FREE
+  workdir.note(path, 'train', changed)
+  was, now = workdir.sessions(path)[-1]['changed'][
+    'config.pretrain.schedule.lr'
+  ]
+  assert (was, now) == (smoke.get_config().pretrain.schedule.lr, 1e-5)
+  assert workdir.read_config(path).data.data_dir == '/elsewhere'
+  assert workdir.begin(path, config, NAMES) == {}
+  for field, value in (
+    ('seed', 1),
+    ('pretrain.schedule.warmup_epochs', 3.0),
+    ('finetune.optimizer.momentum', 0.5),
+    ('data.images_per_class', 2),
+  ):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f'another config: config.{field} = '):
+      workdir.begin(path, other, NAMES)
+  config.finetune.epochs = 5
+  with pytest.raises(UserError, match=f'for longer.*init_from={path}'):
+    workdir.begin(path, config, NAMES)
+
+
+def test_clipping_may_begin_in_the_middle_of_a_run():
+  settings_ = {
+    'name': 'adamw',
+    'momentum': 0.9,
+    'weight_decay': 0.1,
+    'decay_norms_and_biases': False,
+    'predictor_lr': 1.0,
+    'lr': lambda step: 0.1,
+    'trains': ('base',),
+    'accumulate': 1,
+  }
+  params = {'base': {'kernel': np.ones((2, 2), np.float32)}}
+  plain = optim.create(clip_norm=0.0, **settings_)
+  clipped = optim.create(clip_norm=1e-3, **settings_)
+  state = plain.init(params)
+  grads = {'base': {'kernel': np.full((2, 2), 1e6, np.float32)}}
+  _, after = clipped.update(grads, state, params)
+  import jax
+
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  largest = max(float(abs(x).max()) for x in jax.tree.leaves(after))
+  assert largest < 2  # moments of a gradient of norm 1e-3, and the count
+
+
+def spoil(path):
+  folder = f'{path}/checkpoints/finetune/7/weights'
+  for where, _, names in os.walk(folder):
+    for name in names:
+      if '/d' in where or name.startswith('manifest'):
+        with open(os.path.join(where, name), 'r+b') as file:
+          file.truncate(10)
+
+
+def test_only_a_damaged_checkpoint_is_to_be_deleted(run, monkeypatch):
+  path, config, _ = run
+  mesh = mesh_lib.create(1)
+  config.model.base.width = 8
+  settings.write_json(f'{path}/config.json', settings.plain(config))
+  with pytest.raises(UserError, match='another model: .*there') as error:
+    workdir.load(path, mesh)
+  assert 'Delete' not in str(error.value)
+  config.model.base.width = 4
+  settings.write_json(f'{path}/config.json', settings.plain(config))
+  with monkeypatch.context() as patch:
+    for raised, told in (
+      (PermissionError(13, 'Permission denied'), 'permission is denied'),
+      (MemoryError(), 'not enough memory'),
+      (RuntimeError('RESOURCE_EXHAUSTED: Out of memory'), 'not enough memory'),
+      (OSError(5, 'Input/output error'), 'cannot be read'),
+    ):
+
+      def restore(*_, error=raised, **__):
+        raise ValueError('restoring failed') from error
+
+      patch.setattr('orbax.checkpoint.CheckpointManager.restore', restore)
+      with pytest.raises(UserError, match=told) as error:
+        workdir.load(path, mesh)
+      assert 'Delete' not in str(error.value)
+  spoil(path)
+  with pytest.raises(UserError, match=r'finetune/7 is damaged .*Delete'):
+    workdir.load(path, mesh)
+
+
+def test_the_advice_after_a_nan_works(base, tmp_path):
+  """Also where the newest checkpoint holds what the loss broke on."""
+  config = make_config(str(base / 'photos'))
+  config.stages = ('pretrain',)
+  config.pretrain.epochs, config.pretrain.schedule.warmup_epochs = 4, 0.0
+  config.checkpoint_every_epochs, config.keep_checkpoints = 1.0, 4
+  config.pretrain.optimizer.name = 'sgd'
+  path = str(tmp_path / 'run')
+  for lr, left in ((1e30, []), (1e-3, [1, 2, 3, 4])):
+    config.pretrain.schedule.lr = lr
+    if not left:
+      with pytest.raises(UserError, match='stage pretrain: .* none yet'):
+        train.train(config, path)
+    else:
+      train.train(config, path)
+    with Checkpoints(path, 'pretrain', keep=None) as checkpoints:
+      assert checkpoints.steps() == left
