@@ -191,16 +191,8 @@ class RoutedStep:
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
       norms = state.batch_stats['norm']
-      compiling(
-        self._update,
-        state,
-        routed,
-        learned,
-        norm_grads,
-        norms,
-        explored,
-        labels,
-      )
+      of_step = (routed, learned, norm_grads, norms, explored, labels)
+      compiling(self._update, state, *of_step)
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
