@@ -103,12 +103,17 @@ def test_a_mistake_that_one_process_meets_ends_all(root):
   (folder / 'train/dog/bad.png').write_text('no image')
   config = tiny_config(str(folder))
   config.data.update(
-    name='folder', train_split='train', validation_split='val', test_split='val'
+    name='folder',
+    train_split='train',
+    validation_split='val',
+    test_split='val',
+    augmentation='random_resized_crop',
+    epoch_images=0,
+    max_bad_images=0,
   )
-  config.data.epoch_images = 0
-  config.data.max_bad_images = 0
-  children = start(os.path.join(root, 'mistaken'), config, num_processes=2)
-  assert join(children) == [2, 2]
+  path = os.path.join(root, 'mistaken')
+  assert join(start(path, config, num_processes=2)) == [2, 2]
+  assert os.path.exists(os.path.join(path, 'sessions.jsonl')), 'it began'
 
 
 @pytest.mark.soak

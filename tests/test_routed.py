@@ -15,8 +15,9 @@ from conftest import random_batch, tiny_model
 from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
+from drnet_jax.models import resolution_norm
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.routed import RoutedStep, weighed
+from drnet_jax.steps.routed import RoutedStep
 from drnet_jax.steps.routed_objective import RoutedObjective
 
 ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
@@ -348,7 +349,7 @@ def test_each_image_weighs_the_same_in_running_statistics():
   """Up to an even share of the batch, which moves them as momentum says."""
   old, new = {'mean': jnp.zeros(3)}, {'mean': jnp.full(3, 0.1)}
   for takers, expected in ((1, 0.0125), (2, 0.025), (8, 0.1), (24, 0.1)):
-    found = weighed(old, new, jnp.asarray(takers), 8.0)['mean']
+    found = resolution_norm.weighed(old, new, jnp.asarray(takers), 8.0)['mean']
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from drnet_jax.errors import UserError
@@ -69,6 +70,28 @@ def masked_norms(mask: jax.Array | None) -> Iterator[None]:
 
   with nn.intercept_methods(add_mask):
     yield
+
+
+def weighed(old: Tree, new: Tree, takers: jax.Array, even_share: float) -> Tree:
+  """Running statistics that count images rather than batches.
+
+  A norm's momentum is meant for a batch. A size that an even share of the batch
+  chose (B / R images) or more moves its running statistics as much as that
+  says; one of fewer takers in proportion, so that each of its images weighs the
+  same, and a single one does not weigh as much as all others together.
+
+  Args:
+    old: before the step.
+    new: as the momentum has it.
+    takers: images of the whole batch that chose the size.
+    even_share: B / R.
+  """
+  share = takers / even_share
+  return jax.tree.map(
+    lambda a, b: jnp.where(takers < even_share, a + share * (b - a), b),
+    old,
+    new,
+  )
 
 
 def check_norms(network: nn.Module, images: jax.ShapeDtypeStruct) -> None:

@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.errors import UserError
+from drnet_jax.models import resolution_norm
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
@@ -190,16 +191,8 @@ class RoutedStep:
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
       norms = state.batch_stats['norm']
-      compiling(
-        self._update,
-        state,
-        routed,
-        learned,
-        norm_grads,
-        norms,
-        explored,
-        labels,
-      )
+      of_step = (routed, learned, norm_grads, norms, explored, labels)
+      compiling(self._update, state, *of_step)
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
@@ -350,7 +343,7 @@ class RoutedStep:
       top1=learned.top1 + top1,
     )
     even_share = batch_size / len(model.resolutions)
-    stats = weighed(stats, new_stats, mask.sum(), even_share)
+    stats = resolution_norm.weighed(stats, new_stats, mask.sum(), even_share)
     return learned, jax.tree.map(jnp.add, norm_grads, d_norm), stats
 
   def _refresh_size(self, size_index, shared, norm, stats, images, key, step):
@@ -485,28 +478,6 @@ class RoutedStep:
       ahead.KEY,
       state.step,
     )
-
-
-def weighed(old: Tree, new: Tree, takers: jax.Array, even_share: float) -> Tree:
-  """Running statistics that count images rather than batches.
-
-  A norm's momentum is meant for a batch. A size that an even share of the batch
-  chose (B / R images) or more moves its running statistics as much as that
-  says; one of fewer takers in proportion, so that each of its images weighs the
-  same, and a single one does not weigh as much as all others together.
-
-  Args:
-    old: before the step.
-    new: as the momentum has it.
-    takers: images of the whole batch that chose the size.
-    even_share: B / R.
-  """
-  share = takers / even_share
-  return jax.tree.map(
-    lambda a, b: jnp.where(takers < even_share, a + share * (b - a), b),
-    old,
-    new,
-  )
 
 
 def _dropout_key(key, step, number):

@@ -29,8 +29,9 @@ class RoutedObjective:
       sum_j h_j F_j(x), Eq. 4 read densely. 'expected': sum_j p_j CE_j.
     statistics: what the base network's norms use. 'batch': means and variances
       of the images that chose the size; the running ones follow, see
-      `routed.weighed`. 'fresh': the same, but those of a size with fewer takers
-      than `routed.REFRESHED` of the batch follow so many images of it instead.
+      `resolution_norm.weighed`. 'fresh': the same, but those of a size with
+      fewer takers than `routed.REFRESHED` of the batch follow so many images of
+      it instead.
       'running': those the stage began with, which stay (no dropout either).
     tau: temperature of the soft choice at the start and at the end of
       `tau_epochs`; geometric in between.
