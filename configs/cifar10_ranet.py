@@ -58,7 +58,6 @@ def get_config() -> ml_collections.ConfigDict:
     'max_bad_images': 0,
     'max_pixels': 0,
     'keys': ('image', 'label'),
-    'class_map': '',  # json: names of the data -> names of the model
     'threads': 4,
     'workers': 0,
   }

@@ -68,7 +68,6 @@ def get_config() -> ml_collections.ConfigDict:
     'max_bad_images': 10,
     'max_pixels': 0,
     'keys': ('image', 'label'),
-    'class_map': '',  # json: names of the data -> names of the model
     'threads': 16,
     'workers': 0,
   }

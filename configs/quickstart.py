@@ -43,7 +43,6 @@ def get_config() -> ml_collections.ConfigDict:
     'max_bad_images': 0,
     'max_pixels': 0,  # 0 for the usual, 89 million
     'keys': ('image', 'label'),  # features of TFDS
-    'class_map': '',  # json: names of the data -> names of the model
     'threads': 1,
     'workers': 0,  # processes in place of threads
   }

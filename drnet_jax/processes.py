@@ -33,7 +33,7 @@ from drnet_jax.errors import INTERRUPTED, UserError
 # then goes on: after SIGTERM (state saved), and when another process was lost.
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 LOST_PEER = 76
-# Of one that a person has stopped.
+
 
 # What launchers that JAX may not know tell of the number of processes.
 _SIZES = ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
