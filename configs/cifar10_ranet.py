@@ -88,6 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
       'decay_norms_and_biases': True,
       'clip_norm': 0.0,
       'predictor_lr': 1.0,  # there is none
+      'head_lr': 1.0,  # nor this
     },
     'objective': {'label_smoothing': 0.0},  # steps.exits.ExitsStep
   }

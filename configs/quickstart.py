@@ -77,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     'decay_norms_and_biases': False,
     'clip_norm': 0.0,
     'predictor_lr': 1.0,  # x the schedule's
+    'head_lr': 1.0,  # the same, of the classifier
   }
   schedule = {  # optim.schedule
     'kind': 'cosine',
@@ -96,7 +97,8 @@ def get_config() -> ml_collections.ConfigDict:
     'optimizer': optimizer,
     'objective': {  # steps.pretrain.PretrainStep
       'label_smoothing': 0.0,
-      'distill': 0.0,  # share of the largest size's answer in the labels
+      'distill': 0.0,  # share of the teacher's answer in the labels
+      'teacher': 'largest',  # or the 'ensemble' of all sizes
     },
   }
   config.finetune = {  # train.Stage

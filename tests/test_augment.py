@@ -122,6 +122,7 @@ def pretrain_step(model, mesh):
     steps_per_epoch=1,
     label_smoothing=0.1,
     distill=0.0,
+    teacher='largest',
   )
 
 

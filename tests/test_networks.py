@@ -26,7 +26,8 @@ def create(description, num_classes=torch_golden.NUM_CLASSES):
   """A network from its name and fields, 'mobilenet_v2 width=0.75'."""
   name, *fields = description.split()
   arguments = {
-    field: float(value) for field, value in (f.split('=') for f in fields)
+    field: value if value.isalpha() else float(value)
+    for field, value in (f.split('=') for f in fields)
   }
   return models.NETWORKS[name](num_classes=num_classes, **arguments)
 
@@ -250,6 +251,7 @@ def test_stochastic_depth_drops_whole_images():
     drop=0.5,
     activation=nn.silu,
     padding='symmetric',
+    epsilon=1e-5,
     dtype='float32',
   )
   x = jax.random.normal(jax.random.key(0), (64, 6, 6, 3))

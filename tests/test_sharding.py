@@ -33,6 +33,7 @@ def trained(step_class, parameter_shards):
       steps_per_epoch=1,
       label_smoothing=0.0,
       distill=0.0,
+      teacher='largest',
     )
   abstract = state_lib.abstract(model, OPTIMIZER)
   state = jax.jit(

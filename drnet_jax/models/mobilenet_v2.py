@@ -24,6 +24,7 @@ class InvertedResidual(nn.Module):
     drop: chance that the block is its shortcut, per image, in training.
     activation: after all but the projection.
     padding: see `layers`.
+    epsilon: of the norms.
     dtype: of the computation.
   """
 
@@ -35,12 +36,17 @@ class InvertedResidual(nn.Module):
   drop: float
   activation: Callable[[jax.Array], jax.Array]
   padding: str
+  epsilon: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     conv_norm = partial(
-      layers.conv_norm, train=train, padding=self.padding, dtype=self.dtype
+      layers.conv_norm,
+      train=train,
+      padding=self.padding,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
     )
     activation, hidden = self.activation, x.shape[-1] * self.expansion
     y = x
@@ -83,6 +89,7 @@ class MobileNetV2(nn.Module):
     dropout: before the classifier, in training.
     padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
       `layers`.
+    epsilon: of the norms; Keras has 1e-3.
     dtype: of the computation, for instance 'bfloat16'; parameters, statistics
       and logits stay float32.
   """
@@ -102,6 +109,7 @@ class MobileNetV2(nn.Module):
   head: int = 1280
   dropout: float = 0.2
   padding: str = 'symmetric'
+  epsilon: float = 1e-5
   dtype: Any = 'float32'
 
   @nn.compact
@@ -110,6 +118,7 @@ class MobileNetV2(nn.Module):
       layers.conv_norm,
       train=train,
       padding=self.padding,
+      epsilon=self.epsilon,
       dtype=self.dtype,
       activation=nn.relu6,
     )
@@ -126,6 +135,7 @@ class MobileNetV2(nn.Module):
           drop=0.0,
           activation=nn.relu6,
           padding=self.padding,
+          epsilon=self.epsilon,
           dtype=self.dtype,
           name=f'stage{i}_block{j + 1}',
         )(x, train=train)

@@ -22,14 +22,15 @@ from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.models.efficientnet import EfficientNet
+from drnet_jax.models.layers import HEAD
 from drnet_jax.models.mobilenet_v2 import MobileNetV2
+from drnet_jax.models.mobilenet_v4 import Conv, Fused, MobileNetV4
 from drnet_jax.models.resnet import ResNet
 
 Tree = dict[str, Any]
 StateDict = dict[str, np.ndarray]
 
 ENDINGS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
-HEAD = 'head'  # our classifiers' name
 _UNUSED = 'num_batches_tracked'  # PyTorch's count of steps; not a weight
 
 _LEAF_NAMES = {
@@ -329,7 +330,11 @@ def _to_torch(x: np.ndarray, path: tuple[str, ...], name: str) -> np.ndarray:
 
 
 def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
-  yield from _conv_norm('stem', 'conv1', 'bn1')
+  is_deep = network.stem == 'deep'
+  yield from _conv_norm('stem1', 'conv1.0', 'conv1.1')
+  yield from _conv_norm('stem2', 'conv1.3', 'conv1.4')
+  yield from _conv_norm('stem', 'conv1.6' if is_deep else 'conv1', 'bn1')
+  conv, norm = (1, 2) if is_deep else (0, 1)  # after the pool
   for i, blocks in enumerate(network.stage_sizes, 1):
     for j in range(blocks):
       ours, theirs = f'stage{i}_block{j + 1}', f'layer{i}.{j}'
@@ -337,7 +342,9 @@ def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
         yield f'{ours}/conv{n}', f'{theirs}.conv{n}'
         yield f'{ours}/norm{n}', f'{theirs}.bn{n}'
       yield from _conv_norm(
-        f'{ours}/shortcut', f'{theirs}.downsample.0', f'{theirs}.downsample.1'
+        f'{ours}/shortcut',
+        f'{theirs}.downsample.{conv}',
+        f'{theirs}.downsample.{norm}',
       )
   yield HEAD, 'fc'
 
@@ -404,6 +411,34 @@ def _mobile_timm(
   yield HEAD, 'classifier'
 
 
+def _mobilenet_v4_timm(network: MobileNetV4) -> Iterator[tuple[str, str]]:
+  yield from _conv_norm('stem', 'conv_stem', 'bn1')
+  for i, blocks in enumerate(network.stages):
+    for j, block in enumerate(blocks):
+      ours, theirs = f'stage{i + 1}_block{j + 1}', f'blocks.{i}.{j}'
+      if isinstance(block, Conv):
+        yield from _conv_norm(ours, f'{theirs}.conv', f'{theirs}.bn1')
+        continue
+      if isinstance(block, Fused):
+        parts = {'expand': ('conv_exp', 'bn1'), 'project': ('conv_pwl', 'bn2')}
+      else:
+        parts = {
+          ours: (f'{theirs}.conv', f'{theirs}.bn')
+          for ours, theirs in (
+            ('start', 'dw_start'),
+            ('expand', 'pw_exp'),
+            ('middle', 'dw_mid'),
+            ('project', 'pw_proj'),
+          )
+        }
+      for part, (conv, norm) in parts.items():
+        yield from _conv_norm(
+          f'{ours}_{part}', f'{theirs}.{conv}', f'{theirs}.{norm}'
+        )
+  yield from _conv_norm('head', 'conv_head', 'norm_head')
+  yield HEAD, 'classifier'
+
+
 def _conv_norm(ours: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
   yield f'{ours}_conv', conv
   yield f'{ours}_norm', norm
@@ -422,15 +457,20 @@ _NAMINGS: dict[type[nn.Module], dict[str, Callable]] = {
     'torchvision': _efficientnet_torchvision,
     'timm': _mobile_timm,
   },
+  MobileNetV4: {'timm': _mobilenet_v4_timm},
 }
 
 
 def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
   kind = type(network)
-  if kind not in _NAMINGS or getattr(network, 'stem', None) == 'patch':
+  stem = getattr(network, 'stem', None)
+  if kind not in _NAMINGS or stem == 'patch':
     known = ', '.join(kind.__name__ for kind in _NAMINGS)
     raise UserError(
       f'PyTorch has no names for the weights of this {kind.__name__}; there '
       f"are namings for {known}, but not with the stem 'patch'"
     )
-  return {name: dict(make(network)) for name, make in _NAMINGS[kind].items()}
+  namings = dict(_NAMINGS[kind])
+  if getattr(network, 'lite', False) or stem == 'deep':
+    del namings['torchvision']  # which has no such network
+  return {name: dict(make(network)) for name, make in namings.items()}

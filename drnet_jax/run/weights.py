@@ -13,7 +13,7 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, settings, terminal
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.models import Model, torch_weights
+from drnet_jax.models import Model, layers, torch_weights
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import workdir
 from drnet_jax.run.checkpoint import Checkpoints
@@ -49,7 +49,7 @@ def load(
     trained = workdir.load(origin, mesh)
     params, batch_stats = trained.params, trained.batch_stats
     if reset_head:
-      head = torch_weights.HEAD
+      head = layers.HEAD
       if head not in fresh[0].get('base', {}):
         raise UserError(
           f'config.reset_head: the base network has no layer {head!r}'
