@@ -70,7 +70,8 @@ def test_logits_and_macs_are_pytorchs(key, size_px):
   logits = apply(variables, images)
   expected = GOLDEN[f'{key}|{size_px}']
   error = np.abs(logits - expected).max() / np.abs(expected).max()
-  assert error < 2e-5
+  # On the last, PyTorch's own float32 is 2.4e-5 from its float64.
+  assert error < (5e-5 if 'lite4' in key else 2e-5)
   counted = flops.count_macs(apply, variables, images[:1])
   assert counted == FACTS[key]['macs'][str(size_px)]
 

@@ -99,7 +99,9 @@ def test_every_size_learns_from_the_ensemble(mixed):
   value, grads = jax.jit(jax.value_and_grad(total))(state.params)
   new, metrics = take_step(model, 8, batch, 0.3, 'ensemble')
   np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
-  assert_trees_close(new.params, jax.tree.map(jnp.subtract, state.params, grads))
+  assert_trees_close(
+    new.params, jax.tree.map(jnp.subtract, state.params, grads)
+  )
   with pytest.raises(UserError, match="teacher = 'all' is not one of"):
     take_step(model, 1, batch, 0.3, 'all')
 

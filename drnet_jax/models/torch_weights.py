@@ -6,6 +6,7 @@ of our modules to one of theirs. Loading is strict: every tensor of the file and
 every weight of the network must meet its match, in name and in shape.
 """
 
+import argparse
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +31,13 @@ from drnet_jax.models.resnet import ResNet
 Tree = dict[str, Any]
 StateDict = dict[str, np.ndarray]
 
-ENDINGS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
+# The last is that of '.pth.tar'.
+ENDINGS = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt', '.tar')
 _UNUSED = 'num_batches_tracked'  # PyTorch's count of steps; not a weight
+# Where checkpoints keep weights beside other things, the averaged ones first.
+_NESTED = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+# What DataParallel, averaging, torch.compile and Lightning put before names.
+_PREFIXES = ('module.', '_orig_mod.', 'model.')
 
 _LEAF_NAMES = {
   ('params', 'kernel'): 'weight',
@@ -46,10 +52,10 @@ def read(path: str) -> StateDict:
   """Reads a state dict, as float32 arrays by PyTorch's names.
 
   Args:
-    path: a .safetensors, .npz, .pth, .pt or .bin file; the last three need
-      PyTorch and are read with `weights_only`, which runs no code from them. A
-      checkpoint that holds the weights under 'state_dict' or 'model' will do,
-      and so will one saved from DataParallel ('module.' before each name).
+    path: a .safetensors, .npz, .pth, .pth.tar, .pt, .bin or .ckpt file; the
+      last five need PyTorch and are read with `weights_only`, which runs no
+      code from them. A checkpoint that holds the weights beside other things
+      will do, and so will names that all have the same prefix.
 
   Raises:
     UserError: the file is missing, damaged, or holds more than tensors.
@@ -78,7 +84,8 @@ def read(path: str) -> StateDict:
     safetensors.SafetensorError,
   ) as error:
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
-  state = {name.removeprefix('module.'): x for name, x in found.items()}
+  found.pop('n_averaged', None)  # another count of PyTorch's
+  state = _without_prefix(found)
   for name, x in state.items():
     if x.dtype.kind not in 'fiuV':  # bfloat16 is of numpy's kind V
       raise UserError(f'{path}: {name} holds {x.dtype}, no numbers')
@@ -269,7 +276,9 @@ def _base_variables(params: Tree, batch_stats: Tree, norm_set: str) -> Tree:
 def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
   torch = _torch(path)
   try:
-    found = torch.load(path, map_location='cpu', weights_only=True)
+    # Training scripts keep their flags beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+      found = torch.load(path, map_location='cpu', weights_only=True)
   except FileNotFoundError:
     raise
   # PyTorch reports damage, and pickles with code in them, in many ways.
@@ -279,9 +288,11 @@ def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
       f'{path} is damaged, or holds code beside its tensors, which is not run: '
       f'{reason}. Save the state_dict() alone, or as .safetensors.'
     ) from error
-  for key in ('state_dict', 'model'):
-    if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-      found = found[key]
+  if isinstance(found, Mapping):
+    for key in _NESTED:
+      if isinstance(found.get(key), Mapping):
+        found = found[key]
+        break
   if not isinstance(found, Mapping) or not all(
     isinstance(x, torch.Tensor) for x in found.values()
   ):
@@ -289,6 +300,14 @@ def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
       f'{path} holds no state dict; save model.state_dict() alone'
     )
   return {name: x.float().numpy() for name, x in found.items()}
+
+
+def _without_prefix(state: StateDict) -> StateDict:
+  for prefix in _PREFIXES:
+    if state and all(name.startswith(prefix) for name in state):
+      bare = {name.removeprefix(prefix): x for name, x in state.items()}
+      return _without_prefix(bare)
+  return state
 
 
 def _torch(path: str):
