@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',
     'images_per_class': 0,
-    'held_out': 0,
+    'held_out': 0.0,
     'max_bad_images': 10,
     'threads': 16,
     'workers': 0,

@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every_steps = 20
   config.data.name = 'folder'
   config.data.data_dir = 'photos'
-  config.data.held_out = 0.1
+  config.data.held_out = 0.1  # of the training images; or a number of them
   config.data.validation_split = 'held_out'
   config.data.test_split = 'val'
   config.data.resize_px = 0

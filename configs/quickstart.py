@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,
     'classes': '',
     'images_per_class': 0,
-    'held_out': 0,  # training images set aside as the split 'held_out'
+    'held_out': 0.0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,
     'threads': 1,
     'workers': 0,  # processes in place of threads
