@@ -47,8 +47,7 @@ RUN = {
   'make_digits.py': '',
   'drnet_jax.main --config=configs/photos.py --workdir=runs/digits': (
     '--config.data.images_per_class=8 --config.pretrain.epochs=1 '
-    '--config.pretrain.batch_size=16 --config.model.base.width=4 '
-    '--config.data.held_out=16'
+    '--config.pretrain.batch_size=16 --config.data.held_out=16'
   ),
   'drnet_jax predict --workdir=runs/digits': '',
 }
