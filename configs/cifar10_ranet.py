@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     'classes': '',
     'class_map': '',
     'images_per_class': 0,
-    'held_out': 0,
+    'held_out': 0.0,
     'max_bad_images': 0,
     'max_pixels': 0,
     'keys': ('image', 'label'),
@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
       'decay_norms_and_biases': True,
       'clip_norm': 0.0,
       'predictor_lr': 1.0,  # there is none
+      'head_lr': 1.0,  # nor this
     },
     'objective': {'label_smoothing': 0.0},  # steps.exits.ExitsObjective
   }

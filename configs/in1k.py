@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     'classes': '',
     'class_map': '',
     'images_per_class': 0,
-    'held_out': 10_000,
+    'held_out': 10_000.0,
     'max_bad_images': 10,
     'max_pixels': 0,
     'keys': ('image', 'label'),
@@ -95,6 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
     'decay_norms_and_biases': True,
     'clip_norm': 0.0,
     'predictor_lr': 0.1,  # x the schedule's
+    'head_lr': 1.0,  # the same, of the classifier
   }
   schedule = {  # optim.schedule
     'kind': 'step',
@@ -114,7 +115,8 @@ def get_config() -> ml_collections.ConfigDict:
     'optimizer': optimizer,
     'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
-      'distill': 0.0,  # share of the largest size's answer in the labels
+      'distill': 0.0,  # share of the teacher's answer in the labels
+      'teacher': 'largest',  # or the 'ensemble' of all sizes
     },
   }
   config.finetune = {  # train.Stage

@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     'classes': '',
     'class_map': '',  # what the model calls classes of the data
     'images_per_class': 0,
-    'held_out': 0,  # training images set aside as the split 'held_out'
+    'held_out': 0.0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,
     'max_pixels': 0,  # 0 for the usual, 89 million
     'keys': ('image', 'label'),  # features of TFDS
@@ -80,6 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
     'decay_norms_and_biases': False,
     'clip_norm': 0.0,
     'predictor_lr': 1.0,  # x the schedule's
+    'head_lr': 1.0,  # the same, of the classifier
   }
   schedule = {  # optim.schedule
     'kind': 'cosine',
@@ -99,7 +100,8 @@ def get_config() -> ml_collections.ConfigDict:
     'optimizer': optimizer,
     'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
-      'distill': 0.0,  # share of the largest size's answer in the labels
+      'distill': 0.0,  # share of the teacher's answer in the labels
+      'teacher': 'largest',  # or the 'ensemble' of all sizes
     },
   }
   config.finetune = {  # train.Stage

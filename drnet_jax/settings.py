@@ -23,21 +23,27 @@ from ml_collections import config_flags
 
 from drnet_jax.errors import UserError
 
-# Fields that a newer version added to a section, each with the value that does
-# what was done before: what an older run's config.json says by not having them.
+# Fields that older versions did not have, and what they did: by section, those
+# of stages by the part of a stage.
 _ADDED = {
-  'data': {'max_pixels': 0, 'keys': ['image', 'label'], 'class_map': ''}
+  'data': {'max_pixels': 0, 'keys': ['image', 'label'], 'class_map': ''},
+  'optimizer': {'head_lr': 1.0},
+  'objective': {'teacher': 'largest'},  # of steps that can distil
 }
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
   """A run's config with the fields that its version did not have."""
-  sections = {
-    name: fields | config[name]
-    for name, fields in _ADDED.items()
-    if name in config
-  }
-  return config | sections
+  found = dict(config)
+  if 'data' in found:
+    found['data'] = _ADDED['data'] | found['data']
+  for name, section in config.items():
+    if isinstance(section, Mapping) and 'step' in section:
+      parts = {'optimizer': _ADDED['optimizer'] | section['optimizer']}
+      if section['step'] == 'pretrain':
+        parts['objective'] = _ADDED['objective'] | section['objective']
+      found[name] = dict(section) | parts
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

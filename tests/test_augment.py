@@ -118,7 +118,7 @@ def pretrain_step(model, mesh):
     model,
     optax.sgd(1.0),
     mesh,
-    PretrainObjective(label_smoothing=0.1, distill=0.0),
+    PretrainObjective(label_smoothing=0.1, distill=0.0, teacher='largest'),
     batch_size=16,
     steps_per_epoch=1,
   )

@@ -49,6 +49,27 @@ def test_smoothed_cross_entropy_is_optax_on_smoothed_labels():
   )
 
 
+def test_an_ensemble_weighs_who_answers_well():
+  labels = jax.random.randint(jax.random.key(0), (200,), 0, 5)
+  noise = jax.random.normal(jax.random.key(1), (3, 200, 5))
+  skill = jnp.array([0.5, 1.0, 3.0])[:, None, None]
+  logits = noise + skill * jax.nn.one_hot(labels, 5)
+
+  def loss(x):
+    return losses.cross_entropy(x, labels, label_smoothing=0.0).mean()
+
+  found = losses.ensemble(logits, labels)
+  assert loss(found) < loss(logits.mean(0)) - 0.05
+  assert loss(found) < min(map(loss, logits)) + 0.05
+  # Who say the same weigh the same; labels may be distributions.
+  same = jnp.stack([logits[0]] * 2)
+  blended = 0.5 * jax.nn.one_hot(labels, 5) + 0.1
+  np.testing.assert_allclose(
+    losses.ensemble(same, blended), logits[0], rtol=1e-5
+  )
+  assert not jax.grad(lambda x: losses.ensemble(x, labels).sum())(logits).any()
+
+
 def test_uniform_usage():
   # shares 3/4, 1/4, 0 against 1/3: (5/12)^2 + (1/12)^2 + (4/12)^2 = 42/144
   choice = jax.nn.one_hot(jnp.array([0, 0, 0, 1]), 3)

@@ -26,7 +26,8 @@ def create(description, num_classes=torch_golden.NUM_CLASSES):
   """A network from its name and fields, 'mobilenet_v2 width=0.75'."""
   name, *fields = description.split()
   arguments = {
-    field: float(value) for field, value in (f.split('=') for f in fields)
+    field: value if value.isalpha() else float(value)
+    for field, value in (f.split('=') for f in fields)
   }
   return models.NETWORKS[name](num_classes=num_classes, **arguments)
 
@@ -69,7 +70,8 @@ def test_logits_and_macs_are_pytorchs(key, size_px):
   logits = apply(variables, images)
   expected = GOLDEN[f'{key}|{size_px}']
   error = np.abs(logits - expected).max() / np.abs(expected).max()
-  assert error < 2e-5
+  # On the last, PyTorch's own float32 is 2.4e-5 from its float64.
+  assert error < (5e-5 if 'lite4' in key else 2e-5)
   counted = flops.count_macs(apply, variables, images[:1])
   assert counted == FACTS[key]['macs'][str(size_px)]
 
@@ -250,6 +252,7 @@ def test_stochastic_depth_drops_whole_images():
     drop=0.5,
     activation=nn.silu,
     padding='symmetric',
+    epsilon=1e-5,
     dtype='float32',
   )
   x = jax.random.normal(jax.random.key(0), (64, 6, 6, 3))

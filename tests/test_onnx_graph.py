@@ -125,6 +125,7 @@ RESNET = {
   [
     RESNET,
     RESNET | {'stem': 'cifar'},
+    RESNET | {'stem': 'deep'},
     RESNET | {'stem': 'patch', 'patch_px': 5},
     RESNET
     | {

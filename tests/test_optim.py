@@ -13,7 +13,11 @@ from drnet_jax.steps import optim
 from drnet_jax.steps import state as state_lib
 
 PARAMS = {
-  'base': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},
+  'base': {
+    'kernel': jnp.ones((2, 2)),
+    'bias': jnp.ones(2),
+    'head': {'kernel': jnp.ones((2, 2))},
+  },
   'predictor': {'kernel': jnp.ones((2, 2))},
 }
 
@@ -26,6 +30,7 @@ def make(**changes):
     'decay_norms_and_biases': True,
     'clip_norm': 0.0,
     'predictor_lr': 0.1,
+    'head_lr': 1.0,
     'lr': optax.constant_schedule(0.5),
     'trains': ('base', 'predictor'),
     'accumulate': 1,
@@ -45,6 +50,18 @@ def test_rates_and_decay():
   np.testing.assert_allclose(updates['base']['kernel'], -0.55, rtol=1e-6)
   np.testing.assert_allclose(updates['base']['bias'], -0.55, rtol=1e-6)
   np.testing.assert_allclose(updates['predictor']['kernel'], -0.055, rtol=1e-6)
+
+
+def test_a_classifier_can_have_a_rate_of_its_own():
+  updates = one_update(head_lr=10.0)
+  np.testing.assert_allclose(updates['base']['kernel'], -0.55, rtol=1e-6)
+  head = updates['base']['head']['kernel']
+  np.testing.assert_allclose(head, -5.5, rtol=1e-6)
+  # Without one, the optimiser's state has the form that it always had.
+  states = [make(head_lr=x).init(PARAMS).inner_states for x in (1.0, 10.0)]
+  assert [len(state) for state in states] == [3, 4]
+  frozen = one_update(head_lr=10.0, trains=('predictor',))
+  assert not frozen['base']['head']['kernel'].any()
 
 
 def test_biases_can_be_spared_decay():

@@ -12,13 +12,13 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax.steps.pretrain import PretrainObjective, PretrainStep
 
 
-def take_step(model, devices, batch, distill=0.0):
+def take_step(model, devices, batch, distill=0.0, teacher='largest'):
   mesh = mesh_lib.create(devices)
   step = PretrainStep(
     model,
     optax.sgd(1.0),
     mesh,
-    PretrainObjective(label_smoothing=0.1, distill=distill),
+    PretrainObjective(label_smoothing=0.1, distill=distill, teacher=teacher),
     batch_size=len(batch['label']),
     steps_per_epoch=1,
   )
@@ -59,6 +59,46 @@ def test_gradient_is_that_of_the_summed_losses(distill):
   np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
   expected = jax.tree.map(jnp.subtract, state.params, grads)
   assert_trees_close(new.params, expected)
+
+
+@pytest.mark.parametrize('mixed', [False, True])
+def test_every_size_learns_from_the_ensemble(mixed):
+  """With smoothed labels, also where mixup has blended them."""
+  model, batch = tiny_model(), random_batch(16)
+  labels = jax.nn.one_hot(batch['label'], 5)
+  if mixed:
+    labels = batch['label'] = 0.7 * labels + 0.3 * labels[::-1]
+  state = make_state(model, mesh_lib.create(1))
+
+  def total(params):
+    sets = [
+      (params['norm'][model.norm_set(r)], model.norm_set(r), r)
+      for r in reversed(model.resolutions)
+    ]
+    logits = jnp.stack(
+      [
+        model.classify(
+          params['base'],
+          norm,
+          state.batch_stats['norm'][name],
+          batch['image'],
+          r,
+          train=True,
+        )[0]
+        for norm, name, r in sets
+      ]
+    )
+    teacher = jax.lax.stop_gradient(losses.ensemble(logits, batch['label']))
+    targets = 0.7 * labels + 0.3 * jax.nn.softmax(teacher)
+    smooth = optax.smooth_labels(targets, 0.1)
+    return optax.softmax_cross_entropy(logits, smooth).mean(1).sum()
+
+  value, grads = jax.jit(jax.value_and_grad(total))(state.params)
+  new, metrics = take_step(model, 8, batch, 0.3, 'ensemble')
+  np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
+  assert_trees_close(
+    new.params, jax.tree.map(jnp.subtract, state.params, grads)
+  )
 
 
 def test_a_size_moves_its_own_statistics_only():

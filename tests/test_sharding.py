@@ -29,7 +29,7 @@ def trained(step_class, parameter_shards):
       model,
       OPTIMIZER,
       mesh,
-      PretrainObjective(label_smoothing=0.0, distill=0.0),
+      PretrainObjective(label_smoothing=0.0, distill=0.0, teacher='largest'),
       batch_size=16,
       steps_per_epoch=1,
     )

@@ -99,6 +99,16 @@ def test_folder(folder):
   assert names == CLASSES
 
 
+@pytest.mark.parametrize('held_out', [3, 0.25])
+def test_images_can_be_held_out_by_number_or_by_share(folder, held_out):
+  fields = DATA | {'data_dir': folder, 'held_out': held_out}
+  data = Data(**fields)
+  assert len(data.open('train').examples) == 9
+  assert len(data.open('held_out').examples) == 3
+  with pytest.raises(UserError, match='held_out = 0.01 of 12 images'):
+    Data(**fields | {'held_out': 0.01}).open('held_out')
+
+
 def test_some_classes_in_their_own_order(folder, some_classes):
   source = sources.load(
     'folder',

@@ -38,6 +38,10 @@ NETWORKS = [
   ('resnet50', 'timm', 'resnet50', {}, _SHORT),
   ('resnet101', 'torchvision', 'resnet101', {}, _SHORT),
   ('resnet152', 'torchvision', 'resnet152', {}, _SHORT),
+  *(
+    (f'resnet{depth}d', 'timm', f'resnet{depth}d', {}, _SHORT)
+    for depth in (18, 34, 50, 101, 152)
+  ),
   ('mobilenet_v2', 'torchvision', 'mobilenet_v2', {}, _SIZES),
   ('mobilenet_v2', 'timm', 'mobilenetv2_100', {}, _SHORT),
   (
@@ -54,6 +58,21 @@ NETWORKS = [
   ('efficientnet_b2', 'torchvision', 'efficientnet_b2', {}, _SHORT),
   ('efficientnet_b3', 'timm', 'efficientnet_b3', {}, _SHORT),
   ('efficientnet_b4', 'torchvision', 'efficientnet_b4', {}, _SHORT),
+  (
+    'efficientnet_b0 padding=same epsilon=0.001',
+    'timm',
+    'tf_efficientnet_b0',
+    {},
+    _SIZES,
+  ),
+  *(
+    (f'efficientnet_lite{i}', 'timm', f'efficientnet_lite{i}', {}, _SHORT)
+    for i in range(5)
+  ),
+  *(
+    (name, 'timm', name, {}, _SIZES)
+    for name in ('mobilenetv4_conv_small', 'mobilenetv4_conv_medium')
+  ),
 ]
 
 # File, network, padding, mean and standard deviation. data/README.md there.

@@ -126,6 +126,7 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   smoothing = {
     'label_smoothing': stage.objective.label_smoothing,
     'distill': 0.0,  # there is one size
+    'teacher': 'largest',
   }
   objective = dict(stage.objective)
   contenders = [

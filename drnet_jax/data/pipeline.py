@@ -93,7 +93,7 @@ class Data:
       `classes.read_map`; '' where names are the same.
     images_per_class: training images to keep of each, see `sources.load`.
     held_out: images of the training split that are set aside, drawn with a
-      fixed seed; they are the split 'held_out'.
+      fixed seed; they are the split 'held_out'. Below 1 it is a share of them.
     max_bad_images: unreadable images to do without, in each split and process;
       one more ends the run.
     max_pixels: the most that an image may have, see `pixels.opened`; 0 for the
@@ -124,7 +124,7 @@ class Data:
   keep_aspect: bool
   classes: settings.Path
   images_per_class: settings.Whole
-  held_out: settings.Whole
+  held_out: settings.NotNegative
   max_bad_images: settings.Whole
   max_pixels: settings.Whole
   keys: tuple[str, str]
@@ -167,10 +167,11 @@ class Data:
     )
     if is_train and (self.held_out or split == HELD_OUT):
       count = len(source.examples)
-      aside = selection.drawn(count, self.held_out, seed=0)
-      if not 0 < self.held_out < count:
+      wanted = self.held_out if self.held_out >= 1 else self.held_out * count
+      aside = selection.drawn(count, round(wanted), seed=0)
+      if not 0 < round(wanted) < count:
         raise UserError(
-          f'config.data.held_out = {self.held_out} of {count} images of '
+          f'config.data.held_out = {self.held_out:g} of {count} images of '
           f'{self.train_split!r} leaves none to learn from, or none aside'
         )
       rows = aside

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EfficientNet-B0 to B4 (arXiv:1905.11946), in Linen."""
+"""EfficientNet-B0 to B4 and Lite 0 to 4 (arXiv:1905.11946), in Linen."""
 
 import math
 from functools import partial
@@ -30,11 +30,14 @@ class EfficientNet(nn.Module):
     num_classes: K.
     width: multiplies B0's channels.
     depth: multiplies B0's blocks.
+    lite: for phones: no squeeze-and-excitation, ReLU6, and a stem, head, first
+      and last stage that stay B0's.
     dropout: before the classifier, in training.
     drop: chance of the last block to be its shortcut, in training; grows
       linearly from 0 at the first.
     padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
       `layers`.
+    epsilon: of the norms; TensorFlow's weights have 1e-3.
     dtype: of the computation, for instance 'bfloat16'; parameters, statistics
       and logits stay float32.
   """
@@ -42,9 +45,11 @@ class EfficientNet(nn.Module):
   num_classes: int
   width: settings.Positive = 1.0
   depth: settings.Positive = 1.0
+  lite: bool = False
   dropout: settings.BelowOne = 0.2
   drop: settings.BelowOne = 0.2
   padding: layers.Padding = 'symmetric'
+  epsilon: settings.Positive = 1e-5
   dtype: layers.DType = 'float32'
 
   @property
@@ -54,23 +59,26 @@ class EfficientNet(nn.Module):
       (
         expansion,
         layers.round_channels(channels * self.width),
-        math.ceil(blocks * self.depth),
+        blocks if kept else math.ceil(blocks * self.depth),
         stride,
         kernel,
       )
-      for expansion, channels, blocks, stride, kernel in _STAGES
+      for i, (expansion, channels, blocks, stride, kernel) in enumerate(_STAGES)
+      for kept in [self.lite and i in (0, len(_STAGES) - 1)]
     )
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    activation = nn.relu6 if self.lite else nn.silu
     conv_norm = partial(
       layers.conv_norm,
       train=train,
       padding=self.padding,
+      epsilon=self.epsilon,
       dtype=self.dtype,
-      activation=nn.silu,
+      activation=activation,
     )
-    stem = layers.round_channels(32 * self.width)
+    stem = 32 if self.lite else layers.round_channels(32 * self.width)
     x = conv_norm(x.astype(self.dtype), stem, 3, 2, name='stem')
     done, total = 0, sum(blocks for _, _, blocks, _, _ in self.stages)
     for i, stage in enumerate(self.stages, 1):
@@ -81,15 +89,17 @@ class EfficientNet(nn.Module):
           expansion=expansion,
           kernel=kernel,
           stride=stride if j == 0 else 1,
-          squeeze=max(1, x.shape[-1] // 4),
+          squeeze=0 if self.lite else max(1, x.shape[-1] // 4),
           drop=self.drop * done / total,
-          activation=nn.silu,
+          activation=activation,
           padding=self.padding,
+          epsilon=self.epsilon,
           dtype=self.dtype,
           name=f'stage{i}_block{j + 1}',
         )(x, train=train)
         done += 1
-    x = conv_norm(x, 4 * x.shape[-1], 1, name='head')
+    head = 1280 if self.lite else 4 * x.shape[-1]
+    x = conv_norm(x, head, 1, name='head')
     return layers.pool_and_classify(x, self.num_classes, self.dropout, train)
 
 
@@ -98,3 +108,8 @@ EfficientNetB1 = partial(EfficientNet, width=1.0, depth=1.1, dropout=0.2)
 EfficientNetB2 = partial(EfficientNet, width=1.1, depth=1.2, dropout=0.3)
 EfficientNetB3 = partial(EfficientNet, width=1.2, depth=1.4, dropout=0.3)
 EfficientNetB4 = partial(EfficientNet, width=1.4, depth=1.8, dropout=0.4)
+EfficientNetLite0 = partial(EfficientNetB0, lite=True)
+EfficientNetLite1 = partial(EfficientNetB1, lite=True)
+EfficientNetLite2 = partial(EfficientNetB2, lite=True)
+EfficientNetLite3 = partial(EfficientNetB3, lite=True)
+EfficientNetLite4 = partial(EfficientNetB4, lite=True, dropout=0.3)

@@ -22,6 +22,7 @@ from jax import lax
 # What fields of networks are annotated with, see `settings.check`.
 Padding = Literal['symmetric', 'same']
 DType = Literal['float32', 'bfloat16', 'float16']
+HEAD = 'head'  # name of every classifier
 
 # He initialisation over the outputs, as torchvision's networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -57,13 +58,18 @@ def conv(
 
 
 def norm(
-  train: bool, *, dtype: Any, name: str, scale_init=nn.initializers.ones
+  train: bool,
+  *,
+  dtype: Any,
+  name: str,
+  scale_init=nn.initializers.ones,
+  epsilon: float = 1e-5,
 ) -> nn.BatchNorm:
   """Batch norm with PyTorch's constants; its statistics are float32."""
   return nn.BatchNorm(
     use_running_average=not train,
     momentum=0.9,
-    epsilon=1e-5,
+    epsilon=epsilon,
     dtype=dtype,
     scale_init=scale_init,
     name=name,
@@ -83,6 +89,7 @@ def conv_norm(
   groups: int = 1,
   convolve: Callable | None = None,
   activation: Callable[[jax.Array], jax.Array] | None = None,
+  epsilon: float = 1e-5,
 ) -> jax.Array:
   """Convolution `<name>_conv`, norm `<name>_norm`, activation."""
   x = conv(
@@ -95,7 +102,7 @@ def conv_norm(
     groups=groups,
     convolve=convolve,
   )(x)
-  x = norm(train, dtype=dtype, name=f'{name}_norm')(x)
+  x = norm(train, dtype=dtype, name=f'{name}_norm', epsilon=epsilon)(x)
   return activation(x) if activation else x
 
 
@@ -114,7 +121,7 @@ def max_pool(
 def pool_and_classify(
   x: jax.Array, num_classes: int, dropout: float = 0.0, train: bool = False
 ) -> jax.Array:
-  """Mean over the pixels, dropout, then a dense layer `head`.
+  """Mean over the pixels, dropout, then a dense layer `HEAD`.
 
   In float32 whatever the dtype, from the sum on: ties of bfloat16 logits would
   make an argmax depend on the backend.
@@ -131,7 +138,7 @@ def pool_and_classify(
   x = x.mean((1, 2), dtype=jnp.float32)
   if dropout:
     x = nn.Dropout(dropout)(x, deterministic=not train)
-  return nn.Dense(num_classes, name='head')(x)
+  return nn.Dense(num_classes, name=HEAD)(x)
 
 
 def round_channels(channels: float) -> int:

@@ -26,6 +26,7 @@ class InvertedResidual(nn.Module):
     drop: chance that the block is its shortcut, per image, in training.
     activation: after all but the projection.
     padding: see `layers`.
+    epsilon: of the norms.
     dtype: of the computation.
   """
 
@@ -37,12 +38,17 @@ class InvertedResidual(nn.Module):
   drop: float
   activation: Callable[[jax.Array], jax.Array]
   padding: str
+  epsilon: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     conv_norm = partial(
-      layers.conv_norm, train=train, padding=self.padding, dtype=self.dtype
+      layers.conv_norm,
+      train=train,
+      padding=self.padding,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
     )
     activation, hidden = self.activation, x.shape[-1] * self.expansion
     y = x
@@ -86,6 +92,7 @@ class MobileNetV2(nn.Module):
     dropout: before the classifier, in training.
     padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
       `layers`.
+    epsilon: of the norms; Keras has 1e-3.
     dtype: of the computation, for instance 'bfloat16'; parameters, statistics
       and logits stay float32.
   """
@@ -105,6 +112,7 @@ class MobileNetV2(nn.Module):
   head: settings.Natural = 1280
   dropout: settings.BelowOne = 0.2
   padding: layers.Padding = 'symmetric'
+  epsilon: settings.Positive = 1e-5
   dtype: layers.DType = 'float32'
 
   @nn.compact
@@ -113,6 +121,7 @@ class MobileNetV2(nn.Module):
       layers.conv_norm,
       train=train,
       padding=self.padding,
+      epsilon=self.epsilon,
       dtype=self.dtype,
       activation=nn.relu6,
     )
@@ -129,6 +138,7 @@ class MobileNetV2(nn.Module):
           drop=0.0,
           activation=nn.relu6,
           padding=self.padding,
+          epsilon=self.epsilon,
           dtype=self.dtype,
           name=f'stage{i}_block{j + 1}',
         )(x, train=train)

@@ -19,6 +19,7 @@ class BasicBlock(nn.Module):
   features: int
   stride: int
   zero_init: bool
+  pooled: bool
   padding: str
   dtype: Any
 
@@ -32,10 +33,7 @@ class BasicBlock(nn.Module):
     y = nn.relu(norm(name='norm1')(y))
     y = conv(self.features, 3, name='conv2')(y)
     y = norm(name='norm2', scale_init=_last_scale(self.zero_init))(y)
-    if self.stride != 1 or x.shape[-1] != self.features:
-      x = conv(self.features, 1, self.stride, name='shortcut_conv')(x)
-      x = norm(name='shortcut_norm')(x)
-    return nn.relu(x + y)
+    return nn.relu(_shortcut(self, x, y, conv, norm) + y)
 
 
 class BottleneckBlock(nn.Module):
@@ -44,6 +42,7 @@ class BottleneckBlock(nn.Module):
   features: int
   stride: int
   zero_init: bool
+  pooled: bool
   padding: str
   dtype: Any
 
@@ -53,17 +52,27 @@ class BottleneckBlock(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     conv = partial(layers.conv, padding=self.padding, dtype=self.dtype)
     norm = partial(layers.norm, train, dtype=self.dtype)
-    features = self.features * self.expansion
     y = conv(self.features, 1, name='conv1')(x)
     y = nn.relu(norm(name='norm1')(y))
     y = conv(self.features, 3, self.stride, name='conv2')(y)
     y = nn.relu(norm(name='norm2')(y))
-    y = conv(features, 1, name='conv3')(y)
+    y = conv(self.features * self.expansion, 1, name='conv3')(y)
     y = norm(name='norm3', scale_init=_last_scale(self.zero_init))(y)
-    if self.stride != 1 or x.shape[-1] != features:
-      x = conv(features, 1, self.stride, name='shortcut_conv')(x)
-      x = norm(name='shortcut_norm')(x)
-    return nn.relu(x + y)
+    return nn.relu(_shortcut(self, x, y, conv, norm) + y)
+
+
+def _shortcut(block, x: jax.Array, y: jax.Array, conv, norm) -> jax.Array:
+  """x as it is, or brought to y's shape within the block's own scope."""
+  stride = block.stride
+  if stride == 1 and x.shape == y.shape:
+    return x
+  if block.pooled and stride != 1:
+    # Of an odd side the last pixel is a mean of its own, as in timm.
+    window = (stride, stride)
+    x = nn.avg_pool(x, window, window, 'SAME', count_include_pad=False)
+    stride = 1
+  x = conv(y.shape[-1], 1, stride, name='shortcut_conv')(x)
+  return norm(name='shortcut_norm')(x)
 
 
 def _last_scale(zero_init: bool):
@@ -79,8 +88,10 @@ class ResNet(nn.Module):
       from one stage to the next.
     block: BasicBlock or BottleneckBlock.
     width: channels of the first stage (before a bottleneck's expansion).
-    stem: 'imagenet' (7x7 of stride 2, then a 3x3 max-pool of stride 2), 'cifar'
-      (3x3 of stride 1), or 'patch' (non-overlapping patches).
+    stem: 'imagenet' (7x7 of stride 2, then a 3x3 max-pool of stride 2), 'deep'
+      (ResNet-D, arXiv:1812.01187: three 3x3 in place of the 7x7; shortcuts
+      shrink by a mean, not by skipping pixels), 'cifar' (3x3 of stride 1), or
+      'patch' (non-overlapping patches).
     patch_px: side of a patch, for the 'patch' stem.
     zero_init: start the last norm of each block at 0, so that the block starts
       as its shortcut (torchvision's zero_init_residual).
@@ -108,6 +119,7 @@ class ResNet(nn.Module):
           features=self.width * 2**i,
           stride=2 if i > 0 and j == 0 else 1,
           zero_init=self.zero_init,
+          pooled=self.stem == 'deep',
           padding=self.padding,
           dtype=self.dtype,
           name=f'stage{i + 1}_block{j + 1}',
@@ -120,9 +132,14 @@ class ResNet(nn.Module):
       train=train,
       padding=self.padding,
       dtype=self.dtype,
-      name='stem',
       activation=nn.relu,
     )
+    if self.stem == 'deep':
+      x = stem(x, self.width // 2, 3, 2, name='stem1')
+      x = stem(x, self.width // 2, 3, name='stem2')
+      x = stem(x, self.width, 3, name='stem')
+      return layers.max_pool(x, 3, 2, padding=self.padding)
+    stem = partial(stem, name='stem')
     if self.stem == 'imagenet':
       x = stem(x, self.width, 7, 2)
       return layers.max_pool(x, 3, 2, padding=self.padding)
@@ -135,7 +152,9 @@ class ResNet(nn.Module):
         self.width, use_bias=False, dtype=self.dtype, name='stem_patch'
       )(_space_to_depth(x, self.patch_px))
       return nn.relu(layers.norm(train, dtype=self.dtype, name='stem_norm')(x))
-    raise ValueError(f"stem {self.stem!r} is not 'imagenet', 'cifar', 'patch'")
+    raise ValueError(
+      f"stem {self.stem!r} is not 'imagenet', 'deep', 'cifar', 'patch'"
+    )
 
 
 def _space_to_depth(x: jax.Array, block: int) -> jax.Array:
@@ -154,3 +173,8 @@ ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
 ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock)
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock)
+ResNet18D = partial(ResNet18, stem='deep')
+ResNet34D = partial(ResNet34, stem='deep')
+ResNet50D = partial(ResNet50, stem='deep')
+ResNet101D = partial(ResNet101, stem='deep')
+ResNet152D = partial(ResNet152, stem='deep')

@@ -6,6 +6,7 @@ of our modules to one of theirs. Loading is strict: every tensor of the file and
 every weight of the network must meet its match, in name and in shape.
 """
 
+import argparse
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,15 +23,21 @@ from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.models.efficientnet import EfficientNet
+from drnet_jax.models.layers import HEAD
 from drnet_jax.models.mobilenet_v2 import MobileNetV2
+from drnet_jax.models.mobilenet_v4 import Conv, Fused, MobileNetV4
 from drnet_jax.models.resnet import ResNet
 
 Tree = dict[str, Any]
 StateDict = dict[str, np.ndarray]
 
-ENDINGS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
-HEAD = 'head'  # our classifiers' name
+# The last is that of '.pth.tar'.
+ENDINGS = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt', '.tar')
 _UNUSED = 'num_batches_tracked'  # PyTorch's count of steps; not a weight
+# Where checkpoints keep weights beside other things, the averaged ones first.
+_NESTED = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+# What DataParallel, averaging, torch.compile and Lightning put before names.
+_PREFIXES = ('module.', '_orig_mod.', 'model.')
 
 _LEAF_NAMES = {
   ('params', 'kernel'): 'weight',
@@ -45,10 +52,10 @@ def read(path: str) -> StateDict:
   """Reads a state dict, as float32 arrays by PyTorch's names.
 
   Args:
-    path: a .safetensors, .npz, .pth, .pt or .bin file; the last three need
-      PyTorch and are read with `weights_only`, which runs no code from them. A
-      checkpoint that holds the weights under 'state_dict' or 'model' will do,
-      and so will one saved from DataParallel ('module.' before each name).
+    path: a .safetensors, .npz, .pth, .pth.tar, .pt, .bin or .ckpt file; the
+      last five need PyTorch and are read with `weights_only`, which runs no
+      code from them. A checkpoint that holds the weights beside other things
+      will do, and so will names that all have the same prefix.
 
   Raises:
     UserError: the file is missing, damaged, or holds more than tensors.
@@ -77,7 +84,8 @@ def read(path: str) -> StateDict:
     safetensors.SafetensorError,
   ) as error:
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
-  state = {name.removeprefix('module.'): x for name, x in found.items()}
+  found.pop('n_averaged', None)  # another count of PyTorch's
+  state = _without_prefix(found)
   for name, x in state.items():
     if x.dtype.kind not in 'fiuV':  # bfloat16 is of numpy's kind V
       raise UserError(f'{path}: {name} holds {x.dtype}, no numbers')
@@ -268,7 +276,9 @@ def _base_variables(params: Tree, batch_stats: Tree, norm_set: str) -> Tree:
 def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
   torch = _torch(path)
   try:
-    found = torch.load(path, map_location='cpu', weights_only=True)
+    # Training scripts keep their flags beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+      found = torch.load(path, map_location='cpu', weights_only=True)
   except FileNotFoundError:
     raise
   # PyTorch reports damage, and pickles with code in them, in many ways.
@@ -278,9 +288,11 @@ def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
       f'{path} is damaged, or holds code beside its tensors, which is not run: '
       f'{reason}. Save the state_dict() alone, or as .safetensors.'
     ) from error
-  for key in ('state_dict', 'model'):
-    if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-      found = found[key]
+  if isinstance(found, Mapping):
+    for key in _NESTED:
+      if isinstance(found.get(key), Mapping):
+        found = found[key]
+        break
   if not isinstance(found, Mapping) or not all(
     isinstance(x, torch.Tensor) for x in found.values()
   ):
@@ -288,6 +300,14 @@ def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
       f'{path} holds no state dict; save model.state_dict() alone'
     )
   return {name: x.float().numpy() for name, x in found.items()}
+
+
+def _without_prefix(state: StateDict) -> StateDict:
+  for prefix in _PREFIXES:
+    if state and all(name.startswith(prefix) for name in state):
+      bare = {name.removeprefix(prefix): x for name, x in state.items()}
+      return _without_prefix(bare)
+  return state
 
 
 def _torch(path: str):
@@ -329,7 +349,11 @@ def _to_torch(x: np.ndarray, path: tuple[str, ...], name: str) -> np.ndarray:
 
 
 def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
-  yield from _conv_norm('stem', 'conv1', 'bn1')
+  is_deep = network.stem == 'deep'
+  yield from _conv_norm('stem1', 'conv1.0', 'conv1.1')
+  yield from _conv_norm('stem2', 'conv1.3', 'conv1.4')
+  yield from _conv_norm('stem', 'conv1.6' if is_deep else 'conv1', 'bn1')
+  conv, norm = (1, 2) if is_deep else (0, 1)  # after the pool
   for i, blocks in enumerate(network.stage_sizes, 1):
     for j in range(blocks):
       ours, theirs = f'stage{i}_block{j + 1}', f'layer{i}.{j}'
@@ -337,7 +361,9 @@ def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
         yield f'{ours}/conv{n}', f'{theirs}.conv{n}'
         yield f'{ours}/norm{n}', f'{theirs}.bn{n}'
       yield from _conv_norm(
-        f'{ours}/shortcut', f'{theirs}.downsample.0', f'{theirs}.downsample.1'
+        f'{ours}/shortcut',
+        f'{theirs}.downsample.{conv}',
+        f'{theirs}.downsample.{norm}',
       )
   yield HEAD, 'fc'
 
@@ -404,6 +430,34 @@ def _mobile_timm(
   yield HEAD, 'classifier'
 
 
+def _mobilenet_v4_timm(network: MobileNetV4) -> Iterator[tuple[str, str]]:
+  yield from _conv_norm('stem', 'conv_stem', 'bn1')
+  for i, blocks in enumerate(network.stages):
+    for j, block in enumerate(blocks):
+      ours, theirs = f'stage{i + 1}_block{j + 1}', f'blocks.{i}.{j}'
+      if isinstance(block, Conv):
+        yield from _conv_norm(ours, f'{theirs}.conv', f'{theirs}.bn1')
+        continue
+      if isinstance(block, Fused):
+        parts = {'expand': ('conv_exp', 'bn1'), 'project': ('conv_pwl', 'bn2')}
+      else:
+        parts = {
+          ours: (f'{theirs}.conv', f'{theirs}.bn')
+          for ours, theirs in (
+            ('start', 'dw_start'),
+            ('expand', 'pw_exp'),
+            ('middle', 'dw_mid'),
+            ('project', 'pw_proj'),
+          )
+        }
+      for part, (conv, norm) in parts.items():
+        yield from _conv_norm(
+          f'{ours}_{part}', f'{theirs}.{conv}', f'{theirs}.{norm}'
+        )
+  yield from _conv_norm('head', 'conv_head', 'norm_head')
+  yield HEAD, 'classifier'
+
+
 def _conv_norm(ours: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
   yield f'{ours}_conv', conv
   yield f'{ours}_norm', norm
@@ -422,15 +476,20 @@ _NAMINGS: dict[type[nn.Module], dict[str, Callable]] = {
     'torchvision': _efficientnet_torchvision,
     'timm': _mobile_timm,
   },
+  MobileNetV4: {'timm': _mobilenet_v4_timm},
 }
 
 
 def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
   kind = type(network)
-  if kind not in _NAMINGS or getattr(network, 'stem', None) == 'patch':
+  stem = getattr(network, 'stem', None)
+  if kind not in _NAMINGS or stem == 'patch':
     known = ', '.join(kind.__name__ for kind in _NAMINGS)
     raise UserError(
       f'PyTorch has no names for the weights of this {kind.__name__}; there '
       f"are namings for {known}, but not with the stem 'patch'"
     )
-  return {name: dict(make(network)) for name, make in _NAMINGS[kind].items()}
+  namings = dict(_NAMINGS[kind])
+  if getattr(network, 'lite', False) or stem == 'deep':
+    del namings['torchvision']  # which has no such network
+  return {name: dict(make(network)) for name, make in namings.items()}

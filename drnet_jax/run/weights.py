@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights from another run or from PyTorch, and back to PyTorch."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,9 @@ from drnet_jax import models, settings, terminal
 from drnet_jax.data import classes
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.models import Model, torch_weights
+from drnet_jax.models import Model, layers, torch_weights
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.run import checkpoint, workdir
+from drnet_jax.run import checkpoint, hub, workdir
 from drnet_jax.run.checkpoint import Checkpoints
 
 _Weights = tuple[Any, Any]  # (params, batch_stats)
@@ -35,9 +34,8 @@ def load(
 
   Args:
     origin: a workdir, whose latest weights are taken (those of the predictor
-      only if it has been trained); or a file of weights under PyTorch's names
-      (`models.torch_weights`), which go to the base network, its norms to every
-      size.
+      only if it has been trained); or weights under PyTorch's names (`hub`),
+      which go to the base network, its norms to every size.
     model: to load them into.
     fresh: of the model, as initialised.
     mesh: devices to put them on.
@@ -51,7 +49,7 @@ def load(
   Raises:
     UserError: the weights cannot be read, or are not the model's.
   """
-  if os.path.splitext(origin)[1].lower() in torch_weights.ENDINGS:
+  if hub.is_weights(origin):
     found = _from_torch(origin, model, fresh, reset_head=reset_head)
   else:
     trained = workdir.load(origin, mesh)
@@ -64,7 +62,7 @@ def load(
         'the data its names (config.data.class_map)'
       )
     if reset_head:
-      head = torch_weights.HEAD
+      head = layers.HEAD
       if head not in fresh[0].get('base', {}):
         raise UserError(
           f'config.reset_head: the base network has no layer {head!r}'
@@ -91,7 +89,7 @@ def import_torch(
 
   Args:
     config: of the model, see `train.Run`; its `init_from` is set to `file`.
-    file: the weights, see `torch_weights.read`.
+    file: the weights, see `hub.read`.
     path: the workdir.
 
   Raises:
@@ -138,7 +136,7 @@ def _from_torch(
       f'{file}: weights of PyTorch can be read for a DRNet only, and '
       f'config.model makes a {type(model).__name__}'
     )
-  state = torch_weights.read(file)
+  state = hub.read(file, model)
   weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
   terminal.say(f'Weights from {file}, the norms copied to every size')
   return weights

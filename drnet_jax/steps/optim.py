@@ -9,6 +9,7 @@ import jax
 import optax
 
 from drnet_jax import settings
+from drnet_jax.models.layers import HEAD
 
 
 def schedule(
@@ -62,11 +63,12 @@ def create(
   decay_norms_and_biases: bool,
   clip_norm: settings.NotNegative,
   predictor_lr: settings.NotNegative,
+  head_lr: settings.NotNegative,
   lr: optax.Schedule,
   trains: Collection[str],
   accumulate: int,
 ) -> optax.GradientTransformation:
-  """Optimiser in which the predictor has a rate of its own.
+  """Optimiser in which predictor and classifier have rates of their own.
 
   Args:
     name: 'sgd' (with `momentum`, weight decay added to the gradient as PyTorch
@@ -76,6 +78,8 @@ def create(
     decay_norms_and_biases: False spares everything of less than two axes.
     clip_norm: largest norm of each group's gradient; 0 switches it off.
     predictor_lr: the predictor's rate as a multiple of `lr`.
+    head_lr: the same of the base network's classifier, its layer 'head': a
+      fresh one on trained weights can do with more.
     lr: schedule of the rate.
     trains: top-level groups of the parameters to train; others stay frozen.
     accumulate: an update every so many steps, of their mean gradient.
@@ -99,24 +103,23 @@ def create(
       )
     return _clipped(update, clip_norm) if clip_norm else update
 
-  def group(name: str) -> str:
-    if name not in trains:
+  def group(path, _) -> str:
+    top, *rest = (key.key for key in path)
+    if top not in trains:
       return 'frozen'
-    return 'predictor' if name == 'predictor' else 'network'
+    if top == 'base' and rest[0] == HEAD and head_lr != 1:
+      return 'head'
+    return 'predictor' if top == 'predictor' else 'network'
 
-  def label(params):
-    return {
-      name: jax.tree.map(functools.partial(_constant, group(name)), tree)
-      for name, tree in params.items()
-    }
-
+  rules = {
+    'network': rule(1.0),
+    'predictor': rule(predictor_lr),
+    'frozen': optax.set_to_zero(),
+  }
+  if head_lr != 1:  # one group less: checkpoints of old are as they were
+    rules['head'] = rule(head_lr)
   optimizer = optax.multi_transform(
-    {
-      'network': rule(1.0),
-      'predictor': rule(predictor_lr),
-      'frozen': optax.set_to_zero(),
-    },
-    label,
+    rules, functools.partial(jax.tree_util.tree_map_with_path, group)
   )
   if accumulate == 1:
     return optimizer
@@ -134,10 +137,6 @@ def _clipped(
     return update.update(clipped, state, params)
 
   return optax.GradientTransformation(update.init, clip_and_update)
-
-
-def _constant(value: str, _) -> str:
-  return value
 
 
 def ramp(start: float, end: float, steps: int) -> optax.Schedule:
