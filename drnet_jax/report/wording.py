@@ -151,7 +151,7 @@ def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   by = f'{points(gain)} points'
   better = [name for name, s in judged.others.items() if s.gain.sign < 0]
   if gain.sign > 0:
-    short = f'Yes, but a {better[0]} is better' if better else 'Yes'
+    short = f'Yes, but the {better[0]} is better' if better else 'Yes'
     text = f'It beats {rival} by {by}; the interval lies above zero.'
   elif gain.sign < 0:
     short = 'No, it loses'
