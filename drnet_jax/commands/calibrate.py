@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from drnet_jax.commands import cli
+from drnet_jax.commands.flags import TO
 from drnet_jax.errors import UserError
 from drnet_jax.export import RUNTIMES
 
@@ -35,7 +36,6 @@ _BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
 _SPLIT = flags.DEFINE_string(
   'split', None, 'Held-out images; default config.data.validation_split.'
 )
-_TO = flags.DEFINE_string('to', None, 'Folder of a ladder.')
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Calibrated networks with exits to draw beside this one.'
 )
@@ -50,12 +50,12 @@ def run(arguments: Sequence[str]) -> None:
   if isinstance(path, str):
     calibrate.calibrate_run(path, split=_SPLIT.value, ms=_measured(path))
   else:
-    if not _TO.value:
+    if not TO.value:
       raise UserError('--to is missing: name a folder for the ladder')
     calibrate.calibrate_ladder(
-      path, _TO.value, split=_SPLIT.value, ms=_measured(path)
+      path, TO.value, split=_SPLIT.value, ms=_measured(path)
     )
-    path = _TO.value
+    path = TO.value
   found = evaluated.read(path)
   page = run_page.write(found, found.directory)
   terminal.say(run_page.budget_table(found))

@@ -9,6 +9,7 @@ from drnet_jax.choosing.calibration import CHOICES
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, RUNTIMES
 
+TO = flags.DEFINE_string('to', None, 'Folder to write: export, or a ladder.')
 RUNTIME = flags.DEFINE_enum(
   'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
 )
