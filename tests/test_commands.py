@@ -356,9 +356,7 @@ def ladder(run, small, tmp_path_factory):
   )
   with Checkpoints(other, 'finetune', keep=1) as checkpoints:
     checkpoints.save_weights(8, trained.params, trained.batch_stats)
-  with flagsaver.flagsaver(
-    workdir=f'{small},{other}', to=str(folder / 'both')
-  ):
+  with flagsaver.flagsaver(workdir=f'{small},{other}', to=str(folder / 'both')):
     calibrate.run([])
   return str(folder / 'both')
 
@@ -372,9 +370,9 @@ def test_a_ladder_is_calibrated(ladder):
   assert run.calibration == calibration and len(run.record.label) == 400
   assert run.network == 'ladder of run and larger' and run.sizes == '6 options'
   # The predictor of the first knows the sizes of the first.
-  assert np.isfinite(run.record.log_p).all(0).tolist() == 3 * [True] + [
-    False
-  ] * 3
+  assert (
+    np.isfinite(run.record.log_p).all(0).tolist() == 3 * [True] + [False] * 3
+  )
   rows = rows_of(ladder, 'report', 'budgets.csv')
   assert any('run: ' in r['policy'] and 'larger: ' in r['policy'] for r in rows)
   with flagsaver.flagsaver(workdir='a,b'):

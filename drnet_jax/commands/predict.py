@@ -24,7 +24,6 @@ from typing import Any
 
 from absl import flags
 
-from drnet_jax import terminal
 from drnet_jax.commands import cli
 from drnet_jax.commands.flags import DECODE, RUNTIME, set_policy
 from drnet_jax.errors import UserError
@@ -103,6 +102,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _print_table(answers: list[tuple[str, Any]]) -> None:
+  from drnet_jax import terminal
+
   rows = []
   for name, found in answers:
     row = {'image': name}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: runs the rows of an experiment set, each in its own workdir.
+"""Runs the rows of an experiment set, each in its own workdir.
 
     python -m drnet_jax sweep --set=configs/sets/in100.py \
         --workdir=runs/in100 --config.data.data_dir=/data/imagenet
@@ -12,7 +12,7 @@ tables they fill (ALIASES: other names of theirs there).
 `--config.<field>=<value>` goes to every row. Rows that share their first stage
 train it once.
 
-The same command again goes on where it was stopped. Several at once on one
+Run the same command again to resume where it stopped. Several at once on one
 folder divide the rows among them, for instance one per GPU with
 CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
 reported and the others go on. At the end, and by `python -m drnet_jax report
@@ -37,10 +37,9 @@ from types import ModuleType
 import ml_collections
 from absl import flags
 
-from drnet_jax import processes, settings, terminal
+from drnet_jax import settings
 from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
-from drnet_jax.report import page, run_set, set_page
 
 _SET = flags.DEFINE_string(
   'set', None, 'File of the set, e.g. configs/sets/in100.py.'
@@ -130,7 +129,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
         f'{override!r} is not of the form --config.<field>=<value>'
       )
     if field in ('--config.stages', '--config.init_from'):
-      raise UserError(f'{field} is what a sweep sets itself; change the set')
+      raise UserError(f'{field} is set by the sweep; edit the set file')
   configs = _rows(_load(path), path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
   shared: dict[str, Job] = {}
@@ -198,6 +197,8 @@ def _run(job: Job) -> int | None:
   Raises:
     Preempted: see `sweep`.
   """
+  from drnet_jax import processes, terminal
+
   with job.claimed() as mine:
     if not mine:
       return None
@@ -211,7 +212,7 @@ def _run(job: Job) -> int | None:
     # The second: it was still importing, with no work to save yet.
     if status in (processes.PREEMPTED, -signal.SIGTERM):
       raise processes.Preempted(
-        f'stopped by SIGTERM at {job.name}; the same command goes on from there'
+        f'stopped by SIGTERM at {job.name}; run the same command to resume'
       )
     if status == 0:
       job.record(done=True)
@@ -251,7 +252,9 @@ def _rows(
     if ',' in name:
       raise UserError(f'{path}: --only could not name {name!r}, for its comma')
     if slugs.count(slug) > 1 or slug == 'first_stage':
-      raise UserError(f'{path}: the name {name!r} of a row is not its own')
+      raise UserError(
+        f'{path}: the row name {name!r} is reserved or duplicated'
+      )
   return rows
 
 
@@ -277,6 +280,8 @@ def _slug(name: str) -> str:
 
 def _list_rows(path: str, out: str, jobs: Sequence[Job]) -> None:
   """Writes the file by which the report finds the rows."""
+  from drnet_jax.report import run_set
+
   module = _load(path)
   workdirs = {j.name: os.path.relpath(j.workdir, out) for j in jobs}
   rows = {name: workdirs[name] for name in module.ROWS}
@@ -295,7 +300,7 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
   for name in names:
     if name not in [j.name for j in jobs]:
       raise UserError(
-        f'--only={name} is no row of the set; it has {[j.name for j in jobs]}'
+        f'--only={name} is not a row of the set; it has {[j.name for j in jobs]}'
       )
   wanted = [j for j in jobs if not names or j.name in names]
   needed = [j.needs for j in wanted]
@@ -304,6 +309,8 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
 
 def run(overrides: Sequence[str]) -> None:
   out = cli.workdir()
+  from drnet_jax import processes, terminal
+
   if not _SET.value:
     raise UserError('--set is missing: name a file, e.g. configs/sets/in1k.py')
   jobs = plan(_SET.value, out, overrides)
@@ -327,6 +334,9 @@ def run(overrides: Sequence[str]) -> None:
 
 def _report(out: str) -> None:
   """Writes the report of the rows that are done."""
+  from drnet_jax import terminal
+  from drnet_jax.report import page, run_set, set_page
+
   rows = run_set.read(out)
   if any(rows.runs.values()):
     directory = os.path.join(out, 'report')
