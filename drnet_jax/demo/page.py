@@ -220,11 +220,16 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
   low, high = comparer.budgets
   unit, name = (1e-3, 'MMACs') if high < 0.1 else (1.0, 'GMACs')
   digits = max(0, 2 - math.floor(math.log10((high - low) / unit)))
+
+  def shown(gmacs: float) -> float:
+    # Never less: a budget just under a policy's cost is one for another.
+    return math.ceil(gmacs / unit * 10**digits) / 10**digits
+
   slider = gradio.Slider(
-    minimum=round(low / unit, digits),
-    maximum=round(high / unit, digits),
+    minimum=shown(low),
+    maximum=shown(high),
     step=10**-digits,
-    value=round(comparer.calibration.find().gmacs / unit, digits),
+    value=shown(comparer.calibration.find().gmacs),
     label=f'Average budget, {name} an image',
     elem_id='budget',
   )
