@@ -14,7 +14,6 @@ import pytest
 from absl.testing import flagsaver
 from conftest import encoded, pictures, tiny_trained
 
-
 from drnet_jax import __main__, settings
 from drnet_jax.bench import inference, subjects
 from drnet_jax.choosing import calibration as calibration_lib

@@ -362,7 +362,7 @@ def test_a_size_that_nothing_chose_is_said_to_be_stale(tmp_path, statistics):
   settings.write_json(str(path / 'config.json'), config)
   run_page.write(evaluated.read(str(path)), str(tmp_path))
   told = (
-    'Hardly an image was sent to 30 px' in (tmp_path / 'report.md').read_text()
+    'Hardly any image was sent to 30 px' in (tmp_path / 'report.md').read_text()
   )
   assert told == (statistics != 'fresh')
 
@@ -442,7 +442,7 @@ def test_a_calibrated_run_is_judged_by_its_best_policy(calibrated, tmp_path):
       rival = scores.score(within[-1].policy, run.record, '')
       assert float(rows[family]['top1']) == pytest.approx(rival.top1)
   text = (tmp_path / 'report.md').read_text()
-  assert '600 images of digits/validation and never on these' in text
+  assert '600 images of digits/validation, never on these' in text
 
 
 def test_every_budget_is_promised_and_checked(calibrated, tmp_path):

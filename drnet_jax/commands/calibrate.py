@@ -30,7 +30,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.export import RUNTIMES
 
 _MEASURE = flags.DEFINE_enum(
-  'measure', None, RUNTIMES, 'Time each option, too, in this runtime.'
+  'measure', None, RUNTIMES, 'Also time each option, in this runtime.'
 )
 _BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
 _SPLIT = flags.DEFINE_string(

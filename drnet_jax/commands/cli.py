@@ -75,8 +75,8 @@ def run_command(command: Callable[[], None]) -> None:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     print(
-      f'error: {error}. What was there before is whole; run the same command '
-      'again once there is room.',
+      f'error: {error}. What was there before is intact; run the same '
+      'command again once there is room.',
       file=sys.stderr,
     )
     sys.exit(2)
@@ -126,7 +126,7 @@ def read_config(
 
 
 def set_up() -> None:
-  """Process-wide settings: a compilation cache, and less talk of libraries."""
+  """Process-wide settings: a compilation cache, and quieter libraries."""
   logging.set_verbosity(logging.ERROR)
   # They report every save, restore and missing accelerator.
   for name in ('orbax', 'jax._src.xla_bridge'):

@@ -32,7 +32,9 @@ _FROM_TORCH = flags.DEFINE_string(
   'from_torch', None, 'File of weights to read.'
 )
 _TO_TORCH = flags.DEFINE_string('to_torch', None, 'File of weights to write.')
-_SIZE_PX = flags.DEFINE_integer('size_px', None, 'Whose norms to write.')
+_SIZE_PX = flags.DEFINE_integer(
+  'size_px', None, 'Size whose norms to write, px.'
+)
 _NAMING = flags.DEFINE_enum(
   'naming', 'torchvision', ['torchvision', 'timm'], 'Names of the weights.'
 )
@@ -50,6 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     terminal.say(f'Wrote {path}')
     return
   if _SIZE_PX.value is None:
-    raise UserError('--size_px is missing: whose batch norms to write')
+    raise UserError(
+      '--size_px is missing: name the size whose batch norms to write'
+    )
   weights.export_torch(path, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value)
   terminal.say(f'Wrote {_TO_TORCH.value}')

@@ -35,7 +35,7 @@ _WEIGHTS = flags.DEFINE_enum(
   'convolutions for all sizes, smallest.',
 )
 _CHECK_IMAGES = flags.DEFINE_integer(
-  'check_images', 1000, 'Images of the test split to compare on.', 0
+  'check_images', 1000, 'Images of the test split to compare on; 0 for none.', 0
 )
 
 # Images to compare at each option: the policy may never choose some of them.

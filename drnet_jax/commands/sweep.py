@@ -14,8 +14,8 @@ train it once.
 
 Run the same command again to resume where it stopped. Several at once on one
 folder divide the rows among them, for instance one per GPU with
-CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
-reported and the others go on. At the end, and by `python -m drnet_jax report
+CUDA_VISIBLE_DEVICES: each takes the next free row. A row that fails is
+reported; the others still run. At the end, and by `python -m drnet_jax report
 --workdir=<the folder>` at any time, the rows that are done become one report.
 """
 
@@ -44,7 +44,7 @@ from drnet_jax.errors import UserError
 _SET = flags.DEFINE_string(
   'set', None, 'File of the set, e.g. configs/sets/in100.py.'
 )
-_ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; all.')
+_ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; default all.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
 
 _POLL_S = 5  # between looks at what other sweeps of the folder are at
@@ -120,7 +120,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
     overrides: '--config.<field>=<value>', for every run.
 
   Raises:
-    UserError: the file is no set, or the overrides cannot be for every run.
+    UserError: the file is not a set, or the overrides cannot apply to all runs.
   """
   for override in overrides:
     field = override.partition('=')[0]
@@ -250,7 +250,9 @@ def _rows(
   slugs = [_slug(name) for name in rows]
   for name, slug in zip(rows, slugs, strict=True):
     if ',' in name:
-      raise UserError(f'{path}: --only could not name {name!r}, for its comma')
+      raise UserError(
+        f'{path}: --only cannot name {name!r}, because of its comma'
+      )
     if slugs.count(slug) > 1 or slug == 'first_stage':
       raise UserError(
         f'{path}: the row name {name!r} is reserved or duplicated'
@@ -300,7 +302,8 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
   for name in names:
     if name not in [j.name for j in jobs]:
       raise UserError(
-        f'--only={name} is not a row of the set; it has {[j.name for j in jobs]}'
+        f'--only={name} is not a row of the set; it has '
+        f'{[j.name for j in jobs]}'
       )
   wanted = [j for j in jobs if not names or j.name in names]
   needed = [j.needs for j in wanted]

@@ -45,7 +45,7 @@ class Answers:
     comparer: the model.
 
   Attributes:
-    ways: how an option is come to: BUDGET, ROUTER, or the name of one.
+    ways: how an option is chosen: BUDGET, ROUTER, or the name of one.
   """
 
   def __init__(self, comparer: Comparer):
@@ -82,14 +82,14 @@ class Answers:
     elif way != ROUTER:
       policy = self.comparer.option(way)
     if not paths:
-      yield '<p>Drop an image, or pick one.</p>', promise
+      yield '<p>Drop an image, or pick an example.</p>', promise
     found = ''
     for path in paths[:_MOST_IMAGES]:
       found += self._card(path, policy)
       yield found, promise
     if len(paths) > _MOST_IMAGES:
       found += cards.refusal(
-        f'These are the first {_MOST_IMAGES} of {len(paths)} images; for many, '
+        f'These are the first {_MOST_IMAGES} of {len(paths)} images. For more: '
         'python -m drnet_jax predict --workdir=... folder/'
       )
       yield found, promise
@@ -129,8 +129,8 @@ def build(comparer: Comparer, path: str):
   ) as blocks:
     gradio.Markdown(
       f'## drnet_jax: {os.path.basename(os.path.abspath(path))}\n'
-      'Every image gets as much work as its policy finds it to need: where it '
-      'starts, and whether it goes on.'
+      'Every image gets only as much computation as it needs: the policy '
+      'decides where it starts and when it stops.'
     )
     # An answer to begin with.
     paths = gradio.State(examples[:1])
@@ -143,7 +143,7 @@ def build(comparer: Comparer, path: str):
           # Pixels, not paths: Gradio serves no files from elsewhere.
           components=[gradio.Image(visible=False, format='png')],
           samples=[[Image.open(path)] for path in examples],
-          label='Or one of the test split',
+          label='Or an example from the test split',
           type='index',
           visible=bool(examples),
           elem_id='examples',
@@ -159,8 +159,9 @@ def build(comparer: Comparer, path: str):
       with gradio.Column(scale=3, min_width=300):
         html = gradio.HTML(elem_id='answers')
         gradio.Markdown(
-          'Milliseconds: measured here just now, one image at a time, from the '
-          'crop to the answer, the choice included; the median of five.'
+          'Milliseconds are measured on this machine just now, one image at a '
+          'time, from the crop to the answer, including the choice: the '
+          'median of five.'
         )
 
     def show(paths: list[str], way: str, budget: float):
@@ -212,7 +213,7 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
   if not comparer.budgets:
     slider = gradio.Slider(
       label='Average budget',
-      info='First: python -m drnet_jax calibrate --workdir=...',
+      info='Not calibrated: python -m drnet_jax calibrate --workdir=...',
       interactive=False,
       elem_id='budget',
     )
