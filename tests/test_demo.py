@@ -173,7 +173,7 @@ def test_what_was_tried_before_is_said(comparer):
     html = cards.card('x', found)
     before = ', '.join(found.answer.ran[:-1])
     assert (f'Tried before: {before}.' in html) == bool(before)
-    assert html.count('<div class="option') == len(comparer.options)
+    assert len(re.findall('class="option[ "]', html)) == 3
     if before:
       break
   else:
