@@ -466,6 +466,19 @@ def test_a_workdir_of_version_4_is_reported(of_version_4, small, tmp_path):
   assert float(rows['router']['gmacs']) == pytest.approx(expected.gmacs.value)
 
 
+def test_a_workdir_of_version_4_is_predicted_with_and_calibrated(
+  of_version_4, images, capsys
+):
+  classifier = Classifier.load(of_version_4, batch=1)
+  assert classifier.calibration is None
+  assert classifier.policy == classifier.contract.as_trained
+  rows = predicted(of_version_4, images, capsys, format='json').splitlines()
+  assert len(rows) == 6
+  with flagsaver.flagsaver(workdir=of_version_4, measure='jax'):
+    calibrate.run([])
+  assert Classifier.load(of_version_4, batch=1).calibration.costs['ms']
+
+
 # What the command line is like.
 
 
