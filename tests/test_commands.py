@@ -391,12 +391,16 @@ def test_a_ladder_is_predicted_by_its_best_policy(
   text = predicted(ladder, images, capsys, format='json', policy='cascade')
   found = [json.loads(line)['ran'] for line in text.splitlines()]
   assert found == ['; '.join(ran) for ran in expected]
-  # Without a folder there is no calibration: every image at the largest size.
+  # Without the folder there is no calibration: the first router, as trained.
   with open(os.path.join(ladder, 'ladder.json')) as file:
     members = [
       os.path.join(ladder, path) for path in json.load(file)['members']
     ]
-  text = predicted(','.join(members), images, capsys, format='json', size=16)
+  text = predicted(','.join(members), images, capsys, format='json')
+  classifier.policy = classifier.contract.as_trained
+  expected = [x.option for x in classifier.predict(paths)]
+  assert [json.loads(x)['option'] for x in text.splitlines()] == expected
+  assert all(option.startswith('run: ') for option in expected)
 
 
 def test_a_ladder_is_reported_compared_and_exported(
