@@ -67,7 +67,7 @@ def cells() -> list[dict[str, Any]]:
       ## Train
 
       Two stages: the CNN at every size, then CNN and predictor together. If
-      the runtime is cut off, the same cell goes on where it was.
+      the runtime is cut off, run the same cell again to resume.
       """
     ),
     code('!python -m drnet_jax.main --config={CONFIG} --workdir={WORKDIR}'),
@@ -75,15 +75,15 @@ def cells() -> list[dict[str, Any]]:
       """
       ## The report
 
-      What routing saved, against what, and whether the gain is real: the
-      page that `main` left at the end of the run.
+      What the best policy saves, against what, and whether the gain is real:
+      the page that `main` left at the end of the run.
       """
     ),
     code(
       """
       import html
 
-      from IPython.display import HTML, Image, display
+      from IPython.display import HTML, display
 
       with open(f'{WORKDIR}/report/index.html') as file:
         page = html.escape(file.read())
@@ -140,30 +140,24 @@ def cells() -> list[dict[str, Any]]:
     ),
     text(
       """
-      ## Turn the dial
+      ## Any budget
 
-      `calibrate` reads off the validation split which setting of the router
-      gives which average cost. From then on any budget can be asked for,
-      without training again.
+      At the end of the run the best policy for every average cost was found on
+      the validation split: how far a picture goes, by the predictor, by how
+      sure the answers are, or by both. So any budget can be asked for, without
+      training again.
       """
     ),
     code(
       """
-      !python -m drnet_jax calibrate --workdir={WORKDIR}
-      display(Image(f'{WORKDIR}/report/budget.png', width=640))
-      """
-    ),
-    code(
-      """
-      classifier = Classifier.load(WORKDIR)
-      contract = classifier.contract
-      low, high = contract.gmacs[0], contract.gmacs[-1]
+      calibration = classifier.calibration
+      points = calibration.points['GMACs']['best']
+      low, high = points[0].gmacs, points[-1].gmacs
       for share in (0.1, 0.5, 0.9):
-        budget = contract.predictor_gmacs + low + share * (high - low)
-        promised = classifier.set_budget(gmacs=budget)
+        promised = classifier.set_budget(gmacs=low + share * (high - low))
         print(
-          f'{budget:.5f} GMACs an image: {promised.top1:.1%} of the validation '
-          'images are right'
+          f'{promised.gmacs:.5f} GMACs an image: {promised.top1:.1%} of the '
+          f'images of {calibration.split} are right'
         )
         show(paths[:8])
       """
@@ -181,7 +175,7 @@ def cells() -> list[dict[str, Any]]:
     text(
       """
       The data, once, into the ArrayRecord shards that training reads (about 150
-      GB). Then both stages; the same command goes on after an interruption, so
+      GB). Then both stages; the same command resumes after an interruption, so
       keep the workdir where it outlives the runtime. `in1k.py`'s header has the
       commands for every row of the paper's tables.
       """

@@ -3,7 +3,10 @@
 
 import signal
 
-INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C
+# Exit statuses of a run that was stopped and has saved its state: by SIGTERM, to
+# be started again, or by a person.
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UserError(Exception):

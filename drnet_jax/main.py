@@ -4,15 +4,15 @@
     python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
 
 Fields of the config can be set from the command line, for instance
---config.finetune.epochs=2. Running the same command again goes on from the
+--config.finetune.epochs=2. Running the same command again resumes from the
 latest checkpoint. --mode=evaluate needs only the workdir (and, where the data
-has moved, --config.data.data_dir=...), --mode=describe (what the model weighs
-and costs) only the config.
+has moved, --config.data.data_dir=...), --mode=describe (the model's parameter
+count and cost) only the config.
 
 Several processes run one command together, see docs/SCALE.md. Exit statuses: 0
-done; 2 something for you to mend; 130 stopped by Ctrl-C, state saved; 75
-(stopped by SIGTERM, state saved), 76 or 134 (another process was lost): run the
-same command again on all processes.
+done; 2 a mistake to correct; 130 stopped by Ctrl-C, state saved; 75 (stopped by
+SIGTERM, state saved), 76 or 134 (another process was lost): run the same
+command again on all processes.
 """
 
 import sys
@@ -33,7 +33,7 @@ _MODE = flags.DEFINE_enum(
   'mode',
   'train',
   ['train', 'evaluate', 'describe'],
-  'train: train (or go on), then evaluate. evaluate: the latest checkpoint. '
+  'train: train (or resume), then evaluate. evaluate: the latest checkpoint. '
   'describe: parameters and cost of the model, from --config alone.',
 )
 _PEER_TIMEOUT_S = flags.DEFINE_integer(

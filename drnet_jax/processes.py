@@ -27,11 +27,10 @@ from jax._src import distributed  # the key-value store has no public name
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from drnet_jax.errors import INTERRUPTED, UserError
+from drnet_jax.errors import INTERRUPTED, PREEMPTED, UserError
 
-# Exit statuses of a run that should be started again, on all its processes, and
-# then goes on: after SIGTERM (state saved), and when another process was lost.
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+# Exit status of a run that should be started again, on all its processes: another
+# one was lost.
 LOST_PEER = 76
 
 

@@ -2,6 +2,7 @@
 """Eight CPU devices for every test, and quick rather than fast compilation."""
 
 import contextlib
+import io
 import os
 
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -18,8 +19,9 @@ import jax  # noqa: E402  (the flags must come first)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from PIL import Image  # noqa: E402
 
-from configs import smoke  # noqa: E402
+from configs import cifar10_ranet_tiny, smoke  # noqa: E402
 from drnet_jax import models  # noqa: E402
 from drnet_jax.choosing import record  # noqa: E402
 from drnet_jax.choosing.options import Costs, Options  # noqa: E402
@@ -154,6 +156,53 @@ def recorded(trained, images, labels=None):
     extra={'index': np.arange(len(images))},
     probabilities=p,
   )
+
+
+def tiny_exits():
+  """A network whose four exits disagree, as if it had been trained."""
+  model = models.create_ranet(
+    network={
+      'stem': 'cifar',
+      'width': 4,
+      'growth': 4,
+      'levels': (1, 2),
+      'factors': (2, 1),
+      'layers': 1,
+    },
+    image_px=16,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    num_classes=5,
+  )
+  params, batch_stats = model.init(jax.random.key(0))
+  network = params['network']
+  for k in range(1, len(model.options) + 1):
+    head = network[f'exit{k}']['head']
+    head['kernel'] = head['kernel'] * 6
+  return workdir.Trained(
+    model=model,
+    params=params,
+    batch_stats=batch_stats,
+    has_router=False,
+    class_names=tuple('abcde'),
+    config=cifar10_ranet_tiny.get_config(),
+    origin='a test',
+  )
+
+
+def pictures(count, *, side=32, seed=0):
+  """Pictures of differing brightness and contrast: the router tells them."""
+  rng = np.random.default_rng(seed)
+  low = rng.integers(0, 200, (count, 1, 1, 3))
+  span = rng.integers(1, 56, (count, 1, 1, 1))
+  noise = rng.integers(0, 1000, (count, side, side, 3))
+  return (low + noise % span).astype(np.uint8)
+
+
+def encoded(image, format='PNG', **options):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, format, **options)
+  return file.getvalue()
 
 
 @pytest.fixture(scope='session')

@@ -4,44 +4,140 @@
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from test_classifier import encoded, pictures
+from conftest import encoded, pictures, tiny_trained
 
-from drnet_jax.bench import inference as benchmark
-from drnet_jax.commands import calibrate, export, predict
+from drnet_jax import __main__, settings
+from drnet_jax.bench import inference, subjects
+from drnet_jax.choosing import calibration as calibration_lib
+from drnet_jax.choosing import record as record_lib
+from drnet_jax.choosing import scores
+from drnet_jax.commands import calibrate, compare, export, predict, report
 from drnet_jax.errors import UserError
-from drnet_jax.serve import budget
+from drnet_jax.report import evaluated
+from drnet_jax.run import calibrate as calibrate_lib
+from drnet_jax.run import evaluate, workdir
+from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.serve.classifier import Classifier
+
+# Splits of so many images, where the weights mean nothing anyway.
+SMALL = {'validation_split': 'validation[:400]', 'test_split': 'test[:400]'}
+
+
+def copy_of(run, path, **data):
+  """A workdir whose config names other data."""
+  shutil.copytree(run, path)
+  config = workdir.read_config(path)
+  config.data.update(data)
+  settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
+  return str(path)
+
+
+def rows_of(*path):
+  with open(os.path.join(*path), newline='') as file:
+    return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope='module')
-def calibrated(run):
-  with flagsaver.flagsaver(workdir=run, measure='onnx', points=6):
-    calibrate._run()
-  return run
+def calibrated(run, tmp_path_factory):
+  """Of the whole splits, also in milliseconds."""
+  path = copy_of(run, str(tmp_path_factory.mktemp('calibrated') / 'run'))
+  with flagsaver.flagsaver(workdir=path, measure='onnx'):
+    calibrate.run([])
+  return path
 
 
-def test_calibrate_leaves_a_dial_a_table_and_a_figure(calibrated):
-  calibration = budget.read(calibrated)
-  assert calibration.log_p.shape == (2000, 3)
+@pytest.fixture(scope='module')
+def small(run, tmp_path_factory):
+  """Evaluated on splits of a few images, and so calibrated."""
+  path = copy_of(run, str(tmp_path_factory.mktemp('small') / 'run'), **SMALL)
+  evaluate.evaluate(path)
+  return path
+
+
+def test_calibrate_leaves_policies_a_record_and_a_table(calibrated):
+  calibration = calibration_lib.read(calibrated)
+  assert calibration.images == 2000
   assert calibration.split == 'scaled_digits/validation'
-  assert (
-    0 < min(calibration.ms.sizes) and 'onnx, batch 1' in calibration.ms.source
-  )
-  with open(os.path.join(calibrated, 'report', 'budget.csv')) as file:
-    rows = list(csv.DictReader(file))
-  assert len(rows) == 6
+  families = {'fixed', 'router', 'cascade', 'routed_cascade', 'best'}
+  for unit in ('GMACs', 'ms'):
+    assert set(calibration.points[unit]) == families
+    for points in calibration.points[unit].values():
+      for low, high in zip(points, points[1:], strict=False):
+        assert low.cost < high.cost and low.top1 < high.top1
+  ms = calibration.costs['ms']
+  assert 0 < min(ms.options) and 'onnx, batch 1' in ms.source
+  record = calibration_lib.read_record(calibrated)
+  assert record.predicted.shape == (2000, 7)  # sizes, and means of them
+  assert record.origin.endswith('; scaled_digits/validation')
+  rows = rows_of(calibrated, 'report', 'budgets.csv')
+  assert {row['family'] for row in rows} == families
   for row in rows:
-    asked, got = float(row['asked_gmacs']), float(row['test_gmacs'])
-    assert got == pytest.approx(asked, rel=0.03)
-  for ending in ('png', 'svg'):
-    assert os.path.exists(
-      os.path.join(calibrated, 'report', f'budget.{ending}')
-    )
+    promised, got = float(row['promised_gmacs']), float(row['test_gmacs'])
+    assert got == pytest.approx(promised, rel=0.05)
+  assert os.path.exists(os.path.join(calibrated, 'report', 'index.html'))
+  # The same weights again: nothing is run, and the milliseconds are kept.
+  again = calibrate_lib.calibrate_run(calibrated)
+  assert again.costs['ms'] == ms and again.points == calibration.points
+
+
+def test_policies_are_never_set_on_the_test_images(small, tmp_path):
+  path = copy_of(small, str(tmp_path / 'run'))
+  os.remove(os.path.join(path, calibration_lib.FILE))
+  for split, message in (
+    ('test[:400]', 'tested on. Train with'),
+    # The same images under another name.
+    ('test[:300]', "100% of the images of 'test.:300.' are also in the test"),
+    ('test[380:780]', '5% of the images'),
+  ):
+    with flagsaver.flagsaver(workdir=path, split=split):
+      with pytest.raises(UserError, match=message):
+        calibrate.run([])
+  assert calibration_lib.read(path) is None
+  # `main` goes on without, and says so.
+  config = workdir.read_config(path)
+  config.data.validation_split = config.data.test_split
+  settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
+  evaluate.evaluate(path)
+  assert evaluated.read(path).calibration is None
+  with pytest.raises(UserError, match='not calibrated'):
+    compare_by(path, str(tmp_path / 'both'))
+
+
+def test_what_is_of_other_weights_is_made_again(small, tmp_path):
+  path = copy_of(small, str(tmp_path / 'run'))
+  before = calibration_lib.read(path)
+  test = os.path.join(path, workdir.TEST_RECORD)
+  old = record_lib.load(test)
+  trained = tiny_trained(
+    num_classes=10, resolutions=(16, 32, 64), predictor_px=16, spread=0.5
+  )
+  with Checkpoints(path, 'finetune', keep=1) as checkpoints:
+    checkpoints.save_weights(8, trained.params, trained.batch_stats)
+  # What the old weights did says nothing of these.
+  assert Classifier.load(path, batch=1).calibration is None
+  found = calibrate_lib.calibrate_run(path)
+  record = record_lib.load(test)
+  assert 'step 8' in found.origin and 'step 8' in record.origin
+  assert found.origin != before.origin
+  assert (record.confidence != old.confidence).any()
+  assert Classifier.load(path, batch=1).calibration == found
+
+
+def test_milliseconds_need_to_be_measured(small, calibrated):
+  classifier = Classifier.load(small, batch=1)
+  with pytest.raises(UserError, match='no milliseconds were measured'):
+    classifier.set_budget(ms=1.0)
+  classifier = Classifier.load(calibrated, batch=1)
+  points = classifier.calibration.points['ms']['best']
+  assert classifier.set_budget(ms=points[-1].cost) == points[-1]
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +150,7 @@ def images(tmp_path_factory):
 
 def predicted(path, images, capsys, **flags):
   with flagsaver.flagsaver(workdir=path, **flags):
-    predict._run([str(images)])
+    predict.run([str(images)])
   return capsys.readouterr().out
 
 
@@ -73,6 +169,8 @@ def test_predict_prints_what_was_asked_for(calibrated, images, capsys):
     [row['image'] for row in rows]
   )
   assert [row['size_px'] for row in rows] == [x.size_px for x in expected]
+  assert [row['option'] for row in rows] == [x.option for x in expected]
+  assert [row['ran'] for row in rows] == ['; '.join(x.ran) for x in expected]
   table = predicted(
     calibrated, images, capsys, runtime='onnx', size=16, top_k=2
   )
@@ -92,25 +190,46 @@ def test_one_checkpoint_is_loaded_by_its_path(calibrated):
   path = os.path.join(calibrated, 'checkpoints', 'finetune', '7')
   classifier = Classifier.load(path, runtime='onnx')
   assert classifier.contract.origin == 'stage finetune, step 7'
-  assert classifier.set_budget(gmacs=7e-5).gmacs == pytest.approx(7e-5)
+  # Of the same weights, so the calibration holds.
+  assert classifier.set_budget(gmacs=7e-5).gmacs <= 7e-5
   with pytest.raises(
     UserError, match=r'no checkpoint finetune/8; there are \[7\]'
   ):
     Classifier.load(path[:-1] + '8')
 
 
-def test_predict_keeps_to_a_budget(calibrated, images, capsys):
-  point = budget.read(calibrated).find(gmacs=7e-5)
-  assert point.gmacs == pytest.approx(7e-5)
-  text = predicted(
-    calibrated, images, capsys, budget_gmacs=7e-5, format='json', runtime='onnx'
-  )
-  assert len(text.splitlines()) == 6
+def test_predict_keeps_to_a_budget_and_a_policy(calibrated, images, capsys):
+  calibration = calibration_lib.read(calibrated)
+
+  def rows(**flags):
+    text = predicted(
+      calibrated, images, capsys, format='json', runtime='onnx', **flags
+    )
+    return [json.loads(line) for line in text.splitlines()]
+
+  classifier = Classifier.load(calibrated, runtime='onnx')
+  paths = [str(images / f'{i}.png') for i in range(6)]
+  for asked in (
+    {'gmacs': 7e-5},
+    {'policy': 'cascade', 'gmacs': 1e-4},
+    {'policy': 'routed_cascade'},
+    {'accuracy': calibration.points['GMACs']['best'][0].top1},
+  ):
+    classifier.policy = calibration.find(**asked).policy
+    expected = [x.gmacs for x in classifier.predict(paths)]
+    flags = {k if k == 'policy' else f'budget_{k}': v for k, v in asked.items()}
+    assert [row['gmacs'] for row in rows(**flags)] == pytest.approx(expected)
+  classifier.policy = classifier.contract.as_trained
+  expected = [x.option for x in classifier.predict(paths)]
+  assert [row['option'] for row in rows(policy='router')] == expected
   for wrong, message in (
-    ({'budget_gmacs': 100.0}, 'out of reach'),
+    ({'budget_gmacs': 1e-9}, 'out of reach'),
+    ({'budget_accuracy': 1.1}, 'out of reach'),
     ({'budget_gmacs': 7e-5, 'budget_ms': 1.0}, 'one budget'),
-    ({'budget_gmacs': 7e-5, 'size': 16}, 'nothing to choose'),
-    ({'size': 17}, '17 px is not one of'),
+    ({'budget_gmacs': 7e-5, 'size': 16}, 'cannot be combined with a policy or'),
+    ({'policy': 'cascade', 'size': 16}, 'cannot be combined with a policy or'),
+    ({'size': 17}, "'17 px' is not one of 16 px, 32 px, 64 px"),
+    ({'exit': 1}, "'exit 1' is not one of 16 px"),
   ):
     with pytest.raises(UserError, match=message):
       predicted(calibrated, images, capsys, runtime='onnx', **wrong)
@@ -121,36 +240,39 @@ def test_export_checks_itself_and_is_predicted_from(
 ):
   folder = str(tmp_path / 'exported')
   with flagsaver.flagsaver(workdir=calibrated, to=folder, check_images=40):
-    export._run()
+    export.run([])
   text = capsys.readouterr().out
   for runtime in ('onnx', 'stablehlo'):
-    for sizes in ('as chosen', '16 px', '32 px', '64 px'):
-      assert f'{runtime}, {sizes}: 40 images' in text
-  assert 'sizes differ on 0' in text
+    for policy in ('as it will run', '16 px', '32 px', '64 px'):
+      assert f'{runtime}, {policy}: 40 images' in text
+  assert text.count('options differ on 0') == 8
   ours = predicted(calibrated, images, capsys, format='json', runtime='onnx')
   theirs = predicted(folder, images, capsys, format='json')
   for a, b in zip(ours.splitlines(), theirs.splitlines(), strict=True):
     a, b = json.loads(a), json.loads(b)
-    assert a['size_px'] == b['size_px'] and a['label'] == b['label']
+    assert a['ran'] == b['ran'] and a['label'] == b['label']
   exported = Classifier.load(folder, runtime='onnx')
-  assert exported.set_budget(gmacs=7e-5).gmacs == pytest.approx(7e-5)
+  assert exported.calibration == calibration_lib.read(calibrated)
+  assert exported.set_budget(gmacs=7e-5).gmacs <= 7e-5
 
 
 def test_benchmark_adds_up(run, tmp_path):
-  subject = benchmark.of_workdir(run, 12)
-  contenders = benchmark.Contenders(subject, ['jax', 'onnx'], [1, 4])
-  speed = benchmark.time_networks(contenders, 1)
+  subject = subjects.of_workdir(run, 12, {})
+  contenders = inference.Contenders(subject, ['jax', 'onnx'], [1, 4])
+  speed = inference.time_networks(contenders, 1)
   assert len(speed) == 2 * 2 * 4  # paths, batches, predictor and sizes
   for row in speed:
     assert row['images_per_second'] == pytest.approx(1e3 / row['ms_per_image'])
-  worth = benchmark.time_predictions(contenders, 1)
+  worth = inference.time_predictions(contenders, 1)
+  assert len(worth) == 2 * 3  # paths, modes; not calibrated: one policy
   gmacs = subject.contract.gmacs
   sizes = [
     x.size_px
     for x in Classifier.load(run, runtime='onnx').predict(subject.files)
   ]
-  mean = np.mean([gmacs[subject.contract.resolutions.index(r)] for r in sizes])
+  mean = np.mean([gmacs[subject.contract.sizes_px.index(r)] for r in sizes])
   for row in worth:
+    assert row['policy'] == 'router as trained'
     assert row['gmacs'] == pytest.approx(
       mean + subject.contract.predictor_gmacs
     )
@@ -158,38 +280,271 @@ def test_benchmark_adds_up(run, tmp_path):
     assert row['realised_of_implied'] == pytest.approx(
       row['realised'] / row['implied']
     )
-  parts = benchmark.time_parts(contenders, 1)
+  parts = inference.time_parts(contenders, 1)
   for path in ('jax', 'onnx'):
     assert sum(r['share'] for r in parts if r['path'] == path) == (
       pytest.approx(1)
     )
-  full, scaled = benchmark.time_decoding(subject, 1)
+  full, scaled = inference.time_decoding(contenders, 1)
   # These files are PNGs as large as the crop: nothing can be left out.
   assert (full['decode'], scaled['decode']) == ('full', 'scaled')
-  assert full['same_label'] == full['same_size'] == 1.0
+  assert full['same_label'] == full['same_options'] == 1.0
   assert 0 <= scaled['top1'] <= 1 and full['ms_per_image'] > 0
-  benchmark.draw(subject, speed, str(tmp_path / 'latency'))
+  inference.draw(contenders, speed, str(tmp_path / 'latency'))
   assert (tmp_path / 'latency.svg').exists()
-  text = benchmark.verdict(worth, speed)
-  assert text.count('routing') == 6 and 'Fastest path, bulk' in text
+  text = inference.verdict(worth, speed)
+  assert text.count('router as trained: it ') == 6 and 'Fastest, bulk' in text
+
+
+def test_a_benchmark_of_a_calibrated_run_times_its_policies(small):
+  best = evaluated.read(small).found.policy
+  subject = subjects.of_workdir(small, 2, {})
+  router = subject.contract.as_trained
+  assert subject.policies == {'best': best, 'router as trained': router}
+  subject = subjects.of_workdir(small, 2, {'policy': 'cascade'})
+  (policy,) = subject.policies.values()
+  assert policy.family == 'cascade' and set(subject.policies) == {'cascade'}
+  subject = subjects.of_workdir(small, 2, {'policy': 'router'})
+  assert subject.policies == {'router as trained': router}
 
 
 def test_drawn_sizes_keep_their_shares():
-  policy = benchmark.Drawn((0.2, 0.5, 0.3))
-  views = [None] * 100
-  first = policy(None, views)
+  start = subjects.Drawn((0.2, 0.5, 0.3))
+  log_p = np.zeros((100, 3))
+  first = start(log_p, None)
   np.testing.assert_allclose(
     np.bincount(first) / 100, (0.2, 0.5, 0.3), atol=0.011
   )
-  policy.restart()
+  start.restart()
   np.testing.assert_array_equal(
-    np.concatenate([policy(None, views[:30]), policy(None, views[30:])]), first
+    np.concatenate([start(log_p[:30], None), start(log_p[30:], None)]), first
   )
 
 
 def test_a_benchmark_of_random_weights_needs_no_run():
-  subject = benchmark.of_network('resnet10', (16, 32), (0.5, 0.5), 3)
-  assert subject.contract.resolutions == (16, 32)
+  subject = subjects.of_network('resnet10', (16, 32), (0.5, 0.5), 3)
+  assert subject.contract.sizes_px == (16, 32)
   assert jax.tree.leaves(subject.trained.params)
   with pytest.raises(UserError, match='add up to 1'):
-    benchmark.of_network('resnet10', (16, 32), (0.5, 0.6), 3)
+    subjects.of_network('resnet10', (16, 32), (0.5, 0.6), 3)
+
+
+def compare_by(paths, folder, **flags):
+  with flagsaver.flagsaver(
+    workdirs=[paths] if isinstance(paths, str) else paths,
+    folder=folder,
+    settings=3,
+    timed_images=4,
+    timed_rounds=1,
+    **flags,
+  ):
+    compare.run([])
+  return rows_of(folder, 'compare.csv')
+
+
+# A ladder: networks of two runs, one behind the other.
+
+
+@pytest.fixture(scope='module')
+def ladder(run, small, tmp_path_factory):
+  """The folder of a ladder of two runs that know the same classes."""
+  folder = tmp_path_factory.mktemp('ladder')
+  other = copy_of(run, str(folder / 'larger'), **SMALL)
+  trained = tiny_trained(
+    num_classes=10, resolutions=(16, 32, 64), predictor_px=16, spread=0.5
+  )
+  with Checkpoints(other, 'finetune', keep=1) as checkpoints:
+    checkpoints.save_weights(8, trained.params, trained.batch_stats)
+  with flagsaver.flagsaver(workdir=f'{small},{other}', to=str(folder / 'both')):
+    calibrate.run([])
+  return str(folder / 'both')
+
+
+def test_a_ladder_is_calibrated(ladder):
+  calibration = calibration_lib.read(ladder)
+  assert calibration.options.names == tuple(
+    f'{run}: {px} px' for run in ('run', 'larger') for px in (16, 32, 64)
+  )
+  run = evaluated.read(ladder)
+  assert run.calibration == calibration and len(run.record.label) == 400
+  assert run.network == 'ladder of run and larger' and run.sizes == '6 options'
+  # The predictor of the first knows the sizes of the first.
+  assert (
+    np.isfinite(run.record.log_p).all(0).tolist() == 3 * [True] + [False] * 3
+  )
+  rows = rows_of(ladder, 'report', 'budgets.csv')
+  assert any('run: ' in r['policy'] and 'larger: ' in r['policy'] for r in rows)
+  with flagsaver.flagsaver(workdir='a,b'):
+    with pytest.raises(UserError, match='--to is missing'):
+      calibrate.run([])
+
+
+def test_a_ladder_is_predicted_by_its_best_policy(
+  ladder, small, images, capsys
+):
+  run = evaluated.read(ladder)
+  policy = run.calibration.find(policy='cascade').policy
+  classifier = Classifier.load(ladder)
+  classifier.policy = policy
+  paths = [str(images / f'{i}.png') for i in range(6)]
+  expected = [x.ran for x in classifier.predict(paths)]
+  text = predicted(ladder, images, capsys, format='json', policy='cascade')
+  found = [json.loads(line)['ran'] for line in text.splitlines()]
+  assert found == ['; '.join(ran) for ran in expected]
+  # Without the folder there is no calibration: the first router, as trained.
+  with open(os.path.join(ladder, 'ladder.json')) as file:
+    members = [
+      os.path.join(ladder, path) for path in json.load(file)['members']
+    ]
+  text = predicted(','.join(members), images, capsys, format='json')
+  classifier.policy = classifier.contract.as_trained
+  expected = [x.option for x in classifier.predict(paths)]
+  assert [json.loads(x)['option'] for x in text.splitlines()] == expected
+  assert all(option.startswith('run: ') for option in expected)
+
+
+def test_a_ladder_is_reported_compared_and_exported(
+  ladder, small, images, tmp_path, capsys
+):
+  with flagsaver.flagsaver(workdir=ladder, report_to=str(tmp_path / 'page')):
+    report.run([])
+  text = (tmp_path / 'page' / 'report.md').read_text()
+  assert 'ladder of run and larger at 6 options' in text
+  rows = compare_by([small, ladder], str(tmp_path / 'compared'))
+  assert [row['model'] for row in rows] == 3 * [small] + 3 * [ladder]
+  points = calibration_lib.read(ladder).points['GMACs']['best']
+  got = scores.score(points[-1].policy, evaluated.read(ladder).record, '')
+  assert float(rows[-1]['top1']) == pytest.approx(got.top1)
+  folder = str(tmp_path / 'exported')
+  capsys.readouterr()
+  with flagsaver.flagsaver(
+    workdir=ladder, to=folder, check_images=20, formats=['onnx']
+  ):
+    export.run([])
+  assert capsys.readouterr().out.count('options differ on 0') == 7
+  ours = predicted(ladder, images, capsys, format='json')
+  theirs = predicted(folder, images, capsys, format='json')
+  for a, b in zip(ours.splitlines(), theirs.splitlines(), strict=True):
+    a, b = json.loads(a), json.loads(b)
+    assert a['ran'] == b['ran'] and a['label'] == b['label']
+
+
+# What versions before left.
+
+
+@pytest.fixture
+def of_version_4(small, tmp_path):
+  """A workdir as version 0.4 left it, calibrated."""
+  path = copy_of(small, str(tmp_path / 'run'))
+  record = record_lib.load(os.path.join(path, workdir.TEST_RECORD))
+  count = len(record.options)
+  np.savez_compressed(
+    os.path.join(path, workdir.TEST_RECORD),
+    options=np.array(record.options.names),
+    gmacs=record.gmacs,
+    predictor_gmacs=record.costs.predictor,
+    label=record.label,
+    predicted=record.predicted[:, :count],
+    confidence=record.confidence[:, :count],
+    top5=record.top5[:, :count],
+    log_p=record.log_p,
+    **{f'extra.{k}': v for k, v in record.extra.items()},
+  )
+  os.remove(os.path.join(path, calibration_lib.RECORD))
+  settings.write_json(
+    os.path.join(path, calibration_lib.FILE),
+    {'split': 'scaled_digits/validation', 'log_p': [[0.0, 0.0, 0.0]]},
+  )
+  return path
+
+
+def test_a_workdir_of_version_4_is_reported(of_version_4, small, tmp_path):
+  with flagsaver.flagsaver(workdir=of_version_4, report_to=str(tmp_path)):
+    report.run([])
+  rows = {r['policy']: r for r in rows_of(str(tmp_path), 'evaluation.csv')}
+  assert {'fixed 16 px', 'router', 'best fixed', 'random', 'oracle'} <= set(
+    rows
+  )
+  expected = evaluated.read(small).router_judgement.policy
+  assert float(rows['router']['top1']) == pytest.approx(expected.top1.value)
+  assert float(rows['router']['gmacs']) == pytest.approx(expected.gmacs.value)
+
+
+def test_a_workdir_of_version_4_is_predicted_with_and_calibrated(
+  of_version_4, images, capsys
+):
+  classifier = Classifier.load(of_version_4, batch=1)
+  assert classifier.calibration is None
+  assert classifier.policy == classifier.contract.as_trained
+  rows = predicted(of_version_4, images, capsys, format='json').splitlines()
+  assert len(rows) == 6
+  with flagsaver.flagsaver(workdir=of_version_4, measure='jax'):
+    calibrate.run([])
+  assert Classifier.load(of_version_4, batch=1).calibration.costs['ms']
+
+
+# What the command line is like.
+
+
+def command(*arguments, code=None):
+  run = ['-c', code] if code else ['-m', 'drnet_jax', *arguments]
+  return subprocess.run(
+    [sys.executable, *run], capture_output=True, text=True, timeout=120
+  )
+
+
+def test_without_a_verb_the_verbs_are_listed():
+  done = command()
+  assert done.returncode == 0 and not done.stderr
+  for verb, what in __main__.VERBS.items():
+    assert any(
+      line.split(maxsplit=1) == [verb, what]
+      for line in done.stdout.splitlines()
+    )
+  folder = os.path.dirname(calibrate.__file__)
+  files = {name.removesuffix('.py') for name in os.listdir(folder)}
+  assert files - {'__init__', '__pycache__', 'cli', 'flags'} == set(
+    __main__.VERBS
+  )
+
+
+def test_an_unknown_verb_is_an_error():
+  done = command('pedict', '--workdir=x')
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.startswith("error: 'pedict' is not a verb")
+
+
+HEAVY = (
+  'jax',
+  'flax',
+  'grain',
+  'tensorflow_datasets',
+  'matplotlib',
+  'orbax',
+  'sklearn',
+  'scipy',
+)
+HELP = f"""
+import json, os, sys
+from drnet_jax import __main__
+for verb in __main__.VERBS:
+  if not os.fork():
+    sys.argv = ['drnet_jax', verb, '--help']
+    __main__.main()
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    print('imported:', verb, *heavy)
+    sys.stdout.flush()
+    os._exit(0)
+  os.wait()
+"""
+
+
+def test_help_comes_at_once():
+  done = command(code=HELP)
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  for verb in __main__.VERBS:
+    assert f'imported: {verb}' in lines
+  assert len([line for line in lines if line == 'Flags:']) == len(
+    __main__.VERBS
+  )

@@ -94,7 +94,7 @@ def test_commands_of_the_headers(command):
       assert macs.gmacs[0] < target <= 1.02 * macs.gmacs[-1]
 
 
-# The paper's Tables 1 to 6: parameters in M, GMACs of the dearest size, of the
+# The paper's Tables 1 to 6: parameters in M, GMACs of the largest size, of the
 # predictor. It seems to count one set of norms: 25.6 + 4.9 = 30.5. Its 49.4 is
 # the sum of the rounded parts; the rounded sum is 49.5.
 PAPER = {

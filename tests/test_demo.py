@@ -10,42 +10,17 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_trained
-from drnet_jax.serve.budget import Calibration, Costs
-from drnet_jax.serve.exit_budget import ExitCalibration
+from conftest import pictures, tiny_exits, tiny_trained
 from PIL import Image
-from test_classifier import pictures
-from test_early_exit import pictures as small_pictures
-from test_early_exit import trained as trained_exits  # noqa: F401
+from records import calibration_of
 
+from drnet_jax.choosing.policy import fixed
 from drnet_jax.demo import cards, page
 from drnet_jax.demo.comparer import Comparer
-from drnet_jax.demo.page import BUDGET, OWN
+from drnet_jax.demo.page import BUDGET, ROUTER
 from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.serve.classifier import Classifier
-
-
-def calibration_of(trained, images):
-  """The dial of a model, as if every size were right."""
-
-  @jax.jit
-  def log_p(images):
-    params, stats = (
-      trained.params['predictor'],
-      trained.batch_stats['predictor'],
-    )
-    scores, _ = trained.model.predict(params, stats, images, train=False)
-    return jax.nn.log_softmax(scores)
-
-  macs = trained.model.macs()
-  return Calibration(
-    np.asarray(log_p(images)),
-    np.ones((len(images), len(macs.gmacs)), bool),
-    Costs('GMACs', macs.gmacs, macs.predictor / 1e9, ''),
-    None,
-    'a test',
-  )
 
 
 @pytest.fixture(scope='module')
@@ -54,41 +29,50 @@ def trained():
 
 
 @pytest.fixture(scope='module')
-def comparer(trained):
-  return Comparer(trained, calibration=calibration_of(trained, pictures(200)))
+def classifier(trained):
+  calibration = calibration_of(trained, pictures(200))
+  return Classifier.of(trained, batch=1, calibration=calibration)
 
 
 @pytest.fixture(scope='module')
-def classifier(trained):
-  return Classifier.of(trained, batch=1)
+def comparer(classifier):
+  return Comparer(classifier)
+
+
+def by(classifier, policy):
+  """The same networks, that follow another policy."""
+  other = Classifier(classifier.contract, classifier.engine)
+  other.policy = policy
+  return other
 
 
 def test_numbers_are_those_of_the_classifier(comparer, classifier):
-  sizes = classifier.contract.resolutions
-  chosen = set()
-  for image in pictures(12, seed=5):
-    found = comparer.compare(image)
-    (expected,) = classifier.predict([image])
-    assert found.answer.option == expected.option
-    assert found.answer.gmacs == expected.gmacs
-    assert found.answer.top == expected.top
-    assert found.chosen is found.options[sizes.index(expected.size_px)]
-    chosen.add(expected.size_px)
-    for size_px, option in zip(sizes, found.options, strict=True):
-      fixed = Classifier(classifier.contract, classifier.engine)
-      fixed.set_size(size_px)
-      (alone,) = fixed.predict([image])
-      assert option.prediction.top == alone.top
-      assert option.prediction.gmacs == alone.gmacs
-      assert 0 < option.ms < 1000
-    assert found.full.prediction.size_px == sizes[-1]
-    assert found.ms > 0
-  assert len(chosen) > 1
+  contract = classifier.contract
+  sizes = contract.sizes_px
+  middle = sum(comparer.budgets) / 2
+  for policy in (contract.as_trained, comparer.promise(middle).policy):
+    ended = set()
+    for image in pictures(12, seed=5):
+      found = comparer.compare(image, policy)
+      (expected,) = by(classifier, policy).predict([image])
+      assert found.answer.ran == expected.ran
+      assert found.answer.gmacs == expected.gmacs
+      assert found.answer.top == expected.top
+      assert found.last is found.options[sizes.index(expected.size_px)]
+      ended.add(expected.size_px)
+      for j, option in enumerate(found.options):
+        (alone,) = by(classifier, fixed(j)).predict([image])
+        assert option.prediction.top == alone.top
+        assert option.prediction.gmacs == alone.gmacs == contract.gmacs[j]
+        assert 0 < option.ms < 1000
+      assert found.full.prediction.size_px == sizes[-1]
+      assert found.ms > 0
+    assert len(ended) > 1
 
 
 def test_the_picture_is_what_the_network_reads(comparer, trained):
   model = trained.model
-  found = comparer.compare(pictures(1, side=50)[0])
+  found = comparer.compare(pictures(1, side=50)[0], fixed(0))
   for option in found.options:
     size_px = option.prediction.size_px
     assert option.view.shape == (size_px, size_px, 3)
@@ -109,60 +93,65 @@ def test_the_picture_is_what_the_network_reads(comparer, trained):
     )
 
 
-def test_a_budget_does_not_leak_into_another_answer(comparer, classifier):
-  low, high = comparer.budgets
+def test_a_policy_does_not_leak_into_another_answer(comparer, classifier):
+  before = classifier.policy
+  low, high = (comparer.promise(gmacs).policy for gmacs in comparer.budgets)
   images = list(pictures(8, seed=6))
-  asked = [{'gmacs': low}, {'gmacs': high}, {'option': '24 px'}, {}] * 6
-  jobs = [(images[i % 8], options) for i, options in enumerate(asked)]
-  expected = [comparer.compare(x, **options).answer for x, options in jobs]
+  policies = [low, high, comparer.option('24 px'), before] * 6
+  jobs = [(images[i % 8], policy) for i, policy in enumerate(policies)]
+  expected = [comparer.compare(*job).answer for job in jobs]
   assert len({x.size_px for x in expected}) == 3
   with concurrent.futures.ThreadPoolExecutor(4) as threads:
-    futures = [
-      threads.submit(comparer.compare, x, **options) for x, options in jobs
-    ]
+    futures = [threads.submit(comparer.compare, *job) for job in jobs]
     found = [future.result().answer for future in futures]
-  assert [x.size_px for x in found] == [x.size_px for x in expected]
+  assert [x.ran for x in found] == [x.ran for x in expected]
   assert [x.gmacs for x in found] == [x.gmacs for x in expected]
+  assert classifier.policy == before
 
 
 def test_what_a_budget_promises(comparer):
   low, high = comparer.budgets
+  points = comparer.calibration.points['GMACs']['best']
+  assert (low, high) == (points[0].gmacs, points[-1].gmacs)
   middle = (low + high) / 2
-  assert comparer.promise(middle).gmacs == pytest.approx(middle)
-  assert low <= comparer.usual_gmacs <= high
+  within = [point for point in points if point.gmacs <= middle]
+  assert comparer.promise(middle) == within[-1]
   with pytest.raises(UserError, match='out of reach'):
-    comparer.compare(pictures(1)[0], gmacs=2 * high)
+    comparer.promise(low / 2)
 
 
-def test_exits(trained_exits):  # noqa: F811
-  gmacs = trained_exits.model.macs().gmacs
-  rng = np.random.default_rng(0)
-  calibration = ExitCalibration(
-    rng.uniform(0, 1, (100, len(gmacs))),
-    np.ones((100, len(gmacs)), bool),
-    Costs('GMACs', gmacs, 0.0, ''),
-    None,
-    'a test',
-  )
-  comparer = Comparer(trained_exits, calibration=calibration)
+def test_exits():
+  trained = tiny_exits()
+  gmacs = trained.model.macs().gmacs
+  images = pictures(100, side=16)
+  calibration = calibration_of(trained, images)
+  comparer = Comparer(Classifier.of(trained, batch=1, calibration=calibration))
   assert page.Answers(comparer).ways == [BUDGET, *comparer.options]
-  image = small_pictures(1, seed=1)[0]
-  first = comparer.compare(image, gmacs=gmacs[0])
-  last = comparer.compare(image, gmacs=gmacs[-1])
-  assert [x.answer.option for x in (first, last)] == ['exit 1', 'exit 4']
-  assert first.answer.top == first.options[0].prediction.top
-  assert first.answer.gmacs == pytest.approx(gmacs[0])
-  assert first.full.prediction.gmacs == pytest.approx(gmacs[-1])
-  comparer.calibration = None
-  answers = page.Answers(comparer)
-  assert answers.ways == list(comparer.options) and comparer.budgets is None
-  assert answers.first_way == 'exit 4'
-  assert comparer.compare(image).answer.option == 'exit 4'
+  low, high = (comparer.promise(x).policy for x in comparer.budgets)
+  found = {}
+  for image in pictures(12, side=16, seed=1):
+    first, last = (comparer.compare(image, policy) for policy in (low, high))
+    for x in (first, last):
+      ended = comparer.options.index(x.answer.option)
+      # An exit costs no more than all before it together.
+      assert x.answer.gmacs == pytest.approx(gmacs[ended])
+      assert x.answer.top == x.options[ended].prediction.top
+      assert x.full.prediction.gmacs == pytest.approx(gmacs[-1])
+      found.setdefault(x is first, []).append(ended)
+  assert np.mean(found[True]) < np.mean(found[False])
+  image = pictures(1, side=16)[0]
+  answers = page.Answers(Comparer(Classifier.of(trained, batch=1)))
+  assert answers.ways == list(comparer.options)
+  assert answers.comparer.budgets is None and answers.first_way == 'exit 4'
+  answer = comparer.compare(image, comparer.option('exit 4')).answer
+  # Nothing was tried before: the exits on the way were only passed.
+  assert answer.option == 'exit 4' and answer.ran == ('exit 4',)
 
 
 def test_the_page_answers_in_words(comparer, tmp_path):
   answers = page.Answers(comparer)
-  assert answers.ways == [OWN, BUDGET, '16 px', '24 px', '32 px']
+  assert answers.ways == [BUDGET, ROUTER, '16 px', '24 px', '32 px']
+  assert answers.first_way == BUDGET
   good, bad = str(tmp_path / '<i>.png'), str(tmp_path / 'bad.png')
   Image.fromarray(pictures(1)[0]).save(good)
   (tmp_path / 'bad.png').write_bytes(b'no image')
@@ -173,16 +162,63 @@ def test_the_page_answers_in_words(comparer, tmp_path):
   assert 'cannot read bad.png as an image' in html
   (found,) = answers.show([good], BUDGET, comparer.budgets[0])
   assert '16 px 100 %' in found[1] and 'data-option="16 px"' in found[0]
-  (*_, (html, _)) = answers.show([bad] * 25, OWN, 0.0)
+  assert 'Policy: fixed 16 px.' in found[1]
+  (*_, (html, _)) = answers.show([bad] * 25, ROUTER, 0.0)
   assert html.count('cannot read') == 24 and 'first 24 of 25' in html
-  assert answers.show([], OWN, 0.0).__next__()[0].startswith('<p>Drop')
+  assert answers.show([], ROUTER, 0.0).__next__()[0].startswith('<p>Drop')
+
+
+def test_what_was_tried_before_is_said(comparer):
+  every = comparer.calibration.find(policy='cascade', accuracy=1.0).policy
+  for image in pictures(20, seed=7):
+    found = comparer.compare(image, every)
+    html = cards.card('x', found)
+    before = ', '.join(found.answer.ran[:-1])
+    assert (f'Tried before: {before}.' in html) == bool(before)
+    assert len(re.findall('class="option[ "]', html)) == 3
+    if before:
+      break
+  else:
+    raise AssertionError('no image went on')
+
+
+def test_the_page_opens_with_an_answer(comparer, tmp_path):
+  pytest.importorskip('gradio')
+  folder = tmp_path / 'run' / 'report' / 'examples'
+  folder.mkdir(parents=True)
+  for i in range(2):
+    Image.fromarray(pictures(2)[i]).save(folder / f'{i}.png')
+  blocks = page.build(comparer, str(tmp_path / 'run'))
+  (load,) = [
+    f for f in blocks.fns.values() if any(t[1] == 'load' for t in f.targets)
+  ]
+  values = [x.value for x in load.inputs]
+  assert [path.endswith('0.png') for path in values[0]] == [True]
+  assert values[1] == BUDGET
+  (*_, (html, promise)) = load.fn(*values)
+  assert '0.png' in html and html.count('class="card"') == 1
+  assert promise.startswith('On a test this budget costs')
+
+
+def test_the_slider_reaches_every_policy(comparer):
+  gradio = pytest.importorskip('gradio')
+  with gradio.Blocks():
+    slider, unit = page._slider(gradio, comparer)
+  calibration = comparer.calibration
+  points = calibration.points['GMACs']['best']
+  for at, point in (
+    (slider.minimum, points[0]),
+    (slider.value, calibration.find()),
+    (slider.maximum, points[-1]),
+  ):
+    assert comparer.promise(page._within(at * unit, comparer)) == point
 
 
 def test_a_model_without_a_router_has_fixed_sizes_only():
-  comparer = Comparer(tiny_trained(has_router=False))
-  answers = page.Answers(comparer)
+  model = tiny_trained(has_router=False)
+  answers = page.Answers(Comparer(Classifier.of(model, batch=1)))
   assert answers.ways == ['16 px', '24 px', '32 px']
-  assert answers.first_way == '32 px' and comparer.budgets is None
+  assert answers.first_way == '32 px' and answers.comparer.budgets is None
 
 
 def test_amounts():

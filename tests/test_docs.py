@@ -12,9 +12,9 @@ import sys
 
 import jax
 import pytest
+from conftest import pictures
 from PIL import Image
-from test_classifier import pictures
-from test_demo import calibration_of
+from records import calibration_of
 
 from colab import make_notebook
 from configs import quickstart

@@ -6,7 +6,7 @@ import pytest
 import torch_golden
 
 from configs import imagenet_sizes
-from drnet_jax.report import policies
+from drnet_jax.choosing import scores
 from drnet_jax.run import evaluate, weights
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_accuracy_is_what_pytorch_measured(tmp_path, size_px, top1, top5):
   path = str(tmp_path / 'run')
   weights.import_torch(config, str(torch_golden.DATA / f'{file}.npz'), path)
   record = evaluate.evaluate(path)
-  (policy,) = policies.fixed(record)
+  (fixed,) = scores.fixed_scores(record)
   assert jax.device_count() == 8 and len(record.label) == 1000
-  assert policy.top1 == pytest.approx(top1, abs=0.003)
-  assert policy.top5 == pytest.approx(top5, abs=0.003)
+  assert fixed.top1 == pytest.approx(top1, abs=0.003)
+  assert fixed.top5 == pytest.approx(top5, abs=0.003)

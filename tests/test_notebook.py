@@ -82,10 +82,10 @@ def test_cells_run(data_dir, tmp_path, monkeypatch):
       pictures += 'image/png' in output.get('data', {})
       pages += '<iframe srcdoc=' in output.get('data', {}).get('text/html', '')
   assert 'error:' not in printed and 'Traceback' not in printed
-  for expected in ('routed', 'best fixed', 'budgets land', '30,464,363'):
+  for expected in ('best policy', 'best fixed', '30,464,363'):
     assert expected in printed, expected
   assert pages == 1  # the report
-  # The answers, the dial's curve, answers at three budgets.
-  assert pictures == 1 + 1 + 3
+  # The answers, then those at three budgets.
+  assert pictures == 1 + 3
   assert printed.count('GMACs an image: ') == 3
   assert (workdir / 'calibration.json').exists()

@@ -11,9 +11,9 @@ import urllib.request
 
 import browser
 import pytest
+from conftest import pictures
 from PIL import Image
-from test_classifier import pictures
-from test_demo import calibration_of
+from records import calibration_of
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.run import workdir
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def calibrated(run, tmp_path_factory):
-  """The workdir with a dial and examples."""
+  """The workdir with a calibration and examples."""
   path = str(tmp_path_factory.mktemp('demo') / 'run')
   shutil.copytree(run, path)
   images = pictures(100, side=64)
@@ -94,6 +94,10 @@ class Page:
       'x => x.dataset.option)'
     )
 
+  def titles(self):
+    """Names of the images that are answered."""
+    return [x.text for x in self.find('.card h3')]
+
   def move_slider(self, key):
     self.find('#budget input[type=range]')[0].send_keys(key)
 
@@ -103,6 +107,7 @@ def test_an_afternoon_at_the_page(calibrated, address, tmp_path, width):
   from selenium.webdriver.common.keys import Keys
 
   classifier = Classifier.load(calibrated, batch=1)
+  points = classifier.calibration.points['GMACs']['best']
   image = str(tmp_path / 'image.png')
   Image.fromarray(pictures(1, side=64, seed=3)[0]).save(image)
   broken = tmp_path / 'broken.png'
@@ -110,9 +115,16 @@ def test_an_afternoon_at_the_page(calibrated, address, tmp_path, width):
   driver = browser.open_chromium(tmp_path / 'profile', width=width)
   try:
     page = Page(driver, address)
+    # It opens with an answer.
+    page.until(lambda: page.titles() == ['0.png'])
+    (first,) = classifier.predict(
+      [os.path.join(calibrated, 'report', 'examples', '0.png')]
+    )
+    assert page.options() == [first.option]
     page.upload(image)
     (expected,) = classifier.predict([image])
-    page.until(lambda: page.options() == [expected.option])
+    page.until(lambda: page.titles() == ['image.png'])
+    assert page.options() == [expected.option]
     assert expected.name == page.find('.card .answer b')[0].text
     drawn = driver.execute_script(
       "const x = document.querySelector('.card .first img');"
@@ -121,12 +133,16 @@ def test_an_afternoon_at_the_page(calibrated, address, tmp_path, width):
     )
     assert drawn[0] == expected.size_px < drawn[1]
     assert drawn[2] == 'pixelated'
-    # The dial, from end to end; then one size for all.
+    # The budget, from end to end; then one size for all.
     page.move_slider(Keys.HOME)
-    page.until(lambda: page.options() == ['16 px'])
     page.until(lambda: '16 px 100 %' in page.find('#promise')[0].text)
+    page.until(lambda: page.options() == ['16 px'])
     page.move_slider(Keys.END)
-    page.until(lambda: page.options() == ['64 px'])
+    promised = f'gets {100 * points[-1].top1:.1f} % right'
+    page.until(lambda: promised in page.find('#promise')[0].text)
+    classifier.policy = points[-1].policy
+    (expected,) = classifier.predict([image])
+    page.until(lambda: page.options() == [expected.option])
     page.find('#way input')[3].click()
     page.until(lambda: page.options() == ['32 px'])
     # One of the examples instead, then a file that is none.

@@ -13,22 +13,22 @@ import subprocess
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from drnet_jax.report.compare import Interval
 from PIL import Image
-from test_policies import make_record
+from records import make_record, router
 
 from configs import smoke
 from drnet_jax import settings
-from drnet_jax.commands import report as __main__
+from drnet_jax.choosing import record as record_lib
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.calibration import Calibration
+from drnet_jax.choosing.scores import Interval
+from drnet_jax.commands import report as command
 from drnet_jax.errors import UserError
 from drnet_jax.report import (
-  choices,
-  compare,
+  evaluated,
   page,
   pictures,
   plots,
-  policies,
-  run,
   run_page,
   run_set,
   set_page,
@@ -51,92 +51,111 @@ def images(count=2000, *, gain=0.0, seed=0, **changes):
   informed = rng.random(count) < abs(gain)
   wish = right if gain > 0 else ~right
   choice = np.where(informed & wish.any(1), wish.argmax(1), choice)
-  return make_record(
-    right.astype(int), choice, **{'predictor_gmacs': 0.0} | changes
-  )
+  return make_record(right, choice, **{'predictor_gmacs': 0.0} | changes)
+
+
+def judge(record, **options):
+  """The router of a record among its rivals."""
+  return scores.judge(record, router(record), name='router', **options)
+
+
+def answers(record, **options):
+  """What is said of the router of a record."""
+  return wording.answers(judge(record, **options), record, router(record))
 
 
 def test_an_interval_is_that_of_the_normal_distribution():
   rng = np.random.default_rng(0)
   values = (rng.random(4000) < 0.8).astype(float)
-  found = compare.difference(values, np.zeros(4000), resamples=4000)
+  found = scores.difference(
+    values, np.zeros(4000), np.arange(4000), resamples=4000
+  )
   margin = 1.96 * np.sqrt(values.mean() * (1 - values.mean()) / 4000)
   assert found.value == pytest.approx(values.mean())
   assert found.high - found.value == pytest.approx(margin, rel=0.06)
   assert found.value - found.low == pytest.approx(margin, rel=0.06)
 
 
+def test_copies_of_one_original_are_drawn_together():
+  """Four of each are worth a quarter of the images: twice the interval."""
+  rng = np.random.default_rng(0)
+  originals = (rng.random(1000) < 0.8).astype(float)
+  groups = np.repeat(np.arange(1000), 4)
+  one, four = (
+    scores.difference(x, np.zeros(len(x)), g, resamples=2000)
+    for x, g in (
+      (originals, np.arange(1000)),
+      (np.repeat(originals, 4), groups),
+    )
+  )
+  assert four == one
+  alone = scores.difference(
+    np.repeat(originals, 4), np.zeros(4000), np.arange(4000), resamples=2000
+  )
+  width = (four.high - four.low) / (alone.high - alone.low)
+  assert width == pytest.approx(2, rel=0.1)
+  record = images(40, extra={'original': np.repeat(np.arange(10) + 7, 4)})
+  assert record.groups.tolist() == np.repeat(np.arange(10), 4).tolist()
+
+
 def test_differences_are_paired():
   """Two rows that are right on the same images differ by nothing at all."""
   record = images()
-  router = make_record(
+  record = make_record(
     record.predicted, [1] * len(record.label), predictor_gmacs=0.0
   )
-  found = compare.compare(router, resamples=100)
+  found = judge(record, resamples=100)
   same = found.fixed[1]
   assert same.gain == Interval(0.0, 0.0, 0.0)
   assert same.top1.high - same.top1.low > 0.02
-  assert found.collapsed == 1
+  assert found.policy.shares.tolist() == [0, 1, 0]
 
 
-def test_a_comparison_agrees_with_the_policies():
+def test_a_judgement_agrees_with_the_scores():
   record = images(gain=0.5, predictor_gmacs=0.5)
-  found = compare.compare(record, resamples=50)
-  known = {p.name: p for p in policies.all_policies(record)}
+  found = judge(record, resamples=50)
+  routed = scores.score(router(record), record, 'router')
+  known = {s.name: s for s in (*scores.fixed_scores(record), routed)}
+  known['oracle'] = scores.oracle(record)
+  assert {s.name for s in found.all} - {*known} == {'best fixed', 'random'}
+  hull = scores.hull_top1(record, routed.gmacs)
+  assert found.best_fixed.top1.value == pytest.approx(hull)
+  blind = scores.blind_shares(routed.shares, record.gmacs, routed.gmacs)
+  assert found.random.gmacs.value == pytest.approx(routed.gmacs)
+  assert found.random.top1.value == pytest.approx(blind @ record.top1.mean(0))
   for scored in found.all:
-    if scored.name == 'cascade':
-      continue
-    policy = known[scored.name]
-    assert scored.top1.value == pytest.approx(policy.top1, abs=1e-6)
-    assert scored.gmacs.value == pytest.approx(policy.gmacs, rel=1e-6)
+    if plain := known.get(scored.name):
+      assert scored.top1.value == pytest.approx(plain.top1, abs=1e-6)
+      assert scored.gmacs.value == pytest.approx(plain.gmacs, rel=1e-6)
     assert scored.gain.value == pytest.approx(
-      known['routed'].top1 - policy.top1, abs=1e-6
+      routed.top1 - scored.top1.value, abs=1e-6
     )
     assert scored.top1.low < scored.top1.value < scored.top1.high
-  assert found.saving.value == pytest.approx(1 - known['routed'].gmacs / 4)
-
-
-def test_the_cascade_costs_what_the_router_costs():
-  rng = np.random.default_rng(0)
-  record = images(confidence=rng.random((2000, 3)))
-  found = compare.compare(record, resamples=50)
-  # Between the first size alone (1) and all three (7).
-  assert found.cascade.gmacs.value == pytest.approx(found.router.gmacs.value)
-  curve = policies.cascade_curve(record)
-  assert found.cascade.top1.value == pytest.approx(
-    np.interp(
-      found.router.gmacs.value,
-      [p.gmacs for p in curve],
-      [p.top1 for p in curve],
-    ),
-    abs=1e-5,
-  )
+  assert found.saving.value == pytest.approx(1 - routed.gmacs / 4)
 
 
 @pytest.mark.parametrize(
   'gain, short, says',
   [
-    (0.0, 'No', 'the interval contains zero'),
+    (0.0, 'Not shown', 'the interval contains zero'),
     (0.6, 'Yes', 'the interval lies above zero'),
     (-0.6, 'No, it loses', 'it gains -'),
   ],
 )
 def test_the_headline_says_whether_the_gain_is_real(gain, short, says):
-  record = images(gain=gain)
-  *_, last = wording.answers(compare.compare(record, resamples=200), record)
+  *_, last = answers(images(gain=gain), resamples=200)
   assert last.question == 'Is the gain real?'
   assert last.short == short and says in last.text
 
 
 def test_the_headline_says_what_is_saved_and_against_what():
-  record = make_record()  # costs 2.5 of 4; right on 3 of 4, as the largest
-  saving, rivals, _ = wording.answers(
-    compare.compare(record, resamples=50), record
-  )
+  # Costs 2.5 of 4; right on 3 of 4, as the largest.
+  saving, rivals, _ = answers(make_record(), resamples=50)
   assert saving.short == '37.5 %'
   assert 'takes 2.50 GMACs on average, 0.500 GMACs of it' in saving.text
   assert 'with all images at 30 px it is 4.00 GMACs' in saving.text
   assert 'from 75.0 to 75.0 %: +0.0 [+0.0, +0.0] points' in saving.text
+  assert 'Policy: router 10, 20, 30 px.' in saving.text
   assert rivals.short == 'all images at 30 px'
   # At 2.5 GMACs the hull has .5 + .25 / 4.
   assert 'or mixture of two 56.2 %' in rivals.text
@@ -145,10 +164,7 @@ def test_the_headline_says_what_is_saved_and_against_what():
 def test_the_headline_names_a_single_size_that_is_better_than_the_full_one():
   # Sizes cost 1, 2 and 4, the router 1.25 and its predictor .5.
   right = [[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
-  record = make_record(right, [0, 0, 1, 0])
-  saving, rivals, _ = wording.answers(
-    compare.compare(record, resamples=50), record
-  )
+  saving, rivals, _ = answers(make_record(right, [0, 0, 1, 0]), resamples=50)
   assert 'But 20 px alone is the best size here: 75.0 % at 2.00' in rivals.text
   assert 'the router saves 12.5 % and gains +0.0 [' in rivals.text
   assert saving.text.endswith(' 30 px is hardly used: 0.0 % of the images.')
@@ -157,18 +173,23 @@ def test_the_headline_names_a_single_size_that_is_better_than_the_full_one():
 @pytest.mark.parametrize(
   'confidence, short',
   [
-    (lambda right: np.ones_like(right), 'Yes'),  # goes by nothing
-    (lambda right: right, 'Yes, but a cascade is better'),  # knows all
+    (np.ones_like, 'Yes'),  # goes by nothing
+    (np.array, 'Yes, but the cascade is better'),  # knows all
   ],
 )
-def test_a_gain_over_fixed_sizes_alone_is_said_to_be_that(confidence, short):
+def test_a_gain_over_fixed_sizes_alone_is_said_to_be_that(
+  tmp_path, confidence, short
+):
   record = images(gain=0.4)
-  record = dataclasses.replace(
-    record, confidence=confidence(record.top1).astype(float)
-  )
-  found = compare.compare(record, resamples=200)
+  sure = confidence(record.top1).astype(float)
+  record = dataclasses.replace(record, confidence=sure, margin=sure)
+  run = evaluated.read(str(write_run(tmp_path / 'run', record)))
+  found = run.judgement
   assert found.best_fixed.gain.sign == 1
-  assert wording.answers(found, record)[2].short == short
+  # As expensive as the router at the most.
+  for scored in found.others.values():
+    assert scored.gmacs.value <= found.policy.gmacs.value
+  assert wording.answers(found, record, run.policy)[2].short == short
 
 
 def test_commands_are_marked_in_html():
@@ -182,31 +203,29 @@ def test_commands_are_marked_in_html():
 
 
 def test_a_router_that_costs_more_saves_nothing():
-  record = make_record(choice=[2] * 4)
-  saving, *_ = wording.answers(compare.compare(record, resamples=9), record)
+  saving, *_ = answers(make_record(choice=[2] * 4), resamples=9)
   assert saving.short == 'Nothing'
-  assert '100.0 % of the images go to 30 px' in saving.text
+  assert '100.0 % of the images end at 30 px' in saving.text
 
 
 def test_classes_are_told_apart():
   # Right at the smallest: image 0; at the largest: images 0 to 2.
-  record = make_record(
-    choice=[0, 0, 2, 0], label=np.array([0, 1, 1, 1]), predicted=None
-  )
+  label = np.array([0, 1, 1, 1])
   right = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
-  predicted = np.where(right, record.label[:, None], 9)
   record = make_record(
-    choice=[0, 0, 2, 0], label=record.label, predicted=predicted
+    choice=[0, 0, 2, 0],
+    label=label,
+    predicted=np.where(right, label[:, None], 9),
   )
-  harmed, same = compare.by_class(record, ['cat', 'dog'])
+  harmed, same = scores.by_class(record, router(record), ['cat', 'dog'])
   assert (harmed.name, harmed.images, harmed.full) == ('dog', 3, 2 / 3)
   assert harmed.change.value == pytest.approx(-1 / 3)
-  # Of (-1, 0, 0): sqrt(2 / 9 / 3) * 1.96.
-  assert harmed.change.high == pytest.approx(
-    -1 / 3 + 1.96 * np.sqrt(2) / 9**0.75
-  )
+  # Of (-1, 0, 0): sqrt of the sum of squared residuals, 2 / 3, over 3 - 1,
+  # over 3.
+  assert harmed.change.high == pytest.approx(-1 / 3 + 1.96 / 3)
   assert harmed.gmacs == pytest.approx((1 + 4 + 1) / 3 + 0.5)
   assert (same.name, same.change.value) == ('cat', 0.0)
+  assert np.isnan(same.change.high)  # of one image
 
 
 def test_markdown_tables():
@@ -230,14 +249,15 @@ def write_run(path, record):
   directory = path / 'report'
   directory.mkdir(parents=True)
   settings.write_json(str(path / 'config.json'), settings.plain(config))
-  settings.write_json(str(path / 'classes.json'), ['<b>cat</b>', 'dog'])
-  policies.save(record, directory / 'record.npz')
+  settings.write_json(str(path / 'classes.json'), ['<b>cat</b>', *'dogs'])
+  record_lib.save(record, directory / 'record.npz')
   with open(path / 'metrics.csv', 'w') as file:
     file.write('stage,step,metric,value\n')
     for name in ('entropy', 'hinge', 'share_r10', 'share_r20', 'share_r30'):
       file.write(f'finetune,2,train/{name},0.5\nfinetune,4,train/{name},0.4\n')
   noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-  pictures.save(record, lambda i: noise, str(directory))
+  run = evaluated.read(str(path))
+  pictures.save(record, run.ends(), lambda i: noise, str(directory))
   return path
 
 
@@ -246,7 +266,7 @@ def reported(tmp_path_factory):
   """The folder of a run's report."""
   path = write_run(tmp_path_factory.mktemp('runs') / 'one', images(gain=0.5))
   with flagsaver.flagsaver(workdir=str(path)):
-    __main__._run()
+    command.run([])
   return path / 'report'
 
 
@@ -276,15 +296,15 @@ def test_a_report_is_one_page_and_what_it_is_made_of(reported):
 
 
 def test_cells_are_those_of_the_record(reported):
-  record = policies.load(reported / 'record.npz')
-  router = policies.routed(record)
+  record = record_lib.load(reported / 'record.npz')
+  routed = scores.score(router(record), record, 'router')
   with open(reported / 'evaluation.csv', newline='') as file:
     rows = {row['policy']: row for row in csv.DictReader(file)}
-  assert float(rows['routed']['top1']) == pytest.approx(router.top1, abs=1e-6)
+  assert float(rows['router']['top1']) == pytest.approx(routed.top1, abs=1e-6)
   assert float(rows['random']['gain_low']) > 0
-  low, high = rows['routed']['top1_low'], rows['routed']['top1_high']
+  low, high = rows['router']['top1_low'], rows['router']['top1_high']
   cell = (
-    f'{100 * router.top1:.1f} [{100 * float(low):.1f}, {100 * float(high):.1f}]'
+    f'{100 * routed.top1:.1f} [{100 * float(low):.1f}, {100 * float(high):.1f}]'
   )
   text = html.unescape((reported / 'index.html').read_text())
   assert f'<td>{cell}</td>' in text
@@ -340,45 +360,212 @@ def test_a_size_that_nothing_chose_is_said_to_be_stale(tmp_path, statistics):
   config = json.loads((path / 'config.json').read_text())
   config['finetune']['objective']['statistics'] = statistics
   settings.write_json(str(path / 'config.json'), config)
-  run_page.write(run.read(str(path)), str(tmp_path))
+  run_page.write(evaluated.read(str(path)), str(tmp_path))
   told = (
-    'Hardly an image was sent to 30 px' in (tmp_path / 'report.md').read_text()
+    'Hardly any image was sent to 30 px' in (tmp_path / 'report.md').read_text()
   )
   assert told == (statistics != 'fresh')
 
 
 def test_a_run_without_a_router_says_so(tmp_path):
-  record = make_record(log_p=None)
-  one = run.read(str(write_run(tmp_path / 'fixed', record)))
+  record = make_record(choice=None)
+  one = evaluated.read(str(write_run(tmp_path / 'fixed', record)))
   report = run_page.write(one, str(tmp_path / 'out'))
   first, second = report.answers
   assert 'Nothing chooses here' in first.text and first.short == '75.0 %'
   assert second.short == '+0.0 points at most'
 
 
-def test_exits_leave_by_thresholds_of_other_images(tmp_path):
-  """The setting that was best on held-out images, not on these."""
-  record = make_record(
-    options=np.array(['exit 1', 'exit 2', 'exit 3']),
-    confidence=np.array(
-      [[0.9, 1, 1], [0.4, 0.9, 1], [0.1, 0.2, 1]] + [[1] * 3]
-    ),
-    log_p=None,
+def population(count, *, seed):
+  """Images of differing difficulty, and a predictor that half knows it."""
+  rng = np.random.default_rng(seed)
+  ease = rng.normal(1.0, 1.0, (count, 1))
+  logits = rng.normal(0, 1.0, (count, 1, 5)) + rng.normal(0, 0.7, (count, 3, 5))
+  logits[:, :, 1] += 3 * ease + [-2.0, 0.0, 0.7]
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  wish = ease * [2.0, 1.0, 0.0] + rng.normal([-2.0, -0.5, 0.0], 1, (count, 3))
+  log_p = wish - np.log(np.exp(wish).sum(1, keepdims=True))
+  return make_record(
+    probabilities=p,
+    predictor_gmacs=0.1,
+    log_p=log_p.astype(np.float32),
+    draw=rng.random(count),
+    extra={'index': np.arange(count)},
+    origin='weights 1234; digits/test',
   )
-  path = write_run(tmp_path / 'exits', record)
-  with open(path / 'report' / 'budget.csv', 'w') as file:
-    file.write(
-      'network,q,calibration_gmacs,calibration_top1,test_gmacs,test_top1,best,'
-      'thresholds\n'
-      'w,0.5,2.0,0.5,1.0,0.9,1,0.0 0.0 -inf\n'
-      'w,1.0,3.0,0.7,2.0,0.6,1,0.5 0.5 -inf\n'
-      'other,1.0,3.0,0.9,2.0,0.6,1,9.0 9.0 -inf\n'
+
+
+@pytest.fixture(scope='module')
+def calibrated(tmp_path_factory):
+  """A run whose policies were found on other images."""
+  path = tmp_path_factory.mktemp('calibrated') / 'one'
+  write_run(path, population(600, seed=0))
+  held_out = dataclasses.replace(
+    population(600, seed=1), origin='weights 1234; digits/validation'
+  )
+  Calibration.of(held_out, split='digits/validation').write(str(path))
+  return path
+
+
+def rows_of(directory, name):
+  with open(directory / name, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def test_a_calibrated_run_is_judged_by_its_best_policy(calibrated, tmp_path):
+  run = evaluated.read(str(calibrated))
+  report = run_page.write(run, str(tmp_path))
+  # Within .3 points of the best fixed size on the calibration images, where
+  # nothing cheaper is.
+  points = run.calibration.points['GMACs']
+  assert run.found.top1 >= points['fixed'][-1].top1 - 0.003
+  cheaper = [p for p in points['best'] if p.gmacs < run.found.gmacs]
+  assert all(p.top1 < points['fixed'][-1].top1 - 0.003 for p in cheaper)
+  saved = f'{100 * run.judgement.saving.value:.1f} %'
+  assert report.answers[0].short == saved
+  rows = {row['policy']: row for row in rows_of(tmp_path, 'evaluation.csv')}
+  assert {'best policy', 'router as trained'} <= set(rows)
+  expected = scores.score(run.found.policy, run.record, '')
+  assert float(rows['best policy']['top1']) == pytest.approx(expected.top1)
+  trained = scores.score(router(run.record), run.record, '')
+  assert float(rows['router as trained']['gmacs']) == pytest.approx(
+    trained.gmacs
+  )
+  # Rivals are found on the calibration images, within the policy's cost there.
+  for family in ('router', 'cascade', 'routed cascade'):
+    if family in rows:
+      within = [
+        p
+        for p in points[family.replace(' ', '_')]
+        if p.gmacs <= run.found.gmacs
+      ]
+      rival = scores.score(within[-1].policy, run.record, '')
+      assert float(rows[family]['top1']) == pytest.approx(rival.top1)
+  text = (tmp_path / 'report.md').read_text()
+  assert '600 images of digits/validation, never on these' in text
+
+
+def test_every_budget_is_promised_and_checked(calibrated, tmp_path):
+  run = evaluated.read(str(calibrated))
+  run_page.write(run, str(tmp_path))
+  rows = rows_of(tmp_path, 'budgets.csv')
+  assert {row['family'] for row in rows} == {
+    'best',
+    'cascade',
+    'fixed',
+    'routed_cascade',
+    'router',
+  }
+  promised = {
+    (family, p.gmacs): p
+    for family, points in run.calibration.points['GMACs'].items()
+    for p in points
+  }
+  for row in rows:
+    point = promised[row['family'], float(row['promised_gmacs'])]
+    got = scores.score(point.policy, run.record, '')
+    assert float(row['promised_top1']) == point.top1
+    assert float(row['test_top1']) == pytest.approx(got.top1)
+    assert float(row['best_fixed']) == pytest.approx(
+      scores.hull_top1(run.record, got.gmacs)
     )
-  one = run.read(str(path))
-  assert choices.chosen(one).choice.tolist() == [0, 1, 2, 0]
-  found = choices.comparison(one)
-  assert found.router.name == 'early exit' and found.cascade is None
-  assert found.router.gmacs.value == pytest.approx((1 + 2 + 4 + 1) / 4 + 0.5)
+  best = [row for row in rows if row['family'] == 'best']
+  shown = run_page.budget_table(run).splitlines()
+  assert len(shown) >= len(best) and 'promised, GMACs' in shown[0]
+
+
+@pytest.mark.parametrize(
+  'asked, name, family',
+  [
+    ({'policy': 'cascade'}, 'cascade policy', 'cascade'),
+    ({'policy': 'routed_cascade'}, 'routed cascade policy', 'routed_cascade'),
+    ({'gmacs': 3.0}, 'best policy', None),
+    ({'policy': 'fixed', 'gmacs': 2.5}, 'fixed policy', 'fixed'),
+    ({'policy': 'router'}, 'router as trained', 'router'),
+  ],
+)
+def test_a_report_is_of_the_policy_that_is_asked_for(
+  calibrated, asked, name, family
+):
+  run = evaluated.read(str(calibrated), **asked)
+  if asked == {'policy': 'router'}:  # as trained, as `predict` understands it
+    policy = router(run.record)
+  else:
+    point = run.calibration.find(**asked)
+    assert point.gmacs <= asked.get('gmacs', np.inf)
+    policy = point.policy
+  assert run.policy == policy and family in (None, policy.family)
+  judged = run.judgement
+  got = scores.score(policy, run.record, '')
+  assert judged.policy.name == name
+  assert judged.policy.top1.value == pytest.approx(got.top1)
+  assert judged.policy.gmacs.value == pytest.approx(got.gmacs)
+
+
+def test_the_command_takes_a_policy_and_a_budget(calibrated, tmp_path):
+  with flagsaver.flagsaver(
+    workdir=str(calibrated),
+    report_to=str(tmp_path),
+    policy='cascade',
+    budget_gmacs=2.5,
+  ):
+    command.run([])
+  run = evaluated.read(str(calibrated), policy='cascade', gmacs=2.5)
+  assert run.policy.family == 'cascade'
+  (row,) = [
+    row
+    for row in rows_of(tmp_path, 'evaluation.csv')
+    if row['policy'] == 'cascade policy'
+  ]
+  got = scores.score(run.policy, run.record, '')
+  assert float(row['top1']) == pytest.approx(got.top1)
+
+
+def test_what_is_asked_for_needs_a_calibration(calibrated, tmp_path):
+  path = str(tmp_path / 'run')
+  shutil.copytree(calibrated, path)
+  with pytest.raises(UserError, match='out of reach: the least is 1,'):
+    evaluated.read(path, gmacs=0.5).judgement  # noqa: B018
+  # Of other weights it says nothing of these.
+  record = dataclasses.replace(population(50, seed=0), origin='weights 5; x')
+  record_lib.save(record, os.path.join(path, 'report', 'record.npz'))
+  assert evaluated.read(path).calibration is None
+  with pytest.raises(UserError, match='calibrate --workdir='):
+    evaluated.read(path, policy='cascade')
+
+
+def test_a_calibrated_network_with_exits_chooses(tmp_path):
+  """The setting that was best on held-out images, not on these."""
+  names = ('exit 1', 'exit 2', 'exit 3')
+
+  def record(sure, origin):
+    return make_record(
+      choice=None,
+      names=names,
+      confidence=np.array(sure),
+      predictor_gmacs=0.0,
+      origin=f'weights 1; {origin}',
+    )
+
+  sure = [[0.9, 1, 1], [0.4, 0.9, 1], [0.1, 0.2, 1], [1, 1, 1]]
+  test = record(sure, 'test')
+  path = write_run(tmp_path / 'exits', test)
+  # Image 1 is less sure there: the threshold of exit 1 lies over it, not
+  # between it and image 0.
+  held_out = record([[0.8, 1, 1], [0.3, 0.9, 1], *sure[2:]], 'validation')
+  Calibration.of(held_out, split='validation').write(str(path))
+  run = evaluated.read(str(path))
+  limit = (0.8 + 0.3) / 2
+  assert run.policy.family == 'cascade' and run.router is None
+  assert run.policy.stop[0] == pytest.approx(limit)
+  # An exit goes on with what the one before computed: 1, 2 and 4 in all.
+  assert run.ends().tolist() == [0, 1, 2, 0]
+  assert run.judgement.policy.gmacs.value == pytest.approx((1 + 2 + 4 + 1) / 4)
+  assert run.sizes == '3 exits' and 'router as trained' not in (
+    run.judgement.others
+  )
+  report = run_page.write(run, str(tmp_path / 'out'))
+  assert report.answers[1].short == 'all images at exit 3'
 
 
 @pytest.fixture(scope='module')
@@ -390,7 +577,7 @@ def experiment(tmp_path_factory):
     right = base.copy()
     right[50 : 50 + wins] = 1
     write_run(path / f'random_{k}', make_record(right, [0] * 100))
-  write_run(path / 'one_size', make_record(base, log_p=None))
+  write_run(path / 'one_size', make_record(base, None))
   rows = {
     'random 1': 'random_1',
     'random 2': 'random_2',
@@ -447,7 +634,7 @@ def test_rows_are_compared_with_the_network_of_one_size(experiment):
 
 def test_the_report_of_a_set(experiment):
   with flagsaver.flagsaver(workdir=str(experiment)):
-    __main__._run()
+    command.run([])
   directory = experiment / 'report'
   assert {'index.html', 'table5_ours.svg', 'table1_papers.svg'} <= set(
     os.listdir(directory)
@@ -469,7 +656,7 @@ def test_a_set_that_has_only_begun_has_a_report(tmp_path):
     {'title': 'Begun', 'tables': [6], 'rows': {'DRNet': 'not_there'}},
   )
   with flagsaver.flagsaver(workdir=str(tmp_path)):
-    __main__._run()
+    command.run([])
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert '0 of 1 rows run.' in text and 'Nothing yet' in text
   assert '| DRNet | 0.283 | 72.7 | 3.8 |  |' in text
@@ -478,21 +665,21 @@ def test_a_set_that_has_only_begun_has_a_report(tmp_path):
 def test_several_runs_are_named_after_their_folders(experiment, tmp_path):
   paths = f'{experiment}/random_1,{experiment}/random_2'
   with flagsaver.flagsaver(workdir=paths, report_to=str(tmp_path)):
-    __main__._run()
+    command.run([])
   text = (tmp_path / 'report.md').read_text()
   assert '| random_2 |' in text and 'the paper:' not in text
 
 
 def test_what_cannot_be_reported_is_named(experiment, tmp_path):
   with pytest.raises(UserError, match='not a workdir of drnet_jax'):
-    run.read(str(tmp_path))
+    evaluated.read(str(tmp_path))
   path = tmp_path / 'begun'
   path.mkdir()
   shutil.copy(experiment / 'one_size' / 'config.json', path)
   with pytest.raises(UserError, match='not evaluated yet: .*--mode=evaluate'):
-    run.read(str(path))
+    evaluated.read(str(path))
   for fields, message in (
-    ({'title': '', 'tables': [7], 'rows': {}}, 'table 7 is none of'),
+    ({'title': '', 'tables': [7], 'rows': {}}, 'table 7 is not one of'),
     ({'title': ''}, 'is damaged'),
   ):
     (path / 'set.json').write_text(json.dumps(fields))

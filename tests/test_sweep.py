@@ -155,13 +155,13 @@ def test_other_arguments_are_refused(jobs):
   'override', ['8', '--config.seed', "--config.stages=('finetune',)"]
 )
 def test_overrides_that_break_the_rows_are_refused(file, override):
-  with pytest.raises(UserError, match='not of the form|sets itself'):
+  with pytest.raises(UserError, match='not of the form|set by the sweep'):
     sweep.plan(file, 'out', [override])
 
 
 @pytest.mark.parametrize(
   'name, message',
-  [('low, high', 'comma'), ('first_stage', 'own'), ('lo w', 'own')],
+  [('low, high', 'comma'), ('first_stage', 'reserved'), ('lo w', 'duplicated')],
 )
 def test_names_that_would_be_mistaken_are_refused(tmp_path, name, message):
   path = tmp_path / 'a_set.py'

@@ -31,26 +31,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
+from absl.flags import FLAGS
 from PIL import Image
 
 from drnet_jax import terminal
 from drnet_jax.data import packed, random_crop, sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.shard_writer import Shard, ShardWriter, serializer
-
-_PACKED = flags.DEFINE_string('packed', None, 'Packed file.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Of the packed file.')
-_IMAGES = flags.DEFINE_integer('images', 1000, 'So many of it.')
-_ENLARGE = flags.DEFINE_string(
-  'enlarge', '', 'Encode them anew at this size, for instance 500x375.'
-)
-_SIZE_PX = flags.DEFINE_integer('size_px', 224, 'Side of the crops.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images of a batch.')
-_TURNS = flags.DEFINE_integer('turns', 5, 'Repetitions.')
-_THREADS = flags.DEFINE_list('threads', ['1', '2'], 'Numbers of threads.')
-_WORKERS = flags.DEFINE_list('workers', [], 'Numbers of worker processes.')
-_MEMORY_IMAGES = flags.DEFINE_integer('memory_images', 0, '0 to skip it.')
 
 _DECODED = 500  # images for the table of decoders
 _WARM_UP = 8  # batches, until what was made ahead is used up
@@ -64,25 +51,25 @@ def run() -> None:
   files = _files()
   terminal.say(
     f'{len(files)} images of {np.mean([len(f) for f in files]) / 1e3:.0f} kB, '
-    f'crops of {_SIZE_PX.value} px, {os.cpu_count()} cores\n'
+    f'crops of {FLAGS.size_px} px, {os.cpu_count()} cores\n'
   )
   terminal.say(terminal.table(_decoders(files[:_DECODED])))
   with tempfile.TemporaryDirectory() as root:
     for kind, write in (('folder', _as_folder), ('ArrayRecord', _as_shards)):
       data = write(files, os.path.join(root, kind))
       terminal.say('\n' + terminal.table(_pipelines(kind, data)))
-    if _MEMORY_IMAGES.value:
+    if FLAGS.memory_images:
       for workers in (0, 2):
         terminal.say('\n' + _memory(data, workers))
 
 
 def _files() -> list[bytes]:
-  examples, _ = packed.load(_PACKED.value, _SPLIT.value, (), 0)
-  rows = np.random.default_rng(0).permutation(len(examples))[: _IMAGES.value]
+  examples, _ = packed.load(FLAGS.packed, FLAGS.split, (), 0)
+  rows = np.random.default_rng(0).permutation(len(examples))[: FLAGS.images]
   files = [examples[i]['image'] for i in rows]
-  if not _ENLARGE.value:
+  if not FLAGS.enlarge:
     return files
-  width, height = map(int, _ENLARGE.value.split('x'))
+  width, height = map(int, FLAGS.enlarge.split('x'))
   return [_enlarged(file, width, height) for file in files]
 
 
@@ -156,7 +143,7 @@ def _in_turns(contenders: dict[str, Callable[[], float]]):
     Name, median rate, and median of the ratios to the first's.
   """
   rates = {name: [] for name in contenders}
-  for _ in range(_TURNS.value):
+  for _ in range(FLAGS.turns):
     for name, run in contenders.items():
       rates[name].append(run())
   first = next(iter(rates.values()))
@@ -210,13 +197,13 @@ def _crop_all(files: list[bytes], codec: random_crop.Codec) -> float:
   rng = np.random.default_rng(0)
   start = time.process_time()
   for file in files:
-    random_crop.random_resized_crop(file, _SIZE_PX.value, rng, codec)
+    random_crop.random_resized_crop(file, FLAGS.size_px, rng, codec)
   return len(files) / (time.process_time() - start)
 
 
 def _pipelines(kind: str, data: Data) -> list[Row]:
-  threads = [(int(n), 0) for n in _THREADS.value]
-  workers = [(1, int(n)) for n in _WORKERS.value]
+  threads = [(int(n), 0) for n in FLAGS.threads]
+  workers = [(1, int(n)) for n in FLAGS.workers]
   source, rows = data.open('train'), []
   measured = [('core', time.process_time, threads)]
   if workers:  # whose processors' time is not counted as ours
@@ -246,7 +233,7 @@ def _bare_loop(examples: sources.Examples, now: Now) -> float:
   start = now()
   for i in rng.permutation(len(examples)):
     image = examples[i]['image']
-    random_crop.random_resized_crop(image, _SIZE_PX.value, rng)
+    random_crop.random_resized_crop(image, FLAGS.size_px, rng)
   return len(examples) / (now() - start)
 
 
@@ -255,18 +242,18 @@ def _whole(data: Data, source: sources.Source, now: Now) -> float:
   with contextlib.closing(_stream(data, source)) as stream:
     for _ in itertools.islice(stream, _WARM_UP):
       pass
-    count = max(_IMAGES.value // _BATCH_SIZE.value, 1)
+    count = max(FLAGS.images // FLAGS.batch_size, 1)
     start = now()
     for _ in itertools.islice(stream, count):
       pass
-    return count * _BATCH_SIZE.value / (now() - start)
+    return count * FLAGS.batch_size / (now() - start)
 
 
 def _stream(data: Data, source: sources.Source):
   return data.train_batches(
     source,
-    size_px=_SIZE_PX.value,
-    batch_size=_BATCH_SIZE.value,
+    size_px=FLAGS.size_px,
+    batch_size=FLAGS.batch_size,
     seed=0,
     start_step=0,
   )
@@ -278,15 +265,15 @@ def _memory(data: Data, workers: int) -> str:
   changed = dataclasses.replace(data, threads=2, workers=workers)
   for share in (0.1, 1):
     with contextlib.closing(_stream(changed, source)) as stream:
-      count = share * _MEMORY_IMAGES.value / _BATCH_SIZE.value
+      count = share * FLAGS.memory_images / FLAGS.batch_size
       for _ in itertools.islice(stream, round(count)):
         pass
     who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
     peaks.append(resource.getrusage(who).ru_maxrss / 1024)
-  batch_mb = _BATCH_SIZE.value * 3 * _SIZE_PX.value**2 / 1e6
+  batch_mb = FLAGS.batch_size * 3 * FLAGS.size_px**2 / 1e6
   maker = f'each of {workers} workers' if workers else 'this process'
   return (
     f'Peak memory of {maker}, 2 threads, batches of {batch_mb:.0f} MB: '
-    f'{peaks[0]:.0f} MiB after a tenth of {_MEMORY_IMAGES.value} images, '
+    f'{peaks[0]:.0f} MiB after a tenth of {FLAGS.memory_images} images, '
     f'{peaks[1]:.0f} MiB after all'
   )

@@ -100,8 +100,8 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
     run = evaluated.read(path, **asked)
     record = run.record
     if run.found:
-      policies[str(asked.get('policy', 'best'))] = run.found.policy
-  if contract.routes and not asked:
+      policies[asked.get('policy', 'best')] = run.found.policy
+  if contract.routes and asked in ({}, {'policy': 'router'}):
     policies['router as trained'] = contract.as_trained
   return Subject(
     trained,
@@ -193,7 +193,7 @@ def policies_for(subject: Subject, classifier: Classifier) -> dict[str, Policy]:
     return dict(subject.policies)
   contract, options = subject.contract, len(subject.contract.options)
   if options < 2:
-    raise UserError('there is one option only: nothing to choose')
+    raise UserError('there is only one option: nothing can choose')
   sure = _confidence(classifier, subject.files)
   if contract.options.noun == 'exit':
     full = contract.costs.full

@@ -163,7 +163,9 @@ def read(folder: str) -> Calibration | None:
   try:
     with open(path) as file:
       fields = json.load(file)
-    if fields.get('format') != _FORMAT:
+    if 'format' not in fields:
+      return None  # of version 0.4, which knew other policies
+    if fields['format'] != _FORMAT:
       raise ValueError('it is of another version')
     return _from_json(fields)
   except (OSError, ValueError, KeyError, TypeError) as error:

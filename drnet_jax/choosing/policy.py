@@ -219,7 +219,7 @@ def decide(policy: Policy, record: Record, costs: Costs) -> Decisions:
       said = record.column(tried)
       last[here], column[here] = i, said
       if i == len(path) - 1 or policy.stop[i] == AT_ONCE:
-        break
+        break  # all leave: records of version 0.4 have no margin to ask
       here = here[~policy.leaves(i, signal[here, said])]
   paid = costs.of_path(record.options, path)[first, last]
   overhead = costs.predictor if policy.start is not None else 0.0

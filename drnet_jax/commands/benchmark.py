@@ -46,21 +46,29 @@ _SIZES = flags.DEFINE_list(
   'sizes', ['112', '168', '224'], 'With --network: candidate sizes, px.'
 )
 _SHARES = flags.DEFINE_list(
-  'shares', ['0.3', '0.45', '0.25'], 'With --network: of images at each size.'
+  'shares',
+  ['0.3', '0.45', '0.25'],
+  'With --network: share of the images at each size.',
 )
-_OUT = flags.DEFINE_string('out', None, 'Folder; default <workdir>/report.')
+_OUT = flags.DEFINE_string(
+  'out', None, 'Output folder; default <workdir>/report.'
+)
 _PATHS = flags.DEFINE_list(
   'paths', ['jax', 'onnx', 'torch'], 'Runtimes to time.'
 )
-_BATCHES = flags.DEFINE_list('batches', ['1', '8'], 'Batch sizes of an option.')
-_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Timed rounds.', 1)
-_IMAGES = flags.DEFINE_integer('images', 80, 'Images of a bulk round.', 2)
+_BATCHES = flags.DEFINE_list(
+  'batches', ['1', '8'], 'Batch sizes to time each option at.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Number of timed rounds.', 1)
+_IMAGES = flags.DEFINE_integer('images', 80, 'Images per bulk round.', 2)
 
 
 def run(arguments: Sequence[str]) -> None:
   path = cli.WORKDIR.value
   if bool(path) == bool(_NETWORK.value):
-    raise UserError('give --workdir, a trained run, or --network, a name')
+    raise UserError(
+      'give either --workdir (a trained run) or --network (a name)'
+    )
   to = _OUT.value or (path and os.path.join(path, 'report'))
   if not to:
     raise UserError('--out is missing: name a folder for the results')

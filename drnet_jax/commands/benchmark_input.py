@@ -19,8 +19,29 @@ processor, 'clock' a second that passes.
 
 from collections.abc import Sequence
 
-from drnet_jax.bench import input
+from absl import flags
+
+from drnet_jax.errors import UserError
+
+_PACKED = flags.DEFINE_string('packed', None, 'Packed file of images.')
+flags.DEFINE_string('split', 'train', 'Split of the packed file.')
+flags.DEFINE_integer('images', 1000, 'Number of images.', 1)
+flags.DEFINE_string(
+  'enlarge', '', 'Encode the images again at this size, e.g. 500x375.'
+)
+flags.DEFINE_integer('size_px', 224, 'Side of the crops.', 1)
+flags.DEFINE_integer('batch_size', 64, 'Images per batch.', 1)
+flags.DEFINE_integer('turns', 5, 'Number of repetitions.', 1)
+flags.DEFINE_list('threads', ['1', '2'], 'Numbers of threads to time.')
+flags.DEFINE_list('workers', [], 'Numbers of worker processes to time.')
+flags.DEFINE_integer(
+  'memory_images', 0, 'Images to measure memory over; 0 skips it.', 0
+)
 
 
 def run(arguments: Sequence[str]) -> None:
+  if not _PACKED.value:
+    raise UserError('--packed is missing: name a packed file of images')
+  from drnet_jax.bench import input
+
   input.run()

@@ -29,17 +29,17 @@ from collections.abc import Sequence
 from absl import flags
 
 from drnet_jax.commands import cli
+from drnet_jax.commands.flags import TO
 from drnet_jax.errors import UserError
 from drnet_jax.export import RUNTIMES
 
 _MEASURE = flags.DEFINE_enum(
-  'measure', None, RUNTIMES, 'Time each option, too, in this runtime.'
+  'measure', None, RUNTIMES, 'Also time each option, in this runtime.'
 )
 _BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
 _SPLIT = flags.DEFINE_string(
   'split', None, 'Held-out images; default config.data.validation_split.'
 )
-_TO = flags.DEFINE_string('to', None, 'Folder of a ladder.')
 _HALVES = flags.DEFINE_integer(
   'halves', 0, 'Times to divide the test images in two instead.', 0
 )
@@ -64,12 +64,12 @@ def run(arguments: Sequence[str]) -> None:
       path, arguments, split=_SPLIT.value, ms=_measured(path)
     )
   else:
-    if not _TO.value:
+    if not TO.value:
       raise UserError('--to is missing: name a folder for the ladder')
     calibrate.calibrate_ladder(
-      path, _TO.value, arguments, split=_SPLIT.value, ms=_measured(path)
+      path, TO.value, arguments, split=_SPLIT.value, ms=_measured(path)
     )
-    path = _TO.value
+    path = TO.value
   found = evaluated.read(path)
   page = run_page.write(found, found.directory)
   terminal.say(run_page.budget_table(found))
@@ -117,7 +117,7 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
       ]
     )
   )
-  folder = _TO.value or os.path.join(paths[0], 'report')
+  folder = TO.value or os.path.join(paths[0], 'report')
   os.makedirs(folder, exist_ok=True)
   write_csv(os.path.join(folder, 'halves.csv'), rows)
   print(f'Written: {os.path.join(folder, "halves.csv")}')

@@ -14,7 +14,7 @@ from absl import flags, logging
 from drnet_jax.errors import INTERRUPTED, UserError
 
 _ROOM = (
-  'What was there before is whole; run the same command again once there is '
+  'What was there before is intact; run the same command again once there is '
   'room.'
 )
 _ACCESS = 'What is printed above is all; nothing more could be written or read.'
@@ -155,7 +155,7 @@ def read_config(
 
 
 def set_up() -> None:
-  """Process-wide settings: a compilation cache, and less talk of libraries."""
+  """Process-wide settings: a compilation cache, and quieter libraries."""
   logging.set_verbosity(logging.ERROR)
   # They report every save, restore and missing accelerator.
   for name in ('orbax', 'jax._src.xla_bridge'):

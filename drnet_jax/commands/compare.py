@@ -22,15 +22,22 @@ from drnet_jax.errors import UserError
 
 _WORKDIRS = flags.DEFINE_list('workdirs', [], 'Calibrated runs to compare.')
 _FOLDER = flags.DEFINE_string('folder', None, 'Output folder.')
-_SETTINGS = flags.DEFINE_integer('settings', 6, 'Settings of each model.', 2)
+_SETTINGS = flags.DEFINE_integer(
+  'settings', 6, 'Number of operating points per model.', 2
+)
 _IMAGES = flags.DEFINE_integer('timed_images', 400, 'Images to time.', 1)
-_ROUNDS = flags.DEFINE_integer('timed_rounds', 5, 'Timed rounds.', 1)
+_ROUNDS = flags.DEFINE_integer('timed_rounds', 5, 'Number of timed rounds.', 1)
 _SINGLY = flags.DEFINE_bool('one_by_one', False, 'Time each image by itself.')
 
 
 def run(arguments: Sequence[str]) -> None:
   if not (_WORKDIRS.value and _FOLDER.value):
     raise UserError('give --workdirs, separated by commas, and --folder')
+  family = asked()
+  if set(family) - {'policy'}:
+    raise UserError(
+      'every model is run at --settings budgets: leave out --budget_*'
+    )
   from drnet_jax import terminal
   from drnet_jax.bench import models
   from drnet_jax.report import figures
@@ -39,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
   subjects = [
     models.subject(
       path,
-      policy=asked().get('policy', 'best'),
+      policy=family.get('policy', 'best'),
       settings=_SETTINGS.value,
       images=_IMAGES.value,
     )

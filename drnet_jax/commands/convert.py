@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: PyTorch weights in, and our weights out for PyTorch.
+"""Converts weights from and to PyTorch.
 
     python -m drnet_jax convert --config=configs/in1k.py \\
         --from_torch=resnet50.safetensors --workdir=runs/imported
@@ -21,11 +21,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from drnet_jax import terminal
 from drnet_jax.commands import cli
 from drnet_jax.commands.cli import read_config
 from drnet_jax.errors import UserError
-from drnet_jax.run import weights
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the config, and --config.<field>=<value>.'
@@ -34,7 +32,9 @@ _FROM_TORCH = flags.DEFINE_string(
   'from_torch', None, 'File of weights to read.'
 )
 _TO_TORCH = flags.DEFINE_string('to_torch', None, 'File of weights to write.')
-_SIZE_PX = flags.DEFINE_integer('size_px', None, 'Whose norms to write.')
+_SIZE_PX = flags.DEFINE_integer(
+  'size_px', None, 'Size whose norms to write, px.'
+)
 _NAMING = flags.DEFINE_enum(
   'naming', 'torchvision', ['torchvision', 'timm'], 'Names of the weights.'
 )
@@ -44,11 +44,16 @@ def run(arguments: Sequence[str]) -> None:
   path = cli.workdir()
   if bool(_FROM_TORCH.value) == bool(_TO_TORCH.value):
     raise UserError('give either --from_torch or --to_torch')
+  from drnet_jax import terminal
+  from drnet_jax.run import weights
+
   if _FROM_TORCH.value:
     weights.import_torch(read_config(_CONFIG.value), _FROM_TORCH.value, path)
     terminal.say(f'Wrote {path}')
     return
   if _SIZE_PX.value is None:
-    raise UserError('--size_px is missing: whose batch norms to write')
+    raise UserError(
+      '--size_px is missing: name the size whose batch norms to write'
+    )
   weights.export_torch(path, _TO_TORCH.value, _SIZE_PX.value, _NAMING.value)
   terminal.say(f'Wrote {_TO_TORCH.value}')

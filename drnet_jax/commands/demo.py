@@ -22,8 +22,8 @@ from drnet_jax.commands import cli
 from drnet_jax.commands.flags import RUNTIME
 from drnet_jax.errors import UserError
 
-_HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at.')
-_PORT = flags.DEFINE_integer('port', 7860, 'Port to listen at.', 1, 65535)
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
+_PORT = flags.DEFINE_integer('port', 7860, 'Port to listen on.', 1, 65535)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -44,6 +44,6 @@ def run(arguments: Sequence[str]) -> None:
     page.serve(blocks, _HOST.value, _PORT.value)
   except OSError as error:
     raise UserError(
-      f'cannot listen at {_HOST.value}:{_PORT.value}: the port is taken, or '
-      'the address not of this machine. Try another --port or --host'
+      f'cannot listen on {_HOST.value}:{_PORT.value}: the port is in use, or '
+      'the address is not one of this machine. Try another --port or --host'
     ) from error

@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import DECODE, set_policy
+from drnet_jax.commands.flags import DECODE, TO, set_policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import FORMATS, WEIGHTS
 
-_TO = flags.DEFINE_string('to', None, 'Folder to write.')
 _FORMATS = flags.DEFINE_list('formats', list(FORMATS), 'Formats to export.')
 _WEIGHTS = flags.DEFINE_enum(
   'weights',
@@ -36,7 +35,7 @@ _WEIGHTS = flags.DEFINE_enum(
   'convolutions for all sizes, smallest.',
 )
 _CHECK_IMAGES = flags.DEFINE_integer(
-  'check_images', 1000, 'Images of the test split to compare on.', 0
+  'check_images', 1000, 'Images of the test split to compare on; 0 for none.', 0
 )
 
 # Images to compare at each option: the policy may never choose some of them.
@@ -49,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax.serve import parity
   from drnet_jax.serve.classifier import Classifier
 
-  path, folder = cli.model(), _TO.value
+  path, folder = cli.model(), TO.value
   if not folder:
     raise UserError('--to is missing: name a folder to write')
   images = _check_images(path)  # before the long work: data may be missing

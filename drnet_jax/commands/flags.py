@@ -9,6 +9,7 @@ from drnet_jax.choosing.calibration import CHOICES
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, RUNTIMES
 
+TO = flags.DEFINE_string('to', None, 'Folder to write: export, or a ladder.')
 RUNTIME = flags.DEFINE_enum(
   'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
 )
@@ -24,16 +25,24 @@ _POLICY = flags.DEFINE_enum(
   'policy',
   None,
   CHOICES,
-  'Which images run at what. Default: the best that calibration found. router '
-  'without a budget: the predictor as trained.',
+  'Family of policies; default best. router without a budget is the predictor '
+  'as trained.',
 )
 _BUDGETS = {
-  'gmacs': flags.DEFINE_float('budget_gmacs', None, 'Average cost, GMACs.'),
-  'ms': flags.DEFINE_float('budget_ms', None, 'Average cost, milliseconds.'),
-  'accuracy': flags.DEFINE_float('budget_accuracy', None, 'Top-1 in [0, 1].'),
+  'gmacs': flags.DEFINE_float(
+    'budget_gmacs', None, 'Average cost per image, GMACs.'
+  ),
+  'ms': flags.DEFINE_float(
+    'budget_ms', None, 'Average cost per image, milliseconds.'
+  ),
+  'accuracy': flags.DEFINE_float(
+    'budget_accuracy', None, 'Top-1 to reach, in [0, 1].'
+  ),
 }
-_SIZE = flags.DEFINE_integer('size', None, 'One size for all images, in px.', 1)
-_EXIT = flags.DEFINE_integer('exit', None, 'One exit for all (RANet).', 1)
+_SIZE = flags.DEFINE_integer(
+  'size', None, 'Run all images at this size, px.', 1
+)
+_EXIT = flags.DEFINE_integer('exit', None, 'Run all images to this exit.', 1)
 
 
 def asked() -> dict[str, Any]:

@@ -24,14 +24,15 @@ from typing import Any
 
 from absl import flags
 
-from drnet_jax import terminal
 from drnet_jax.commands import cli
 from drnet_jax.commands.flags import DECODE, RUNTIME, set_policy
 from drnet_jax.errors import UserError
 
-_TOP_K = flags.DEFINE_integer('top_k', 1, 'Classes to name for an image.', 1)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 1, 'Number of classes to list per image.', 1
+)
 _FORMAT = flags.DEFINE_enum(
-  'format', 'table', ('table', 'csv', 'json'), 'How to print the answers.'
+  'format', 'table', ('table', 'csv', 'json'), 'Output format.'
 )
 
 
@@ -103,6 +104,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _print_table(answers: list[tuple[str, Any]]) -> None:
+  from drnet_jax import terminal
+
   rows = []
   for name, found in answers:
     row = {'image': name}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: runs the rows of an experiment set, each in its own workdir.
+"""Runs the rows of an experiment set, each in its own workdir.
 
     python -m drnet_jax sweep --set=configs/sets/in100.py \
         --workdir=runs/in100 --config.data.data_dir=/data/imagenet
@@ -12,10 +12,10 @@ tables they fill (ALIASES: other names of theirs there).
 `--config.<field>=<value>` goes to every row. Rows that share their first stage
 train it once.
 
-The same command again goes on where it was stopped. Several at once on one
+Run the same command again to resume where it stopped. Several at once on one
 folder divide the rows among them, for instance one per GPU with
-CUDA_VISIBLE_DEVICES: each takes the next that nobody is at. A row that fails is
-reported and the others go on. At the end, and by `python -m drnet_jax report
+CUDA_VISIBLE_DEVICES: each takes the next free row. A row that fails is
+reported; the others still run. At the end, and by `python -m drnet_jax report
 --workdir=<the folder>` at any time, the rows that are done become one report.
 """
 
@@ -37,20 +37,18 @@ from types import ModuleType
 import ml_collections
 from absl import flags
 
-from drnet_jax import processes, settings, terminal
+from drnet_jax import settings
 from drnet_jax.commands import cli
-from drnet_jax.errors import UserError
-from drnet_jax.report import page, run_set, set_page
-from drnet_jax.run.workdir import FREE, REMEDIES, matches
+from drnet_jax.errors import PREEMPTED, UserError
 
 _SET = flags.DEFINE_string(
   'set', None, 'File of the set, e.g. configs/sets/in100.py.'
 )
-_ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; all.')
+_ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; default all.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
 
 # The second: it was still importing, with no work to save yet.
-_STOPPED = (processes.PREEMPTED, -signal.SIGTERM)
+_STOPPED = (PREEMPTED, -signal.SIGTERM)
 _POLL_S = 5  # between looks at what other sweeps of the folder are at
 
 
@@ -85,6 +83,8 @@ class Job:
         record = json.load(file)
     except FileNotFoundError:
       return False
+    from drnet_jax.run.workdir import FREE, REMEDIES
+
     # Where a run may go on with other values, and with which, it tells itself.
     free = FREE + (() if record['done'] else REMEDIES)
     if _without(record['arguments'], free) != _without(self.arguments, free):
@@ -126,7 +126,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
     overrides: '--config.<field>=<value>', for every run.
 
   Raises:
-    UserError: the file is no set, or the overrides cannot be for every run.
+    UserError: the file is not a set, or the overrides cannot apply to all runs.
   """
   for override in overrides:
     field = override.partition('=')[0]
@@ -135,7 +135,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
         f'{override!r} is not of the form --config.<field>=<value>'
       )
     if field in ('--config.stages', '--config.init_from'):
-      raise UserError(f'{field} is what a sweep sets itself; change the set')
+      raise UserError(f'{field} is set by the sweep; edit the set file')
   configs = _rows(_load(path), path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
   shared: dict[str, Job] = {}
@@ -203,6 +203,8 @@ def _run(job: Job) -> int | None:
   Raises:
     Stopped: see `sweep`.
   """
+  from drnet_jax import processes, terminal
+
   with job.claimed() as mine:
     if not mine:
       return None
@@ -223,6 +225,8 @@ def _run(job: Job) -> int | None:
 
 
 def _without(arguments: Sequence[str], fields: Sequence[str]) -> list[str]:
+  from drnet_jax.run.workdir import matches
+
   return [
     a
     for a in arguments
@@ -250,9 +254,13 @@ def _rows(
   slugs = [_slug(name) for name in rows]
   for name, slug in zip(rows, slugs, strict=True):
     if ',' in name:
-      raise UserError(f'{path}: --only could not name {name!r}, for its comma')
+      raise UserError(
+        f'{path}: --only cannot name {name!r}, because of its comma'
+      )
     if slugs.count(slug) > 1 or slug == 'first_stage':
-      raise UserError(f'{path}: the name {name!r} of a row is not its own')
+      raise UserError(
+        f'{path}: the row name {name!r} is reserved or duplicated'
+      )
   return rows
 
 
@@ -278,6 +286,8 @@ def _slug(name: str) -> str:
 
 def _list_rows(path: str, out: str, jobs: Sequence[Job]) -> None:
   """Writes the file by which the report finds the rows."""
+  from drnet_jax.report import run_set
+
   module = _load(path)
   workdirs = {j.name: os.path.relpath(j.workdir, out) for j in jobs}
   rows = {name: workdirs[name] for name in module.ROWS}
@@ -296,7 +306,8 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
   for name in names:
     if name not in [j.name for j in jobs]:
       raise UserError(
-        f'--only={name} is no row of the set; it has {[j.name for j in jobs]}'
+        f'--only={name} is not a row of the set; it has '
+        f'{[j.name for j in jobs]}'
       )
   wanted = [j for j in jobs if not names or j.name in names]
   needed = [j.needs for j in wanted]
@@ -305,6 +316,8 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
 
 def run(overrides: Sequence[str]) -> None:
   out = cli.workdir()
+  from drnet_jax import processes, terminal
+
   if not _SET.value:
     raise UserError('--set is missing: name a file, e.g. configs/sets/in1k.py')
   jobs = plan(_SET.value, out, overrides)
@@ -328,6 +341,9 @@ def run(overrides: Sequence[str]) -> None:
 
 def _report(out: str) -> None:
   """Writes the report of the rows that are done."""
+  from drnet_jax import terminal
+  from drnet_jax.report import page, run_set, set_page
+
   rows = run_set.read(out)
   if any(rows.runs.values()):
     directory = os.path.join(out, 'report')

@@ -69,7 +69,7 @@ def card(name: str, found: Comparison) -> str:
 <h3>{html.escape(name)}</h3>
 <div class="first">
 <div>{_picture(last.view)}
-<p>What the network read: {side} x {side} pixels.</p></div>
+<p>What the network saw: {side} x {side} pixels.</p></div>
 <div><p class="answer"><b>{html.escape(answer.name)}</b>
 at <b>{html.escape(answer.option)}</b></p>
 {before}{bars}{_costs(found)}</div></div>
@@ -101,8 +101,8 @@ def _costs(found: Comparison) -> str:
   ]
   if answer.gmacs < whole.gmacs and found.ms > full.ms:
     lines.append(
-      'Not faster here: what is tried or asked first takes longer than it '
-      'saves on this image.'
+      'Not faster here: what runs first takes longer than it saves on this '
+      'image.'
     )
   return ''.join(f'<p>{line}</p>' for line in lines)
 

@@ -51,7 +51,7 @@ class Answers:
     comparer: the model.
 
   Attributes:
-    ways: how an option is come to: BUDGET, ROUTER, or the name of one.
+    ways: how an option is chosen: BUDGET, ROUTER, or the name of one.
   """
 
   def __init__(self, comparer: Comparer):
@@ -88,14 +88,14 @@ class Answers:
     elif way != ROUTER:
       policy = self.comparer.option(way)
     if not paths:
-      yield '<p>Drop an image, or pick one.</p>', promise
+      yield '<p>Drop an image, or pick an example.</p>', promise
     found = ''
     for path in paths[:_MOST_IMAGES]:
       found += self._card(path, policy)
       yield found, promise
     if len(paths) > _MOST_IMAGES:
       found += cards.refusal(
-        f'These are the first {_MOST_IMAGES} of {len(paths)} images; for many, '
+        f'These are the first {_MOST_IMAGES} of {len(paths)} images. For more: '
         'python -m drnet_jax predict --workdir=... folder/'
       )
       yield found, promise
@@ -135,8 +135,8 @@ def build(comparer: Comparer, path: str):
   ) as blocks:
     gradio.Markdown(
       f'## drnet_jax: {os.path.basename(os.path.abspath(path))}\n'
-      'Every image gets as much work as its policy finds it to need: where it '
-      'starts, and whether it goes on.'
+      'Every image gets only as much computation as it needs: the policy '
+      'decides where it starts and when it stops.'
     )
     # An answer to begin with.
     paths = gradio.State(examples[:1])
@@ -149,7 +149,7 @@ def build(comparer: Comparer, path: str):
           # Pixels, not paths: Gradio serves no files from elsewhere.
           components=[gradio.Image(visible=False, format='png')],
           samples=[[Image.open(path)] for path in examples],
-          label='Or one of the test split',
+          label='Or an example from the test split',
           type='index',
           visible=bool(examples),
           elem_id='examples',
@@ -165,8 +165,9 @@ def build(comparer: Comparer, path: str):
       with gradio.Column(scale=3, min_width=300):
         html = gradio.HTML(elem_id='answers')
         gradio.Markdown(
-          'Milliseconds: measured here just now, one image at a time, from the '
-          'crop to the answer, the choice included; the median of five.'
+          'Milliseconds are measured on this machine just now, one image at a '
+          'time, from the crop to the answer, including the choice: the '
+          'median of five.'
         )
 
     def show(paths: list[str], way: str, budget: float):
@@ -218,7 +219,7 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
   if not comparer.budgets:
     slider = gradio.Slider(
       label='Average budget',
-      info='First: python -m drnet_jax calibrate --workdir=...',
+      info='Not calibrated: python -m drnet_jax calibrate --workdir=...',
       interactive=False,
       elem_id='budget',
     )
@@ -226,11 +227,16 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
   low, high = comparer.budgets
   unit, name = (1e-3, 'MMACs') if high < 0.1 else (1.0, 'GMACs')
   digits = max(0, 2 - math.floor(math.log10((high - low) / unit)))
+
+  def shown(gmacs: float) -> float:
+    # Never less: a budget just under a policy's cost is one for another.
+    return math.ceil(gmacs / unit * 10**digits) / 10**digits
+
   slider = gradio.Slider(
-    minimum=round(low / unit, digits),
-    maximum=round(high / unit, digits),
+    minimum=shown(low),
+    maximum=shown(high),
     step=10**-digits,
-    value=round(comparer.calibration.find().gmacs / unit, digits),
+    value=shown(comparer.calibration.find().gmacs),
     label=f'Average budget, {name} an image',
     elem_id='budget',
   )

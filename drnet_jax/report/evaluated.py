@@ -70,8 +70,11 @@ class EvaluatedRun:
 
   @functools.cached_property
   def found(self) -> search.Point | None:
-    """The calibrated policy; None where nothing can be chosen."""
-    if not self.calibration or len(self.record.options) < 2:
+    """The calibrated policy; None where the router as trained is asked for, or
+    nothing can be chosen.
+    """
+    as_trained = self.asked == {'policy': 'router'}
+    if as_trained or not self.calibration or len(self.record.options) < 2:
       return None
     return self.calibration.find(**self.asked)
 
@@ -90,26 +93,24 @@ class EvaluatedRun:
     """
     if self.policy is None:
       return None
-    if self.found is None:
-      name, others = 'router', self._unfair_rivals()
-    else:
+    name = 'router as trained' if self.calibration else 'router'
+    cost = scores.score(self.policy, self.record, name).gmacs
+    if self.found:
       asked = self.asked.get('policy', 'best').replace('_', ' ')
-      name, others = f'{asked} policy', {}
-      cost = self.found.gmacs
-      for family in ('router', 'cascade', 'routed_cascade'):
-        points = self.calibration.points['GMACs'].get(family, ())
-        within = [p for p in points if p.gmacs <= cost * (1 + 1e-9)]
-        if within and within[-1].policy != self.policy:
-          others[family.replace('_', ' ')] = within[-1].policy
-      if self.router:
-        others['router as trained'] = self.router
+      name, cost = f'{asked} policy', self.found.gmacs
+    if self.calibration:
+      families = self.calibration.points['GMACs']
+    else:
+      families = {'cascade': search.cascades(self.record, self.record.costs)}
+    others = {}
+    for family in ('router', 'cascade', 'routed_cascade'):
+      points = families.get(family, ())
+      within = [p for p in points if p.gmacs <= cost * (1 + 1e-9)]
+      if within and within[-1].policy != self.policy:
+        others[family.replace('_', ' ')] = within[-1].policy
+    if self.found and self.router:
+      others['router as trained'] = self.router
     return scores.judge(self.record, self.policy, name=name, others=others)
-
-  def _unfair_rivals(self) -> dict[str, Policy]:
-    cost = scores.score(self.router, self.record, '').gmacs
-    points = search.cascades(self.record, self.record.costs)
-    within = [p for p in points if p.gmacs <= cost]
-    return {'cascade': within[-1].policy} if within else {}
 
   @functools.cached_property
   def router_judgement(self) -> Judgement | None:
@@ -211,7 +212,8 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
     **asked: see `EvaluatedRun`.
 
   Raises:
-    UserError: it is not a workdir, or was not evaluated.
+    UserError: it is not a workdir, was not evaluated, or is not calibrated for
+      what is asked.
   """
   first = path
   if ladder.is_ladder(path):
@@ -224,12 +226,18 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
     )
   directory = os.path.join(path, 'report')
   record = record_lib.load(record_file(path))
+  calibration = _calibration(path, record)
+  if asked and not calibration:
+    raise UserError(
+      f'{path} is not calibrated for its weights: python -m drnet_jax '
+      f'calibrate --workdir={path}'
+    )
   return EvaluatedRun(
     path=path,
     config=config,
     class_names=_read_json(os.path.join(first, 'classes.json'), ()),
     record=record,
-    calibration=_calibration(path, record),
+    calibration=calibration,
     metrics=_read_metrics(os.path.join(path, 'metrics.csv')),
     sessions=workdir.sessions(path),
     evaluation=_read_json(os.path.join(directory, 'evaluation.json'), {}),

@@ -21,27 +21,27 @@ from drnet_jax.report.wording import Answer, percent, percent_interval
 _MOST_CLASSES = 20  # in the table of the page; all are in the csv
 
 _RIVALS = (
-  'All on the same weights and test images. Best fixed: one {noun} for all, or '
-  'a mixture of two, at the cost of the {name}. Random: {noun}s drawn blindly, '
-  'at that cost. {others}Oracle: the cheapest correct {noun}, which needs the '
-  'label. Brackets: 95 % bootstrap intervals over the test images (over the '
-  'originals, where several images were made of one), of gains over the same '
-  'images; they say nothing of another training run.'
+  'All use the same weights and test images. Best fixed: one {noun} for all '
+  'images, or a mixture of two, at the cost of the {name}. Random: {noun}s '
+  'drawn blindly, at that cost. {others}Oracle: the cheapest correct {noun}, '
+  'which needs the label. Brackets: 95 % bootstrap intervals over the test '
+  'images (over the originals, where several images were made from one); gains '
+  'are paired, image by image. They do not cover the variation between '
+  'training runs.'
 )
 _CALIBRATED = (
-  'Policies are the best of their family within the cost of the best policy, '
-  'found on {images:,} images of {split} and never on these. '
+  'Other policies: the best of each family within that cost. All were found on '
+  '{images:,} images of {split}, never on these. '
 )
 _UNCALIBRATED = (
-  'Cascade: the smallest size first, the next while unsure, all of them paid '
-  'for; its thresholds are taken from these images, which favours it. '
+  'Cascade: the smallest size first, a larger one while unsure, each of them '
+  'paid for; its thresholds were set on these images, which favours it. '
 )
 
 _STALE = (
-  ' Hardly an image was sent to {sizes} in training, where the statistics of '
-  'the norms are therefore old: such a size scores less than its weights '
-  'could. '
-  "Training with objective.statistics='fresh' keeps them up."
+  ' Hardly any image was sent to {sizes}, so the batch statistics there are '
+  'stale, and a fixed size scores less than its weights could. '
+  "Training with objective.statistics='fresh' avoids that."
 )
 
 
@@ -137,7 +137,7 @@ def _page(
 
 def _unreadable(run: EvaluatedRun) -> str:
   bad = run.evaluation.get('unreadable', 0)
-  return f'; {bad} more cannot be read and are left out' if bad else ''
+  return f'; {bad} more could not be read and are left out' if bad else ''
 
 
 def _when(run: EvaluatedRun) -> str:
@@ -154,7 +154,7 @@ def _when(run: EvaluatedRun) -> str:
 def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
   record = run.record
   advice = (
-    f' Policies are found by python -m drnet_jax calibrate --workdir={run.path}'
+    f' To find policies: python -m drnet_jax calibrate --workdir={run.path}'
     if len(fixed) > 1
     else ''
   )
@@ -163,7 +163,8 @@ def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
     Answer(
       'What does this run show?',
       f'{percent(best.top1.value)} %',
-      f'Nothing chooses here: every image runs alike. Best is {best.name} with '
+      f'Nothing chooses here: all images get the same option. The best is '
+      f'{best.name} with '
       f'{percent_interval(best.top1)} % top-1 at '
       f'{wording.cost(best.gmacs.value, record)} an image.{advice}',
     )
@@ -175,8 +176,8 @@ def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
         'What could choosing gain?',
         f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
         f'The cheapest correct option for each image has {percent(bound.top1)} '
-        f'% at {wording.cost(bound.gmacs, record)}. It needs the labels: a '
-        'bound, not a result.',
+        f'% at {wording.cost(bound.gmacs, record)}. It needs the labels, so it '
+        'is a bound, not a result.',
       )
     )
   return found
@@ -193,9 +194,9 @@ def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
   return Section(
     title='Accuracy and cost',
     text=[
-      'Cost is in multiply-adds (GMACs: 1e9 of them, MMACs: 1e6), which are '
-      'not time: what a machine makes of the saving is measured by `python -m '
-      f'drnet_jax benchmark --workdir={run.path}`.'
+      'Cost is in multiply-adds (GMACs: 1e9, MMACs: 1e6), not in time: `python '
+      f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
+      'saving shows on this machine.'
     ],
     figures={
       'accuracy_cost': plots.accuracy_cost(run.record, fixed, judged, curves)
@@ -279,10 +280,10 @@ def _budgets(run: EvaluatedRun) -> Section:
   return Section(
     title='Any budget',
     text=[
-      'The best policy of all families for each average cost, found on '
-      f'{run.calibration.images:,} images of {run.calibration.split}, and what '
-      'it costs and scores on the test images. `--budget_gmacs` and the slider '
-      'of the demo pick from this list.'
+      'The best policy for each average cost, found on '
+      f'{run.calibration.images:,} images of {run.calibration.split}, and its '
+      'cost and accuracy on the test images. `--budget_gmacs` and the slider '
+      'of the demo choose from this list.'
     ],
     tables=[
       Table(
@@ -322,8 +323,8 @@ def _sizes(run: EvaluatedRun) -> Section:
     )
   else:
     text.append(
-      'There are no pictures: `python -m drnet_jax.main --mode=evaluate '
-      f'--workdir={run.path}` takes them.'
+      'There are no pictures yet: `python -m drnet_jax.main --mode=evaluate '
+      f'--workdir={run.path}` adds them.'
     )
   return Section(
     title=f'Which {noun} does an image get, and which does it need?',
@@ -393,8 +394,8 @@ def _classes(
     text=[
       f'Top-1 of each class, {name} against all images at the full '
       f'{record.options.noun}: {harmed} of {len(effects)} classes lose and '
-      f'{helped} gain beyond their 95 % interval. By chance alone, of twenty '
-      'classes one would.'
+      f'{helped} gain beyond their 95 % interval. By chance alone, one class '
+      'in twenty would.'
     ],
     figures={'classes': plots.classes(effects, record)},
     tables=[
@@ -421,8 +422,8 @@ def _training(run: EvaluatedRun) -> Section:
     title='Routing over training',
     text=[
       'Shares of the sizes; entropy of the choice (dotted: all sizes equally '
-      'likely); hinge loss, by how much the average cost lies over its target, '
-      'as a share of the range from the cheapest to the dearest size.'
+      'likely); hinge loss, by how far the average cost exceeds its target, '
+      'as a share of the range from the cheapest to the most expensive size.'
     ],
     figures={
       'routing': plots.routing(run.routing, list(run.record.options.names))
@@ -456,7 +457,7 @@ def _made_with(run: EvaluatedRun) -> Section:
     rows.append(['commit, device, dates', 'not recorded by this version'])
   for session in _first_and_last(run.sessions):
     rows += [
-      [f'{session["what"]}, begun', session['time']],
+      [f'{session["what"]}, started', session['time']],
       ['command', session['command']],
       [
         'commit, device',

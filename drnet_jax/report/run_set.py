@@ -44,7 +44,7 @@ def read(path: str) -> RunSet:
   workdir of each by name, from the folder. What is not evaluated stays empty.
 
   Raises:
-    UserError: the file is damaged, or names a table that the paper has not.
+    UserError: the file is damaged, or names a table that is not in the paper.
   """
   file = os.path.join(path, FILE)
   try:
@@ -76,7 +76,7 @@ def read(path: str) -> RunSet:
 
 
 def of(paths: Sequence[str]) -> RunSet:
-  """Runs that are no set; their rows are named after their folders.
+  """Runs that are not a set; their rows are named after their folders.
 
   Raises:
     UserError: one of them is not evaluated.

@@ -219,12 +219,12 @@ def _table_section(
   number: int | None, names: Sequence[str], found: Mapping[str, Row]
 ) -> Section:
   if number is None:
-    title, text = 'Runs of our own', []
+    title, text = 'Our own runs', []
   else:
     title = f"The paper's Table {number}: {TABLES[number].title}"
     text = [
-      "The paper's figures are those it prints, for its own data set and "
-      'network; ours are for the data set and network named over them.'
+      "The paper's figures are as printed, for its own data set and network; "
+      'ours are for the data set and network named above them.'
     ]
   return Section(
     title=title,
@@ -285,8 +285,8 @@ def table(
     groups=groups,
     rows=cells,
     note='Empty: not run, or not printed. Brackets: 95 % bootstrap intervals '
-    'over the test images; they say nothing of another training run. A run '
-    'without a router is scored at its largest size.',
+    'over the test images; they do not cover the variation between training '
+    'runs. A run without a router is scored at its largest size.',
   )
 
 
@@ -373,8 +373,8 @@ def _rivals(found: Sequence[Row]) -> Section:
     title='Each router against its rivals',
     text=[
       'Top-1 of the router less that of the rival, in points, on the same '
-      'weights and images. All but the first and the last cost what the router '
-      'costs. Each run has a page of its own in its workdir.'
+      'weights and images. All but the first and the last have the cost of the '
+      'router. Each run has a page of its own in its workdir.'
     ],
     tables=[
       Table(
@@ -408,7 +408,7 @@ def _galleries(run: EvaluatedRun) -> list[Section]:
     sections.append(
       Section(
         title='Where do images end? (Figure 4)',
-        text=[f'Run {run.name}; the class it says and its probability.'],
+        text=[f'Run {run.name}; the predicted class and its probability.'],
         galleries=galleries['ends'],
       )
     )

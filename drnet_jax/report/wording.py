@@ -97,7 +97,7 @@ def _saving(judged: Judgement, record: Record, policy: Policy) -> str:
     most = int(found.shares.argmax())
     return text + (
       f' {percent(found.shares[most])} % of the images end at {names[most]}: '
-      'this policy hardly chooses.'
+      'this policy has collapsed onto one option.'
     )
   return text + ''.join(
     f' {names[j]} is hardly used: {percent(found.shares[j])} % of the images.'
@@ -119,8 +119,8 @@ def _rivals(judged: Judgement, record: Record) -> str:
   )
   return (
     f'The saving is against the same network with {_all_at(judged.full)}.'
-    f'{_against_best_single(judged, record)} Rivals on the same weights, as '
-    f'expensive at the most: {listed}. The {judged.policy.name}: '
+    f'{_against_best_single(judged, record)} Rivals with the same weights, '
+    f'at no higher cost: {listed}. The {judged.policy.name}: '
     f'{percent(judged.policy.top1.value)} %.'
   )
 
@@ -151,7 +151,7 @@ def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   by = f'{points(gain)} points'
   better = [name for name, s in judged.others.items() if s.gain.sign < 0]
   if gain.sign > 0:
-    short = f'Yes, but a {better[0]} is better' if better else 'Yes'
+    short = f'Yes, but the {better[0]} is better' if better else 'Yes'
     text = f'It beats {rival} by {by}; the interval lies above zero.'
   elif gain.sign < 0:
     short = 'No, it loses'
@@ -164,4 +164,4 @@ def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   )
   for name, scored in judged.others.items():
     text += f' Over the {name}: {points(scored.gain)}.'
-  return short, f'{text} All of one training run: another may differ.'
+  return short, f'{text} All from one training run: another may differ.'
