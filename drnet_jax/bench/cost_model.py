@@ -178,7 +178,7 @@ def simulate_balance(
     steps: to average over.
   """
   rng = np.random.default_rng(0)
-  ladder = routing.bucket_ladder(local_batch, growth=growth)
+  ladder = routing.bucket_ladder(local_batch, growth=growth, platform='tpu')
   mean = fullest = padded = 0.0
   for _ in range(steps):
     counts = rng.multinomial(local_batch, shares, size=devices)
