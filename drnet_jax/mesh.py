@@ -56,7 +56,9 @@ def create(
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
   """Of its devices, in JAX's words; an abstract mesh stands for TPUs."""
-  return 'tpu' if isinstance(mesh, AbstractMesh) else mesh.devices[0, 0].platform
+  return (
+    'tpu' if isinstance(mesh, AbstractMesh) else mesh.devices[0, 0].platform
+  )
 
 
 def describe() -> str:

@@ -20,7 +20,6 @@ from jax.sharding import AbstractMesh, AxisType
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, routing
 from drnet_jax.run import stage as stage_lib
-from drnet_jax.run import workdir
 from drnet_jax.run.evaluate import Evaluator
 from drnet_jax.serve import engines
 from drnet_jax.steps import ahead
