@@ -29,6 +29,7 @@ from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 from drnet_jax.steps.state import TrainState, Weights
 
+KEY = jax.random.key(0)
 _BATCHES = 4  # different ones, so that the shares vary as in training
 # Rate 0: the weights, and with them the shares, stay as they are.
 _OPTIMIZER = optax.sgd(0.0, momentum=0.9)
@@ -44,6 +45,8 @@ class Contender:
     objective: its further fields.
     model: what it trains.
     state: donated to each step and replaced.
+    same: whether each step draws the noise of the first, so that images choose
+      the same sizes again.
     metrics: of each step taken.
   """
 
@@ -52,11 +55,16 @@ class Contender:
   objective: Mapping[str, Any]
   model: DRNet
   state: TrainState
+  same: bool = False
   metrics: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
 
   def take(self, batch: Mapping[str, jax.Array]) -> None:
     """Takes one step, and waits for it."""
-    self.state, metrics = self.step(self.state, batch, jax.random.key(0))
+    if self.same:
+      step = self.state.step
+      again = jax.device_put(np.zeros((), step.dtype), step.sharding)
+      self.state = self.state.replace(step=again)
+    self.state, metrics = self.step(self.state, batch, KEY)
     jax.block_until_ready((self.state, metrics))
     self.metrics.append(metrics)
 
