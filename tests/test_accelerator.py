@@ -56,6 +56,7 @@ def statuses(suite):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_part_in_small(suite):
   text = accelerator.run(suite)
   assert statuses(suite) == dict.fromkeys(accelerator.PARTS, 'finished')
