@@ -53,13 +53,16 @@ class Compiling:
   Python lowers the next program while XLA compiles the ones before. Leaving
   the context waits for all of them. The line says how many programs there were,
   how many of them lay in the persistent cache, and how long it took.
+
+  Attributes:
+    cached: programs that lay in the persistent cache.
   """
 
   def __enter__(self) -> 'Compiling':
     self._start = time.perf_counter()
     self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._jobs = []
-    self._cached = 0
+    self.cached = 0
     jax.monitoring.register_event_listener(self._count)
     return self
 
@@ -82,8 +85,8 @@ class Compiling:
       seconds = time.perf_counter() - self._start
       terminal.say(
         f'compiled {len(self._jobs)} programs in {seconds:.1f} s, '
-        f'{self._cached} of them from the cache'
+        f'{self.cached} of them from the cache'
       )
 
   def _count(self, event: str, **_) -> None:
-    self._cached += event == _CACHE_HIT
+    self.cached += event == _CACHE_HIT
