@@ -35,7 +35,7 @@ def suite(tmp_path):
   config.data.data_dir = path
   return accelerator.Suite(
     out=str(tmp_path / 'out'),
-    seconds=250,
+    seconds=800,
     small=True,
     config=config,
     weights='',
