@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """DR-ResNet-50 on Imagenette for minutes on an accelerator.
 
-python launch/pack_imagenette.py imagenette2.npz imagenette_160.npz
-launch/gpu_suite.sh imagenette_160.npz
+python -m drnet_jax.main --config=configs/accelerator.py --workdir=runs/nette160
 
-Part f of `python -m drnet_jax benchmark_accelerator`, which sets the epochs by
-the time left. In bfloat16, at the sizes that a packed file of 50 MiB allows.
+In bfloat16, at the sizes that a packed file of 50 MiB allows, as it is made by
+launch/pack_imagenette.py. The last part of launch/gpu_suite.sh, which sets the
+epochs by the time that is left.
 """
 
 import ml_collections
