@@ -22,6 +22,7 @@ VERBS = {
   'benchmark': 'time inference on this machine, path by path',
   'benchmark_training': 'time training steps on this machine',
   'benchmark_input': 'time the reading and decoding of images',
+  'benchmark_accelerator': 'measure all that matters on an accelerator',
   'cost': 'estimate what training a config takes on machines not at hand',
 }
 

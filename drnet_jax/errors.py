@@ -3,7 +3,7 @@
 
 import signal
 
-# Exit statuses of a run that was stopped and has saved its state: by SIGTERM, to
+# Exit statuses of a run that has saved its state: stopped by SIGTERM, to
 # be started again, or by a person.
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT

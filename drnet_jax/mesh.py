@@ -9,7 +9,13 @@ gathers them for the time of a step.
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from drnet_jax.errors import UserError
 
@@ -45,6 +51,13 @@ def create(
     np.array(devices).reshape(-1, shards),
     ('data', SHARD_AXIS),
     axis_types=(AxisType.Auto,) * 2,
+  )
+
+
+def platform(mesh: Mesh | AbstractMesh) -> str:
+  """Of its devices, in JAX's words; an abstract mesh stands for TPUs."""
+  return (
+    'tpu' if isinstance(mesh, AbstractMesh) else mesh.devices[0, 0].platform
   )
 
 

@@ -29,8 +29,7 @@ from orbax.checkpoint import multihost
 
 from drnet_jax.errors import INTERRUPTED, PREEMPTED, UserError
 
-# Exit status of a run that should be started again, on all its processes: another
-# one was lost.
+# Exit status of a run to be started again on all its processes: one was lost.
 LOST_PEER = 76
 
 

@@ -50,32 +50,36 @@ def choose(logits: jax.Array) -> jax.Array:
   return logits.argmax(-1).astype(jnp.int32)
 
 
-def bucket_ladder(largest: int, *, growth: float) -> tuple[int, ...]:
+def bucket_ladder(
+  largest: int, *, growth: float, platform: str
+) -> tuple[int, ...]:
   """Ascending bucket sizes up to `largest`, each about `growth` times more.
+
+  Each rung costs a compilation, so there are none where they save no time: an
+  accelerator takes about as long for fewer images than 16, a TPU's layouts hold
+  images by eights, a CPU's vectors four float32. The smallest rung is an eighth
+  of the largest or more.
 
   Args:
     largest: slots needed when every image picks the same size.
     growth: > 1; padding wastes about (growth - 1) / 2 of a sub-batch.
-
-  Returns:
-    The sizes. The smallest is an eighth of the largest: below it a network
-    takes about as long for fewer images, and each rung costs a compilation.
+    platform: of the devices, in JAX's words.
   """
+  multiple = 8 if platform == 'tpu' else 4
+  least = max(largest / 8, 1 if platform == 'cpu' else 16)
   sizes = [largest]
-  while 8 * (rung := _next_rung(sizes[-1], growth)) >= max(largest, 1):
+  while (rung := _next_rung(sizes[-1], growth, multiple)) >= least:
     sizes.append(rung)
   return tuple(reversed(sizes))
 
 
-def _next_rung(size: int, growth: float) -> int:
-  rung = _round_up(size / growth)
+def _next_rung(size: int, growth: float, multiple: int) -> int:
+  def rounded_up(slots: float) -> int:
+    return -(-int(slots) // multiple) * multiple
+
+  rung = rounded_up(size / growth)
   # Small sizes are further apart than `growth`.
-  return rung if rung < size else _round_up(size - 4)
-
-
-def _round_up(slots: float) -> int:
-  """To a multiple of 4, the width of a vector of float32."""
-  return -(-int(slots) // 4) * 4
+  return rung if rung < size else rounded_up(size - multiple)
 
 
 def bucket(count: int, ladder: Sequence[int]) -> int:

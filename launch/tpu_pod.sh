@@ -4,13 +4,15 @@
 #
 #   launch/tpu_pod.sh [--dry-run] create|install|train|delete [flags...]
 #
-#   launch/tpu_pod.sh create        a queued resource; --spot may be preempted
+#   launch/tpu_pod.sh create        a queued resource; --spot may be preempted,
+#                                   --valid-until-duration=6h gives up waiting
 #   launch/tpu_pod.sh install       this source tree and JAX, on every host
 #   launch/tpu_pod.sh train --config=configs/in1k.py --workdir=/mnt/disk/in1k
 #   launch/tpu_pod.sh delete
 #
 # NAME (drnet), ZONE (us-west4-a), TYPE (v5litepod-8; v5p-32, ...) and VERSION
-# (v2-alpha-tpuv5-lite; v2-alpha-tpuv5 for v5p) choose the slice. `train` may be
+# (v2-alpha-tpuv5-lite; v2-alpha-tpuv5 for v5p, v2-alpha-tpuv6e for v6e) choose the
+# slice. A preempted slice does not come back: delete and create it. `train` may be
 # repeated, on another slice too: it goes on from the workdir, which has to lie on
 # a disk that all hosts have mounted (Filestore, or a bucket by Cloud Storage FUSE).
 set -euo pipefail

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from configs import quickstart
+from configs import in1k, quickstart
 from drnet_jax import models
 from drnet_jax.bench import cost_model
 from drnet_jax.models.drnet import Macs
@@ -57,7 +57,30 @@ def test_activations_are_what_xla_allocates():
     .compile()
   )
   measured = compiled.memory_analysis().temp_size_in_bytes / 64
-  assert cost_model.activation_bytes(model) == pytest.approx(measured, rel=0.15)
+  assert cost_model.activation_bytes(model, 64) == pytest.approx(
+    measured, rel=0.15
+  )
+
+
+def test_programs_are_counted_and_fit():
+  run = train.read(in1k.get_config())
+  model = models.create(run.model, num_classes=1000)
+  machine = cost_model.Machine('toy', 1, 1, 1e12, 16)
+  rows = cost_model.program_table(run.stages, model, machine, shards=1)
+  numbers = {row['program']: int(row['number']) for row in rows}
+  # 256 images a device, buckets by eights from 32 on
+  assert numbers == {
+    'step': 1,
+    'route': 1,
+    'learn, 112 px': 19,
+    'learn, 168 px': 19,
+    'learn, 224 px': 19,
+    'update': 1,
+  }
+  held = {row['program']: float(row['GB at most']) for row in rows}
+  # activations go with the area, weights stay
+  assert 3 < held['learn, 224 px'] / held['learn, 112 px'] < 4
+  assert held['learn, 224 px'] == held['step']
 
 
 def test_hours():

@@ -32,7 +32,7 @@ LAYERS = [
   ['models'],
   ['data'],
   ['choosing'],
-  ['routing', 'losses', 'resize', 'flops', 'mesh', 'terminal'],
+  ['routing', 'losses', 'resize', 'flops', 'mesh', 'terminal', 'tables'],
   ['settings', 'processes'],
   ['errors'],
 ]

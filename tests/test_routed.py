@@ -5,6 +5,8 @@ The reference masks what was not chosen; plain SGD at rate 1 makes the change of
 the parameters the gradient.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from conftest import random_batch, tiny_model
 
 from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
+from drnet_jax.bench import checks
 from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.steps import state as state_lib
@@ -86,74 +89,9 @@ def sharded(batch, mesh):
   return jax.device_put(batch, mesh_lib.by_batch(mesh))
 
 
-def dense_step(model, state, batch, *, gradient, loss, statistics='batch'):
-  """New (params, batch_stats), and the choice, of one step without dispatch."""
-  images, labels = batch['image'], batch['label']
-  gmacs = jnp.asarray(model.macs().gmacs)
-  noise_key, _ = jax.random.split(jax.random.fold_in(KEY, 0))
-
-  def route(predictor):
-    scores, stats = model.predict(
-      predictor, state.batch_stats['predictor'], images, train=True
-    )
-    h = routing.straight_through(noise_key, scores, tau=TAU)
-    return h, jax.nn.softmax(scores), stats
-
-  choice = np.asarray(jax.jit(route)(state.params['predictor'])[0].argmax(-1))
-
-  def classify(params, stats, j, **how):
-    name = model.norm_set(model.resolutions[j])
-    return model.classify(
-      params['base'],
-      params['norm'][name],
-      stats[name],
-      images,
-      model.resolutions[j],
-      **how,
-    )
-
-  def cross_entropy(logits):
-    return losses.cross_entropy(logits, labels, label_smoothing=0.0)
-
-  def total(params):
-    h, p, predictor_stats = route(params['predictor'])
-    norm_stats = dict(state.batch_stats['norm'])
-    value = 0.0
-    for j in np.unique(choice):
-      name, mask = model.norm_set(model.resolutions[j]), choice == j
-      old = norm_stats[name]
-      logits, new = classify(
-        params,
-        norm_stats,
-        j,
-        train=statistics == 'batch',
-        mask=jnp.asarray(mask),
-      )
-      weight = min(1.0, mask.sum() * h.shape[1] / len(choice))
-      norm_stats[name] = jax.tree.map(
-        lambda a, b, w=weight: (1 - w) * a + w * b, old, new
-      )
-      entry = h[:, j] if gradient == 'chosen' else jnp.ones(len(choice))
-      each = cross_entropy(entry[:, None] * logits)
-      value += jnp.where(mask, each, 0.0).mean()
-    value += ETA * losses.flops_hinge(
-      h, gmacs, target_gmacs=TARGET_SHARE * gmacs[-1]
-    )
-    if gradient == 'all':
-      running = [
-        classify(state.params, state.batch_stats['norm'], j, train=False)[0]
-        for j in range(h.shape[1])
-      ]
-      if loss == 'mixture':
-        mixed = sum(h[:, j, None] * logits for j, logits in enumerate(running))
-        value += cross_entropy(mixed).mean()
-      else:
-        each = jnp.stack([cross_entropy(logits) for logits in running], 1)
-        value += (p * each).sum(1).mean()
-    return value, {'norm': norm_stats, 'predictor': predictor_stats}
-
-  grads, stats = jax.jit(jax.grad(total, has_aux=True))(state.params)
-  return jax.tree.map(jnp.subtract, state.params, grads), stats, choice
+dense_step = functools.partial(
+  checks.dense_step, key=KEY, tau=TAU, eta=ETA, target_share=TARGET_SHARE
+)
 
 
 def assert_trees_close(ours, theirs, tolerance=1e-5):

@@ -52,7 +52,7 @@ def test_inference_has_no_noise():
 @pytest.mark.parametrize('largest', [1, 2, 10, 64, 128, 1000])
 @pytest.mark.parametrize('growth', [1.125, 1.3, 2.0])
 def test_every_count_has_a_bucket(largest, growth):
-  ladder = routing.bucket_ladder(largest, growth=growth)
+  ladder = routing.bucket_ladder(largest, growth=growth, platform='cpu')
   assert list(ladder) == sorted(set(ladder)) and ladder[-1] == largest
   for count in range(1, largest + 1):
     held = routing.bucket(count, ladder)
@@ -63,9 +63,16 @@ def test_every_count_has_a_bucket(largest, growth):
 
 
 def test_small_batches_have_buckets_too():
-  ladder = routing.bucket_ladder(32, growth=1.125)
-  assert ladder == (4, 8, 12, 16, 20, 24, 28, 32)
-  assert routing.bucket_ladder(3, growth=1.125) == (3,)
+  def ladder(largest, platform):
+    return routing.bucket_ladder(largest, growth=1.125, platform=platform)
+
+  assert ladder(32, 'cpu') == (4, 8, 12, 16, 20, 24, 28, 32)
+  assert ladder(3, 'cpu') == ladder(3, 'tpu') == (3,)
+  # Where a smaller bucket saves no time there is none.
+  assert ladder(32, 'gpu') == (16, 20, 24, 28, 32)
+  assert ladder(32, 'tpu') == (16, 24, 32)
+  # Programs of a routed step of three sizes at 256 images a device: two more.
+  assert [3 * len(ladder(256, p)) for p in ('cpu', 'tpu')] == [63, 57]
 
 
 def test_slots_point_at_the_takers_and_nothing_else_counts():

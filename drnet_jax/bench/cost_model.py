@@ -99,17 +99,15 @@ def weight_bytes(model: DRNet, *, optimizer_copies: int, shards: int) -> float:
   return total
 
 
-def activation_bytes(model: DRNet) -> int:
-  """What one image takes while it is trained on, at the largest size.
+def activation_bytes(model: DRNet, size_px: int) -> int:
+  """What one image takes at one size while it is trained on.
 
   The backward pass needs each convolution's input and its output (for the norm
   after it); gradients and what XLA keeps besides are as much again.
   """
-  size_px = max(model.resolutions)
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   name = model.norm_set(size_px)
-  image = jax.ShapeDtypeStruct((1, model.image_px, model.image_px, 3), np.uint8)
-  jaxpr = jax.make_jaxpr(
+  return _held_bytes(
     lambda base, norm, stats, image: model.classify(
       base,
       norm,
@@ -118,9 +116,32 @@ def activation_bytes(model: DRNet) -> int:
       size_px,
       train=True,
       key=jax.random.key(0),  # of a dropout
-    )
-  )(params['base'], params['norm'][name], stats['norm'][name], image)
-  return _OVERHEAD * _convolved_bytes(jaxpr.jaxpr)
+    ),
+    model,
+    params['base'],
+    params['norm'][name],
+    stats['norm'][name],
+  )
+
+
+def predictor_bytes(model: DRNet) -> int:
+  """The same, of the predictor."""
+  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  return _held_bytes(
+    lambda params, stats, image: model.predict(
+      params, stats, image, train=True, key=jax.random.key(0)
+    ),
+    model,
+    params['predictor'],
+    stats['predictor'],
+  )
+
+
+def _held_bytes(function, model: DRNet, *arguments) -> int:
+  image = jax.ShapeDtypeStruct((1, model.image_px, model.image_px, 3), np.uint8)
+  return _OVERHEAD * _convolved_bytes(
+    jax.make_jaxpr(function)(*arguments, image).jaxpr
+  )
 
 
 def _convolved_bytes(jaxpr) -> int:
@@ -178,7 +199,7 @@ def simulate_balance(
     steps: to average over.
   """
   rng = np.random.default_rng(0)
-  ladder = routing.bucket_ladder(local_batch, growth=growth)
+  ladder = routing.bucket_ladder(local_batch, growth=growth, platform='tpu')
   mean = fullest = padded = 0.0
   for _ in range(steps):
     counts = rng.multinomial(local_batch, shares, size=devices)
@@ -209,7 +230,8 @@ def estimate_table(
     shards: `config.parameter_shards`.
     images_per_core: that a core of the host prepares in a second.
   """
-  macs, per_image, rows = model.macs(), activation_bytes(model), []
+  macs, rows = model.macs(), []
+  per_image = activation_bytes(model, max(model.resolutions))
   for machine in MACHINES:
     for name, stage in stages.items():
       local = math.ceil(stage.batch_size / stage.accumulate / machine.devices)
@@ -229,6 +251,55 @@ def estimate_table(
           'hours': f'{hours:.1f}',
           'images/s a host': f'{rate / hosts:,.0f}',
           'cores a host': f'{rate / hosts / images_per_core:.0f}',
+        }
+      )
+  return rows
+
+
+def program_table(
+  stages: Mapping[str, Stage], model: DRNet, machine: Machine, *, shards: int
+) -> list[dict[str, str]]:
+  """Rows: the programs of each stage, and what a device holds while they run.
+
+  Args:
+    stages: by name.
+    model: to train.
+    machine: its memory is what there is.
+    shards: devices that share one copy of the parameters.
+  """
+  rows = []
+  of_size = {r: activation_bytes(model, r) for r in model.resolutions}
+  image_bytes = 3 * model.image_px**2
+  for name, stage in stages.items():
+    local = math.ceil(stage.batch_size / stage.accumulate / machine.devices)
+    copies = 2 if stage.optimizer['name'] == 'adamw' else 1
+    resident = local * image_bytes + weight_bytes(
+      model, optimizer_copies=copies, shards=shards
+    )
+    programs = {'step': (1, local * max(of_size.values()))}
+    if stage.step == 'routed':
+      objective = stage.objective
+      rungs = routing.bucket_ladder(
+        local, growth=objective['bucket_growth'], platform='tpu'
+      )
+      programs = {'route': (1, local * predictor_bytes(model))}
+      for r, held in of_size.items():
+        programs[f'learn, {r} px'] = (len(rungs), local * held)
+      # Forward only: the widest layer is far less than all of them.
+      once = len(of_size) * (
+        (objective['gradient'] == 'all') + (objective['statistics'] == 'fresh')
+      )
+      programs |= {'explore, refresh': (once, 0)} if once else {}
+      programs['update'] = (1, 0)
+    for program, (count, held) in programs.items():
+      gb = (resident + held) / 1e9
+      rows.append(
+        {
+          'stage': name,
+          'program': program,
+          'number': str(count),
+          'GB at most': f'{gb:.1f}',
+          f'of {machine.name}': f'{gb / machine.memory_gb:.0%}',
         }
       )
   return rows
@@ -305,6 +376,11 @@ def report(
     '',
     terminal.table(rows),
   ]
+  for machine in MACHINES[:2]:
+    table = program_table(
+      run.stages, model, machine, shards=run.parameter_shards or machine.devices
+    )
+    text += ['', f'Programs of {machine.name}:', '', terminal.table(table)]
   gmacs = model.macs().gmacs
   for stage in run.stages.values():
     if stage.step == 'routed':

@@ -1,17 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast the training input is, and how much of it is decoding.
 
-python -m drnet_jax benchmark_input --packed=images.npz
-
-Tables, of images of a packed file (`data/packed.py`):
-
-decoders   random resized crops, in memory, with Pillow, OpenCV or a turbo codec
-           decoding, and Pillow or OpenCV enlarging
-pipeline   training batches from a folder and from ArrayRecord, against a bare
-           loop that reads, decodes and crops the same files in one thread
-memory     (--memory_images) peak of the resident memory after a tenth of the
-           images and after all of them
-
 Everything is measured in turns within one run; reported are the median rate and
 the median of the turns' ratios. 'core' is a second of this process's time on a
 processor, 'clock' a second that passes.
@@ -28,10 +17,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl.flags import FLAGS
 from PIL import Image
 
 from drnet_jax import terminal
@@ -46,31 +35,59 @@ Now = Callable[[], float]
 Row = dict[str, str]
 
 
-def run() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+  """What is measured.
+
+  Attributes:
+    packed: a packed file, see `data.packed`.
+    split: of the packed file.
+    images: number of images, drawn from the split.
+    enlarge: (width, height) to encode them anew at; () to leave them.
+    size_px: side of the crops.
+    batch_size: images of a batch.
+    turns: repetitions.
+    threads: numbers of threads to try.
+    workers: numbers of worker processes to try.
+    memory_images: images to read for the table of memory; 0 to skip it.
+  """
+
+  packed: str
+  split: str
+  images: int
+  enlarge: tuple[int, ...]
+  size_px: int
+  batch_size: int
+  turns: int
+  threads: tuple[int, ...]
+  workers: tuple[int, ...]
+  memory_images: int
+
+
+def run(asked: Input) -> None:
   """Prints the tables."""
-  files = _files()
+  files = _files(asked)
   terminal.say(
     f'{len(files)} images of {np.mean([len(f) for f in files]) / 1e3:.0f} kB, '
-    f'crops of {FLAGS.size_px} px, {os.cpu_count()} cores\n'
+    f'crops of {asked.size_px} px, {os.cpu_count()} cores\n'
   )
-  terminal.say(terminal.table(_decoders(files[:_DECODED])))
+  terminal.say(terminal.table(_decoders(asked, files[:_DECODED])))
   with tempfile.TemporaryDirectory() as root:
     for kind, write in (('folder', _as_folder), ('ArrayRecord', _as_shards)):
       data = write(files, os.path.join(root, kind))
-      terminal.say('\n' + terminal.table(_pipelines(kind, data)))
-    if FLAGS.memory_images:
+      terminal.say('\n' + terminal.table(_pipelines(asked, kind, data)))
+    if asked.memory_images:
       for workers in (0, 2):
-        terminal.say('\n' + _memory(data, workers))
+        terminal.say('\n' + _memory(asked, data, workers))
 
 
-def _files() -> list[bytes]:
-  examples, _ = packed.load(FLAGS.packed, FLAGS.split, (), 0)
-  rows = np.random.default_rng(0).permutation(len(examples))[: FLAGS.images]
+def _files(asked: Input) -> list[bytes]:
+  examples, _ = packed.load(asked.packed, asked.split, (), 0)
+  rows = np.random.default_rng(0).permutation(len(examples))[: asked.images]
   files = [examples[i]['image'] for i in rows]
-  if not FLAGS.enlarge:
+  if not asked.enlarge:
     return files
-  width, height = map(int, FLAGS.enlarge.split('x'))
-  return [_enlarged(file, width, height) for file in files]
+  return [_enlarged(file, *asked.enlarge) for file in files]
 
 
 def _enlarged(file: bytes, width: int, height: int) -> bytes:
@@ -126,24 +143,23 @@ def _data(name: str, data_dir: str) -> Data:
     images_per_class=0,
     held_out=0,
     max_bad_images=0,
-    max_pixels=0,
-    keys=('image', 'label'),
     threads=1,
     workers=0,
   )
 
 
-def _in_turns(contenders: dict[str, Callable[[], float]]):
+def _in_turns(contenders: dict[Any, Callable[[], float]], turns: int):
   """Measures each in turn.
 
   Args:
     contenders: functions that return images a second.
+    turns: repetitions.
 
   Yields:
     Name, median rate, and median of the ratios to the first's.
   """
   rates = {name: [] for name in contenders}
-  for _ in range(FLAGS.turns):
+  for _ in range(turns):
     for name, run in contenders.items():
       rates[name].append(run())
   first = next(iter(rates.values()))
@@ -152,7 +168,7 @@ def _in_turns(contenders: dict[str, Callable[[], float]]):
     yield name, statistics.median(values), statistics.median(ratios)
 
 
-def _decoders(files: list[bytes]) -> list[Row]:
+def _decoders(asked: Input, files: list[bytes]) -> list[Row]:
   decoders = {'Pillow': random_crop.with_pillow}
   enlargers = {'Pillow': None}
   if random_crop.optional('simplejpeg'):
@@ -166,7 +182,11 @@ def _decoders(files: list[bytes]) -> list[Row]:
     for enlarger, enlarge in enlargers.items()
   }
   rates = _in_turns(
-    {k: functools.partial(_crop_all, files, v) for k, v in codecs.items()}
+    {
+      k: functools.partial(_crop_all, asked, files, v)
+      for k, v in codecs.items()
+    },
+    asked.turns,
   )
   return [
     {
@@ -193,29 +213,31 @@ def _decode_with_opencv(image: Image.Image, shrink: int) -> np.ndarray:
   return cv2.imdecode(np.frombuffer(image.fp.read(), np.uint8), modes[shrink])
 
 
-def _crop_all(files: list[bytes], codec: random_crop.Codec) -> float:
+def _crop_all(
+  asked: Input, files: list[bytes], codec: random_crop.Codec
+) -> float:
   rng = np.random.default_rng(0)
   start = time.process_time()
   for file in files:
-    random_crop.random_resized_crop(file, FLAGS.size_px, rng, codec)
+    random_crop.random_resized_crop(file, asked.size_px, rng, codec)
   return len(files) / (time.process_time() - start)
 
 
-def _pipelines(kind: str, data: Data) -> list[Row]:
-  threads = [(int(n), 0) for n in FLAGS.threads]
-  workers = [(1, int(n)) for n in FLAGS.workers]
+def _pipelines(asked: Input, kind: str, data: Data) -> list[Row]:
+  threads = [(n, 0) for n in asked.threads]
+  workers = [(1, n) for n in asked.workers]
   source, rows = data.open('train'), []
   measured = [('core', time.process_time, threads)]
   if workers:  # whose processors' time is not counted as ours
     measured.append(('clock', time.perf_counter, threads + workers))
   for per, now, settings in measured:
     contenders = {
-      'bare loop': functools.partial(_bare_loop, source.examples, now)
+      'bare loop': functools.partial(_bare_loop, asked, source.examples, now)
     }
     for threads_, workers_ in settings:
       name = f'{workers_} workers' if workers_ else f'{threads_} threads'
       changed = dataclasses.replace(data, threads=threads_, workers=workers_)
-      contenders[name] = functools.partial(_whole, changed, source, now)
+      contenders[name] = functools.partial(_whole, asked, changed, source, now)
     rows += [
       {
         'input': f'{kind}, {name}',
@@ -223,57 +245,57 @@ def _pipelines(kind: str, data: Data) -> list[Row]:
         'of a': per,
         'x bare loop': f'{ratio:.2f}',
       }
-      for name, rate, ratio in _in_turns(contenders)
+      for name, rate, ratio in _in_turns(contenders, asked.turns)
     ]
   return rows
 
 
-def _bare_loop(examples: sources.Examples, now: Now) -> float:
+def _bare_loop(asked: Input, examples: sources.Examples, now: Now) -> float:
   rng = np.random.default_rng(0)
   start = now()
   for i in rng.permutation(len(examples)):
     image = examples[i]['image']
-    random_crop.random_resized_crop(image, FLAGS.size_px, rng)
+    random_crop.random_resized_crop(image, asked.size_px, rng)
   return len(examples) / (now() - start)
 
 
-def _whole(data: Data, source: sources.Source, now: Now) -> float:
+def _whole(asked: Input, data: Data, source: sources.Source, now: Now) -> float:
   """Images a second of the running pipeline."""
-  with contextlib.closing(_stream(data, source)) as stream:
+  with contextlib.closing(_stream(asked, data, source)) as stream:
     for _ in itertools.islice(stream, _WARM_UP):
       pass
-    count = max(FLAGS.images // FLAGS.batch_size, 1)
+    count = max(asked.images // asked.batch_size, 1)
     start = now()
     for _ in itertools.islice(stream, count):
       pass
-    return count * FLAGS.batch_size / (now() - start)
+    return count * asked.batch_size / (now() - start)
 
 
-def _stream(data: Data, source: sources.Source):
+def _stream(asked: Input, data: Data, source: sources.Source):
   return data.train_batches(
     source,
-    size_px=FLAGS.size_px,
-    batch_size=FLAGS.batch_size,
+    size_px=asked.size_px,
+    batch_size=asked.batch_size,
     seed=0,
     start_step=0,
   )
 
 
-def _memory(data: Data, workers: int) -> str:
+def _memory(asked: Input, data: Data, workers: int) -> str:
   """Peaks of the process that makes the batches."""
   source, peaks = data.open('train'), []
   changed = dataclasses.replace(data, threads=2, workers=workers)
   for share in (0.1, 1):
-    with contextlib.closing(_stream(changed, source)) as stream:
-      count = share * FLAGS.memory_images / FLAGS.batch_size
+    with contextlib.closing(_stream(asked, changed, source)) as stream:
+      count = share * asked.memory_images / asked.batch_size
       for _ in itertools.islice(stream, round(count)):
         pass
     who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
     peaks.append(resource.getrusage(who).ru_maxrss / 1024)
-  batch_mb = FLAGS.batch_size * 3 * FLAGS.size_px**2 / 1e6
+  batch_mb = asked.batch_size * 3 * asked.size_px**2 / 1e6
   maker = f'each of {workers} workers' if workers else 'this process'
   return (
     f'Peak memory of {maker}, 2 threads, batches of {batch_mb:.0f} MB: '
-    f'{peaks[0]:.0f} MiB after a tenth of {FLAGS.memory_images} images, '
+    f'{peaks[0]:.0f} MiB after a tenth of {asked.memory_images} images, '
     f'{peaks[1]:.0f} MiB after all'
   )

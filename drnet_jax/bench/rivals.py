@@ -23,23 +23,73 @@ def in_torch(network: str, num_classes: int) -> Callable:
   """The network in PyTorch.
 
   Channels last in memory, traced and frozen (norms folded): as fast as PyTorch
-  runs it on a CPU without a compiler.
+  runs it on a CPU without a compiler. On a GPU, where there is one, compiled
+  and in bfloat16.
 
   Returns:
     A function from uint8 [B, S, S, 3] to probabilities [B, num_classes].
   """
   import torch
 
+  device = _device()
   with torch.inference_mode():
-    module = torch.jit.freeze(
-      torch.jit.trace(_module(network, num_classes), _example())
-    )
+    module = _module(network, num_classes).to(device)
+    if device == 'cpu':
+      module = torch.jit.freeze(torch.jit.trace(module, _example()))
+    else:
+      module = torch.compile(module)
 
   def run(images: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-      return module(torch.from_numpy(images)).numpy()
+    with torch.inference_mode(), _bfloat16(device):
+      found = module(torch.from_numpy(images).to(device))
+      return found.float().cpu().numpy()
 
   return run
+
+
+def training_step(
+  network: str, num_classes: int, batch_size: int
+) -> Callable[[], None]:
+  """A training step at 224 px on the same images again and again.
+
+  Channels last, compiled, bfloat16 on a GPU, SGD with momentum.
+
+  Returns:
+    A function that takes a step and waits for it.
+  """
+  import torch
+
+  device = _device()
+  module = _module(network, num_classes, probabilities=False).train().to(device)
+  optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9)
+  loss_fn = torch.nn.CrossEntropyLoss()
+  shape = (batch_size, 224, 224, 3)
+  images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+  labels = torch.arange(batch_size, device=device) % num_classes
+  compiled = torch.compile(module)
+
+  def step() -> None:
+    optimizer.zero_grad(set_to_none=True)
+    with _bfloat16(device):
+      loss = loss_fn(compiled(images), labels)
+    loss.backward()
+    optimizer.step()
+    if device != 'cpu':
+      torch.cuda.synchronize()
+
+  return step
+
+
+def _device() -> str:
+  import torch
+
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def _bfloat16(device: str):
+  import torch
+
+  return torch.autocast(device, torch.bfloat16, enabled=device != 'cpu')
 
 
 def in_onnxruntime(network: str, num_classes: int) -> Callable:
@@ -69,8 +119,8 @@ def _example():
   return torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
 
 
-def _module(network: str, num_classes: int):
-  """From uint8 [B, S, S, 3] to probabilities, in evaluation mode."""
+def _module(network: str, num_classes: int, *, probabilities: bool = True):
+  """From uint8 [B, S, S, 3] to probabilities, or logits; for evaluation."""
   import torch
   from torch import nn
 
@@ -115,6 +165,6 @@ def _module(network: str, num_classes: int):
     nn.AdaptiveAvgPool2d(1),
     nn.Flatten(),
     nn.Linear(inputs, num_classes),
-    nn.Softmax(-1),
+    nn.Softmax(-1) if probabilities else nn.Identity(),
   ]
   return nn.Sequential(*layers).eval().to(memory_format=torch.channels_last)

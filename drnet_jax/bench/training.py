@@ -1,65 +1,195 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does routing pay in training? Times steps of a run, side by side.
-
-    python -m drnet_jax benchmark_training --workdir=runs/quick
-
-Takes the weights of a finished run, so the images choose sizes in the shares
-the run ended with, and times in turn, on the same batches:
-
-* fixed: an ordinary training step at the largest size, no predictor;
-* routed: a step of stage 2, predictor counted, for either router gradient.
+"""Times training steps side by side, on the same batches.
 
 The bound of a routed step is what its multiply-adds imply: forward and backward
 count three times the forward's, sizes that are only explored or refreshed once.
-`realised / implied` is the share of that bound which shows on the stopwatch.
 """
 
-import csv
 import dataclasses
 import itertools
-import os
-import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import settings, terminal
+from drnet_jax import settings
+from drnet_jax.bench.stopwatch import interleaved
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
+from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import workdir
 from drnet_jax.steps import routed
+from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
-from drnet_jax.steps.state import TrainState
+from drnet_jax.steps.state import TrainState, Weights
 
+KEY = jax.random.key(0)
 _BATCHES = 4  # different ones, so that the shares vary as in training
+# Rate 0: the weights, and with them the shares, stay as they are.
+_OPTIMIZER = optax.sgd(0.0, momentum=0.9)
 
 
 @dataclasses.dataclass
 class Contender:
-  """One kind of step, its state, and what it took.
+  """One kind of step and its state.
 
   Attributes:
     name: of the row.
     step: PretrainStep or RoutedStep.
+    objective: its further fields.
+    model: what it trains.
     state: donated to each step and replaced.
-    macs: multiply-adds per image that each timed step should need.
-    seconds: of each timed step.
+    same: whether each step draws the noise of the first, so that images choose
+      the same sizes again.
+    metrics: of each step taken.
   """
 
   name: str
   step: PretrainStep | RoutedStep
+  objective: Mapping[str, Any]
+  model: DRNet
   state: TrainState
-  macs: list[float] = dataclasses.field(default_factory=list)
-  seconds: list[float] = dataclasses.field(default_factory=list)
+  same: bool = False
+  metrics: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
+
+  def take(self, batch: Mapping[str, jax.Array]) -> None:
+    """Takes one step, and waits for it."""
+    if self.same:
+      step = self.state.step
+      again = jax.device_put(np.zeros((), step.dtype), step.sharding)
+      self.state = self.state.replace(step=again)
+    self.state, metrics = self.step(self.state, batch, KEY)
+    jax.block_until_ready((self.state, metrics))
+    self.metrics.append(metrics)
+
+  def macs_per_image(self) -> float:
+    """What an image of the steps needed on average, forward and backward."""
+    macs, objective = self.model.macs(), self.objective
+    if isinstance(self.step, PretrainStep):
+      return 3.0 * sum(macs.sizes)
+    total = 0.0
+    for metrics in self.metrics:
+      total += 3 * float(metrics['gmacs']) * 1e9  # predictor counted
+      if objective['gradient'] == 'all':
+        total += objective['explore'] * sum(macs.sizes)
+      if objective['statistics'] == 'fresh':
+        total += routed.REFRESHED * sum(
+          size_macs
+          for size_px, size_macs in zip(
+            self.model.resolutions, macs.sizes, strict=True
+          )
+          if metrics[f'share_r{size_px}'] < routed.REFRESHED
+        )
+    return total / len(self.metrics)
+
+
+def contender(
+  name: str,
+  step_class: type[PretrainStep | RoutedStep],
+  objective: Mapping[str, Any],
+  model: DRNet,
+  weights: Weights,
+  mesh: Mesh,
+  batch_size: int,
+) -> Contender:
+  """Makes one.
+
+  Args:
+    name: of the row.
+    step_class: the kind of step.
+    objective: further fields of the step.
+    model: its sizes are those that are trained.
+    weights: of the model, or of one with more sizes.
+    mesh: devices to run on.
+    batch_size: global.
+  """
+  step = step_class(
+    model,
+    _OPTIMIZER,
+    mesh,
+    settings.call(step_class.objective_class, objective, 'objective'),
+    batch_size=batch_size,
+    steps_per_epoch=1,
+  )
+  norms = {model.norm_set(r) for r in model.resolutions}
+  params, stats = (
+    tree | {'norm': {k: v for k, v in tree['norm'].items() if k in norms}}
+    for tree in weights
+  )
+  copied = jax.jit(
+    lambda *weights: jax.tree.map(
+      jnp.copy, state_lib.begin(_OPTIMIZER, *weights)
+    ),
+    out_shardings=mesh_lib.replicated(mesh),
+  )(params, stats)
+  return Contender(name, step, objective, model, copied)
+
+
+def fixed(model: DRNet, *arguments) -> Contender:
+  """An ordinary step at the largest size: the rest as of `contender`."""
+  return contender(
+    f'fixed {model.image_px}',
+    PretrainStep,
+    {'label_smoothing': 0.0, 'distill': 0.0, 'teacher': 'largest'},
+    dataclasses.replace(model, resolutions=model.resolutions[-1:]),
+    *arguments,
+  )
+
+
+def time_steps(
+  contenders: Sequence[Contender],
+  batches: Sequence[Mapping[str, jax.Array]],
+  rounds: int,
+  rivals: Mapping[str, Callable[[], None]],
+) -> list[dict]:
+  """Times steps in turn; the first contender is what they are compared with.
+
+  Args:
+    contenders: compiled.
+    batches: each contender takes them in turn; as many come first, untimed.
+    rounds: timed steps of each kind.
+    rivals: steps by others that do what the first contender does.
+
+  Returns:
+    A row per contender and rival.
+  """
+  jobs, batch_size = {}, len(batches[0]['label'])
+  for c in contenders:
+    for batch in batches:
+      c.take(batch)
+    c.metrics.clear()
+    turns = itertools.cycle(batches)
+    jobs[c.name] = lambda c=c, turns=turns: c.take(next(turns))
+  taken = interleaved(jobs | rivals, rounds, 'steps')
+  macs = {c.name: c.macs_per_image() for c in contenders}
+  base = contenders[0].name
+  rows = []
+  for name, seconds in taken.items():
+    realised = float(np.median(taken[base] / seconds))
+    needed = macs.get(name, macs[base])
+    implied = macs[base] / needed
+    rows.append(
+      {
+        'step': name,
+        'batch_size': batch_size,
+        'images_per_second': batch_size / float(np.median(seconds)),
+        'mmacs_per_image': needed / 1e6,
+        'implied': implied,
+        'realised': realised,
+        'realised_of_implied': realised / implied,
+      }
+    )
+  return rows
 
 
 def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
-  """Times the steps; see the module.
+  """Times fixed and routed steps of a run, with the weights it ended with.
 
   Args:
     path: workdir of a run with a trained predictor.
@@ -90,140 +220,19 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
     mesh_lib.shard_batch({k: b[k] for k in ('image', 'label')}, mesh)
     for b in itertools.islice(stream, _BATCHES)
   ]
-  # Rate 0: the weights, and with them the shares, stay those of the run.
-  optimizer = optax.sgd(0.0, momentum=0.9)
-
-  def contender(name, model, step_class, objective):
-    step = step_class(
-      model,
-      optimizer,
-      mesh,
-      settings.call(
-        step_class.objective_class,
-        objective,
-        f'config.{stage_name}.objective',
-      ),
-      batch_size=batch_size,
-      steps_per_epoch=1,
-    )
-    norms = {model.norm_set(r) for r in model.resolutions}
-    only = {k: v for k, v in trained.params['norm'].items() if k in norms}
-    kept = {k: v for k, v in trained.batch_stats['norm'].items() if k in norms}
-    params = trained.params | {'norm': only}
-    state = TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=trained.batch_stats | {'norm': kept},
-      opt_state=optimizer.init(params),
-    )
-    copy = jax.jit(
-      lambda x: jax.tree.map(jnp.copy, x),
-      out_shardings=mesh_lib.replicated(mesh),
-    )
-    return Contender(name, step, copy(state))
-
-  largest = dataclasses.replace(model, resolutions=model.resolutions[-1:])
-  smoothing = {
-    'label_smoothing': stage.objective.label_smoothing,
-    'distill': 0.0,  # there is one size
-    'teacher': 'largest',
-  }
-  objective = dict(stage.objective)
-  contenders = [
-    contender(f'fixed {model.image_px}', largest, PretrainStep, smoothing)
-  ] + [
+  weights = trained.params, trained.batch_stats
+  contenders = [fixed(model, weights, mesh, batch_size)] + [
     contender(
       f'routed, {gradient}',
-      model,
       RoutedStep,
-      objective | {'gradient': gradient},
+      dict(stage.objective) | {'gradient': gradient},
+      model,
+      weights,
+      mesh,
+      batch_size,
     )
     for gradient in ('chosen', 'all')
   ]
-
-  macs = model.macs()
-  key = jax.random.key(0)
-  for c in tqdm(contenders, 'compile', leave=False, disable=None):
-    c.step.compile(c.state, batches[0])
-    for batch in batches:
-      _timed(c, batch, key)
-  for turn in tqdm(range(steps), 'time', leave=False, disable=None):
-    # In turn, so that a machine that changes its speed does so for all.
-    for c in contenders:
-      seconds, metrics = _timed(c, batches[turn % _BATCHES], key)
-      c.seconds.append(seconds)
-      c.macs.append(
-        _macs_per_image(c, metrics, model.resolutions, macs, objective)
-      )
-
-  base = contenders[0]
-  rows = []
   for c in contenders:
-    realised = float(np.median(np.divide(base.seconds, c.seconds)))
-    implied = float(np.mean(base.macs) / np.mean(c.macs))
-    rows.append(
-      {
-        'step': c.name,
-        'batch_size': batch_size,
-        'images_per_second': batch_size / float(np.median(c.seconds)),
-        'mmacs_per_image': float(np.mean(c.macs)) / 1e6,
-        'implied': implied,
-        'realised': realised,
-        'realised_of_implied': realised / implied,
-      }
-    )
-  return rows
-
-
-def _timed(contender: Contender, batch, key):
-  """Takes one step; (seconds, its metrics)."""
-  jax.block_until_ready(contender.state)
-  start = time.perf_counter()
-  contender.state, metrics = contender.step(contender.state, batch, key)
-  jax.block_until_ready((contender.state, metrics))
-  return time.perf_counter() - start, metrics
-
-
-def _macs_per_image(contender, metrics, resolutions, macs, objective) -> float:
-  """What one image of this step needs, forward and backward."""
-  if 'gmacs' not in metrics:
-    return 3 * macs.sizes[-1]
-  total = 3 * float(metrics['gmacs']) * 1e9
-  if contender.name.endswith('all'):
-    total += objective['explore'] * sum(macs.sizes)
-  if objective['statistics'] == 'fresh':
-    total += routed.REFRESHED * sum(
-      size_macs
-      for size_px, size_macs in zip(resolutions, macs.sizes, strict=True)
-      if metrics[f'share_r{size_px}'] < routed.REFRESHED
-    )
-  return total
-
-
-def run(path: str, *, steps: int, batch_size: int) -> None:
-  """Times the steps, prints a table and leaves it in the report."""
-  rows = benchmark(path, steps=steps, batch_size=batch_size)
-  device = jax.devices()[0].device_kind
-  print(f'{jax.device_count()} x {device}, {os.cpu_count()} processor cores')
-  print(
-    terminal.table(
-      [
-        {
-          'training step': row['step'],
-          'images/s': f'{row["images_per_second"]:.0f}',
-          'MMACs/image': f'{row["mmacs_per_image"]:.1f}',
-          'implied': f'{row["implied"]:.2f} x',
-          'realised': f'{row["realised"]:.2f} x',
-          'realised / implied': f'{row["realised_of_implied"]:.2f}',
-        }
-        for row in rows
-      ]
-    )
-  )
-  path = os.path.join(path, 'report', 'training_step.csv')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  with open(path, 'w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-  print(f'Written: {path}')
+    c.step.compile(c.state, batches[0])
+  return time_steps(contenders, batches, steps, {})

@@ -31,7 +31,6 @@ are timed by `benchmark_training`.
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -82,7 +81,7 @@ def run(arguments: Sequence[str]) -> None:
 
   from drnet_jax import terminal
   from drnet_jax.bench import inference, subjects
-  from drnet_jax.report.tables import write_csv
+  from drnet_jax.tables import cells, write_csv
 
   if path:
     subject = subjects.of_workdir(path, _IMAGES.value, asked())
@@ -104,15 +103,8 @@ def run(arguments: Sequence[str]) -> None:
   )
   os.makedirs(to, exist_ok=True)
   for name, rows in tables.items():
-    print(
-      terminal.table([{k: _short(v) for k, v in row.items()} for row in rows])
-    )
-    print()
+    print(terminal.table(cells(rows)), end='\n\n')
     write_csv(os.path.join(to, f'{name}.csv'), rows)
   inference.draw(contenders, speed, os.path.join(to, 'latency'))
   print(inference.verdict(worth, speed))
   print(f'Written to {to}: {", ".join(tables)} (.csv), latency (.png, .svg)')
-
-
-def _short(value: Any) -> str:
-  return f'{value:.4g}' if isinstance(value, float) else str(value)

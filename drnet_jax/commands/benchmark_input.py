@@ -23,25 +23,46 @@ from absl import flags
 
 from drnet_jax.errors import UserError
 
-_PACKED = flags.DEFINE_string('packed', None, 'Packed file of images.')
-flags.DEFINE_string('split', 'train', 'Split of the packed file.')
-flags.DEFINE_integer('images', 1000, 'Number of images.', 1)
-flags.DEFINE_string(
-  'enlarge', '', 'Encode the images again at this size, e.g. 500x375.'
+_PACKED = flags.DEFINE_string('packed', None, 'Packed file.')
+_SPLIT = flags.DEFINE_string('split', 'train', 'Split of the packed file.')
+_IMAGES = flags.DEFINE_integer('images', 1000, 'Number of images.', 1)
+_ENLARGE = flags.DEFINE_string(
+  'enlarge', '', 'Size to encode the images anew at, for instance 500x375.'
 )
-flags.DEFINE_integer('size_px', 224, 'Side of the crops.', 1)
-flags.DEFINE_integer('batch_size', 64, 'Images per batch.', 1)
-flags.DEFINE_integer('turns', 5, 'Number of repetitions.', 1)
-flags.DEFINE_list('threads', ['1', '2'], 'Numbers of threads to time.')
-flags.DEFINE_list('workers', [], 'Numbers of worker processes to time.')
-flags.DEFINE_integer(
-  'memory_images', 0, 'Images to measure memory over; 0 skips it.', 0
+_SIZE_PX = flags.DEFINE_integer('size_px', 224, 'Side of the crops.', 1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images of a batch.', 1)
+_TURNS = flags.DEFINE_integer('turns', 5, 'Repetitions.', 1)
+_THREADS = flags.DEFINE_list('threads', ['1', '2'], 'Numbers of threads.')
+_WORKERS = flags.DEFINE_list('workers', [], 'Numbers of worker processes.')
+_MEMORY_IMAGES = flags.DEFINE_integer(
+  'memory_images', 0, 'Images to read while memory is watched; 0 to skip it.', 0
 )
 
 
 def run(arguments: Sequence[str]) -> None:
+  from drnet_jax.bench import input as bench
+
   if not _PACKED.value:
     raise UserError('--packed is missing: name a packed file of images')
-  from drnet_jax.bench import input
-
-  input.run()
+  try:
+    enlarge = tuple(map(int, filter(None, _ENLARGE.value.split('x'))))
+    threads = tuple(map(int, _THREADS.value))
+    workers = tuple(map(int, _WORKERS.value))
+    if len(enlarge) not in (0, 2):
+      raise ValueError(f'{_ENLARGE.value!r} is not <width>x<height>')
+  except ValueError as error:
+    raise UserError(f'--enlarge, --threads, --workers: {error}') from error
+  bench.run(
+    bench.Input(
+      packed=_PACKED.value,
+      split=_SPLIT.value,
+      images=_IMAGES.value,
+      enlarge=enlarge,
+      size_px=_SIZE_PX.value,
+      batch_size=_BATCH_SIZE.value,
+      turns=_TURNS.value,
+      threads=threads,
+      workers=workers,
+      memory_images=_MEMORY_IMAGES.value,
+    )
+  )

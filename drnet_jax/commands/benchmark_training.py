@@ -14,10 +14,12 @@ count three times the forward's, sizes that are only explored or refreshed once.
 `realised / implied` is the share of that bound which shows on the stopwatch.
 """
 
+import os
 from collections.abc import Sequence
 
 from absl import flags
 
+from drnet_jax import mesh, tables, terminal
 from drnet_jax.commands import cli
 
 _STEPS = flags.DEFINE_integer('steps', 15, 'Timed steps of each kind.', 1)
@@ -29,4 +31,13 @@ _BATCH_SIZE = flags.DEFINE_integer(
 def run(arguments: Sequence[str]) -> None:
   from drnet_jax.bench import training
 
-  training.run(cli.workdir(), steps=_STEPS.value, batch_size=_BATCH_SIZE.value)
+  path = cli.workdir()
+  rows = training.benchmark(
+    path, steps=_STEPS.value, batch_size=_BATCH_SIZE.value
+  )
+  print(f'{mesh.describe()}, {os.cpu_count()} processor cores')
+  print(terminal.table(tables.cells(rows)))
+  path = os.path.join(path, 'report', 'training_step.csv')
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  tables.write_csv(path, rows)
+  print(f'Written: {path}')

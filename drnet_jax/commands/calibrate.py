@@ -87,9 +87,9 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
 
   from drnet_jax import terminal
   from drnet_jax.choosing import halves
-  from drnet_jax.report.tables import write_csv
   from drnet_jax.run import calibrate
   from drnet_jax.run.recording import Subject
+  from drnet_jax.tables import write_csv
 
   subjects = {
     os.path.basename(os.path.abspath(path)): Subject(path, overrides)

@@ -164,11 +164,18 @@ def set_up() -> None:
   # What a process that ends at once leaves to it is no news: it tidies up.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    # Read when JAX is imported, which not every command needs.
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.expanduser(
-      '~/.cache/drnet_jax/compiled'
-    )
-    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+    cache = {
+      'jax_compilation_cache_dir': os.path.expanduser(
+        '~/.cache/drnet_jax/compiled'
+      ),
+      'jax_persistent_cache_min_compile_time_secs': 0.5,
+    }
+    for option, value in cache.items():
+      # The environment is read when JAX is imported: not every command does.
+      if 'jax' in sys.modules:
+        sys.modules['jax'].config.update(option, value)
+      else:
+        os.environ[option.upper()] = str(value)
 
 
 def _report_unraisable(unraisable) -> None:

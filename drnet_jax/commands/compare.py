@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax import terminal
   from drnet_jax.bench import models
   from drnet_jax.report import figures
-  from drnet_jax.report.tables import write_csv
+  from drnet_jax.tables import write_csv
 
   subjects = [
     models.subject(

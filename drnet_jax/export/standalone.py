@@ -32,28 +32,26 @@ class Model:
       raise ValueError(f'no policy {policy!r} within {gmacs} GMACs')
     self.policy = rows[-1]
 
-    def session(name):
-      return onnxruntime.InferenceSession(os.path.join(folder, f'{name}.onnx'))
-
-    tried = [contract['programs'][j] for j in self.policy['path']]
-    self._networks = [session(name) for name in tried]
-    self._predictor = self.policy['start'] and session('predictor')
+    names = [contract['programs'][j] for j in self.policy['path']]
+    names += ['predictor'] if self.policy['start'] else []
+    paths = [os.path.join(folder, f'{name}.onnx') for name in names]
+    self._sessions = [onnxruntime.InferenceSession(path) for path in paths]
 
   def predict(self, source):
     """Classifies an image: a path, bytes, a PIL image or an array."""
     contract, policy, image = self.contract, self.policy, self.read(source)
     path, said = policy['path'], []
-    first = self._begin(image) if self._predictor else 0
+    first = self._begin(image) if policy['start'] else 0
     for i in range(first, len(path)):
       crop = cut(image, contract['views'][path[i]])
-      said.append(self._networks[i].run(None, {'images': crop[None]})[0][0])
+      said.append(self._sessions[i].run(None, {'images': crop[None]})[0][0])
       p = sum(said) / len(said) if policy['answer'] == 'pooled' else said[-1]
       low, high = np.sort(p)[-2:]
       sure = high - low if policy['signal'] == 'margin' else high
       if i == len(path) - 1 or sure >= policy['stop'][i]:
         break
     label, ran = int(p.argmax()), path[first : i + 1]
-    asked = contract['predictor_gmacs'] if self._predictor else 0
+    asked = contract['predictor_gmacs'] if policy['start'] else 0
     answer = {'label': label, 'name': contract['class_names'][label]}
     answer |= {'probability': float(p[label]), 'probabilities': p}
     answer['ran'] = [contract['options']['names'][j] for j in ran]
@@ -61,11 +59,9 @@ class Model:
 
   def _begin(self, image):
     """The position in the path at which an image starts."""
-    dial, crop = (
-      self.policy['start'],
-      cut(image, self.contract['predictor_view']),
-    )
-    (log_p,) = self._predictor.run(None, {'images': crop[None]})[0]
+    dial = self.policy['start']
+    crop = cut(image, self.contract['predictor_view'])
+    (log_p,) = self._sessions[-1].run(None, {'images': crop[None]})[0]
     known = [self.contract['routes'].index(j) for j in self.policy['path']]
     mixed = zlib.crc32(crop) / 2**32 < dial['share']
     penalty = dial['high' if mixed else 'low'] * np.asarray(dial['costs'])

@@ -16,7 +16,7 @@ from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Score
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated, figures, paper_curves
-from drnet_jax.report.tables import write_csv
+from drnet_jax.tables import write_csv
 
 
 @dataclasses.dataclass(frozen=True)

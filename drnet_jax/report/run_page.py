@@ -15,8 +15,8 @@ from drnet_jax.choosing.scores import ClassEffect, Judgement, Scored
 from drnet_jax.report import latencies, page, pictures, plots, wording
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Picture, Section, Table
-from drnet_jax.report.tables import write_csv
 from drnet_jax.report.wording import Answer, percent, percent_interval
+from drnet_jax.tables import write_csv
 
 _MOST_CLASSES = 20  # in the table of the page; all are in the csv
 

@@ -16,8 +16,8 @@ from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.paper_tables import TABLES, PaperRow
 from drnet_jax.report.run_set import RunSet
-from drnet_jax.report.tables import write_csv
 from drnet_jax.report.wording import Answer, percent, percent_interval
+from drnet_jax.tables import write_csv
 
 _PARAMETERS = 'parameters, M'
 _PAPERS = {

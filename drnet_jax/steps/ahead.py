@@ -10,6 +10,8 @@ import jax
 
 from drnet_jax import terminal
 
+_CACHE_HIT = '/jax/compilation_cache/cache_hits'
+
 # In place of a random key.
 KEY = jax.eval_shape(jax.random.key, 0)
 
@@ -36,12 +38,12 @@ class Program:
       return self._compiled[static](*arrays)
     return self._jit(*args)
 
-  def lower(self, *args):
+  def trace(self, *args):
     """As of `jax.jit`; arrays may be `jax.ShapeDtypeStruct`s."""
-    return self._jit.lower(*args)
+    return self._jit.trace(*args)
 
   def keep(self, args, compiled) -> None:
-    """Takes note of what `lower(*args).compile()` returned."""
+    """Takes note of what `trace(*args).lower().compile()` returned."""
     self._compiled[args[: self._num_static]] = compiled
 
 
@@ -49,30 +51,42 @@ class Compiling:
   """A pool of threads that compile, with a progress bar and a line at the end.
 
   Python lowers the next program while XLA compiles the ones before. Leaving
-  the context waits for all of them.
+  the context waits for all of them. The line says how many programs there were,
+  how many of them lay in the persistent cache, and how long it took.
+
+  Attributes:
+    cached: programs that lay in the persistent cache.
   """
 
   def __enter__(self) -> 'Compiling':
     self._start = time.perf_counter()
     self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._jobs = []
+    self.cached = 0
+    jax.monitoring.register_event_listener(self._count)
     return self
 
   def __call__(self, program: Program, *args) -> concurrent.futures.Future:
     """Has a program compiled for these arguments; returns its future."""
-    future = self._pool.submit(program.lower(*args).compile)
+    future = self._pool.submit(program.trace(*args).lower().compile)
     self._jobs.append((program, args, future))
     return future
 
   def __exit__(self, *error) -> None:
-    with self._pool:
-      if any(error):
-        return
+    try:
       for program, args, future in terminal.progress(
-        self._jobs, 'compile', leave=False
+        [] if any(error) else self._jobs, 'compile', leave=False
       ):
         program.keep(args, future.result())
-    seconds = time.perf_counter() - self._start
-    if seconds > 5:
-      count = len(self._jobs)
-      terminal.say(f'compiled {count} programs in {seconds:.0f} s')
+    finally:
+      self._pool.shutdown(cancel_futures=True)
+      jax.monitoring.unregister_event_listener(self._count)
+    if not any(error):
+      seconds = time.perf_counter() - self._start
+      terminal.say(
+        f'compiled {len(self._jobs)} programs in {seconds:.1f} s, '
+        f'{self.cached} of them from the cache'
+      )
+
+  def _count(self, event: str, **_) -> None:
+    self.cached += event == _CACHE_HIT

@@ -131,7 +131,11 @@ class RoutedStep:
       )
     self._explored = _evenly_spread(num_explored, local)
     self._refreshed = _evenly_spread(max(round(REFRESHED * local), 1), local)
-    self.ladder = routing.bucket_ladder(local, growth=objective.bucket_growth)
+    self.ladder = routing.bucket_ladder(
+      local,
+      growth=objective.bucket_growth,
+      platform=mesh_lib.platform(mesh),
+    )
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
     self._replicated, self._by_batch = replicated, by_batch
@@ -163,8 +167,20 @@ class RoutedStep:
       out_shardings=(self._stored, replicated),
     )
 
-  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
-    """Compiles everything, every size and bucket, ahead of the first step."""
+  def compile(
+    self,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array | None = None,
+  ) -> None:
+    """Compiles ahead of the first step: every size and bucket.
+
+    Args:
+      state: of the first step.
+      batch: of the first step.
+      key: for steps like this one only (benchmarks): of buckets those are
+        compiled that the batch needs with this key, which routes it once.
+    """
     images, labels = batch['image'], batch['label']
     sizes = range(len(self._model.resolutions))
     with ahead.Compiling() as compiling:
@@ -174,9 +190,13 @@ class RoutedStep:
         for j in sizes
         if self._explored.size
       ]
+      rungs = [self.ladder] * len(sizes)
+      if key is not None:
+        most = np.asarray(route.result()(state, images, key)[0].counts).max(0)
+        rungs = [(routing.bucket(int(n), self.ladder),) for n in most]
       for j in sizes:
         arguments = self._learn_arguments(j, state, batch)
-        for rung in self.ladder:
+        for rung in rungs[j]:
           compiling(self._learn, j, rung, *arguments)
         if self._objective.statistics == 'fresh':
           compiling(

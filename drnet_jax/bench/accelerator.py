@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that an accelerator should be asked in a few minutes, in six parts.
+
+Each part yields rows, which are in the csv file before the next is measured. A
+part that fails, or is out of time, is noted there, and the next one begins.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import math
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from drnet_jax import mesh as mesh_lib
+from drnet_jax import models, settings, tables
+from drnet_jax.bench import checks, cost_model, rivals, trace, training
+from drnet_jax.bench.stopwatch import interleaved
+from drnet_jax.bench.subjects import Drawn
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.policy import AT_ONCE, Policy
+from drnet_jax.choosing.record import signals
+from drnet_jax.data.pipeline import Data
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.report import evaluated, page
+from drnet_jax.report.page import Page, Section, Table
+from drnet_jax.report.wording import Answer
+from drnet_jax.run import evaluate, train, workdir
+from drnet_jax.serve.classifier import Classifier
+from drnet_jax.steps.pretrain import PretrainStep
+from drnet_jax.steps.routed import RoutedStep
+
+FILE = 'accelerator.csv'
+_HEADER = ('part', 'what', 'measure', 'value')
+_STATUS = 'part'  # `what` of the row that ends a part
+_CEILING = 'matrix product, TFLOP/s'
+_NETWORK, _CLASSES = 'resnet50', 1000
+_SHARES = (0.3, 0.45, 0.25)  # of images at each size
+_START_S = 45  # of a training, assumed: programs, data, and the report after
+_IMAGES_PER_CORE = (
+  200  # a second, that the input of a training reaches at least
+)
+_SMALL_NETWORK = {
+  'network': 'resnet',
+  'stage_sizes': (1,),
+  'width': 8,
+  'stem': 'patch',
+}
+_SMALL_RUN = {
+  'eval_batch_size': 16,
+  'data.epoch_images': 32,
+  'data.held_out': 8,
+  'data.resize_px': 36,
+  'data.threads': 1,
+  'model.predictor_px': 16,
+  'model.image_px': 32,
+  'model.resolutions': (16, 32),
+  'pretrain.epochs': 1.0,
+  'pretrain.batch_size': 16,
+  'pretrain.schedule.warmup_epochs': 0.0,
+  'finetune.epochs': 1.0,
+  'finetune.batch_size': 16,
+  'finetune.schedule.warmup_epochs': 0.0,
+  'finetune.objective.gradient': 'chosen',
+  'finetune.objective.bucket_growth': 8.0,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+  """What is asked.
+
+  Attributes:
+    out: folder for csv, page and runs.
+    seconds: for all parts together.
+    small: a tiny version of each part, for machines without an accelerator.
+    config: of the training of part f; its `data.data_dir` a packed file.
+    weights: of PyTorch, to train from besides; '' for none.
+    found: rows so far, by part.
+  """
+
+  out: str
+  seconds: float
+  small: bool
+  config: ml_collections.ConfigDict
+  weights: str
+  found: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+
+
+def run(suite: Suite) -> str:
+  """Runs all parts; returns the tables as Markdown."""
+  os.makedirs(suite.out, exist_ok=True)
+  with open(os.path.join(suite.out, FILE), 'w', newline='') as file:
+    csv.writer(file).writerow(_HEADER)
+  begin = time.perf_counter()
+  for name, (limit_s, part) in PARTS.items():
+    left_s = suite.seconds - (time.perf_counter() - begin)
+    if not suite.small:
+      left_s = min(left_s, limit_s)
+    start, status = time.perf_counter(), 'finished'
+    suite.found[name] = []
+    if left_s < 1:
+      status = 'left out: no time'
+    else:
+      try:
+        with _time_limit(left_s):
+          for row in part(suite, left_s):
+            _note(suite, name, row)
+      except Exception as error:
+        status = f'{type(error).__name__}: {_short(error)}'
+    took = time.perf_counter() - start
+    _note(suite, name, {'what': _STATUS, 'status': status, 'seconds': took})
+  made = _page(suite)
+  page.write(made, suite.out)
+  return page.markdown(made)
+
+
+def _note(suite: Suite, part: str, row: dict) -> None:
+  suite.found[part].append(row)
+  with open(os.path.join(suite.out, FILE), 'a', newline='') as file:
+    csv.writer(file).writerows(
+      (part, row['what'], k, v) for k, v in row.items() if k != 'what'
+    )
+
+
+def _short(error: Exception) -> str:
+  return ' '.join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+  """TimeoutError after so long, as soon as Python has its turn again."""
+
+  def stop(*unused) -> None:
+    raise TimeoutError(f'stopped after {seconds:.0f} s')
+
+  start = time.perf_counter()
+  before = signal.signal(signal.SIGALRM, stop)
+  rest, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGALRM, before)
+    # Another's alarm, say that of a test, is not forgotten.
+    rest = rest and max(rest - (time.perf_counter() - start), 0.001)
+    signal.setitimer(signal.ITIMER_REAL, rest)
+
+
+def ceilings(suite: Suite, left_s: float) -> Iterator[dict]:
+  """Part a: versions, and what no program can go beyond."""
+  for package in ('jax', 'jaxlib', 'flax', 'torch'):
+    found = importlib.util.find_spec(package)
+    version = importlib.metadata.version(package) if found else 'none'
+    yield {'what': package, 'value': version}
+  yield {'what': 'device', 'value': mesh_lib.describe()}
+  memory = jax.devices()[0].memory_stats() or {}
+  yield {'what': 'memory, GB', 'value': memory.get('bytes_limit', 0) / 1e9}
+  side, megabytes, rounds = (256, 8, 3) if suite.small else (8192, 1024, 20)
+  square = jnp.ones((side, side), jnp.bfloat16)
+  long = jnp.ones(megabytes * 2**18, jnp.float32)
+  product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+  taken = interleaved(
+    {
+      'product': lambda: product(square, square).block_until_ready(),
+      'copy': lambda: copy(long).block_until_ready(),
+    },
+    rounds,
+    'ceilings',
+  )
+  product_s, copy_s = (float(np.median(taken[k])) for k in taken)
+  yield {
+    'what': 'matrix product, TFLOP/s',
+    'value': 2e-12 * side**3 / product_s,
+  }
+  yield {'what': 'copy, GB/s', 'value': 2e-9 * long.nbytes / copy_s}
+
+
+def correctness(suite: Suite, left_s: float) -> Iterable[dict]:
+  """Part b: is what the device computes right?"""
+  return checks.all_checks(suite.small)
+
+
+def steps(suite: Suite, left_s: float) -> Iterator[dict]:
+  """Part c: training steps of ResNet-50 in bfloat16."""
+  model, weights = _model(suite.small)
+  mesh = mesh_lib.create(1)
+  ceiling = next(
+    (r['value'] for r in suite.found['a ceilings'] if r['what'] == _CEILING),
+    math.nan,
+  )
+  kinds = ('fixed', 'pretrain', 'chosen', 'all')
+  rounds = 10
+  if suite.small:
+    kinds, rounds = kinds[::2], 2
+  for batch_size in (16,) if suite.small else (256, 128, 512, 64):
+    try:
+      contenders, batch = _contenders(
+        suite, model, weights, mesh, batch_size, kinds
+      )
+      others = {}
+      # For larger batches of both frameworks there is no memory.
+      if _has_rival(suite) and batch_size <= 256:
+        step = rivals.training_step(_NETWORK, _CLASSES, batch_size)
+        others = {'PyTorch': step}
+      rows = training.time_steps(contenders, [batch], rounds, others)
+    except RuntimeError as error:  # as a rule, out of memory
+      yield {'what': f'{batch_size} images', 'failed': _short(error)}
+      continue
+    for row in rows:
+      flops = 2e6 * row['mmacs_per_image'] * row['images_per_second']
+      what = f'{row.pop("step")}, {row.pop("batch_size")} images'
+      share = {'of_ceiling': flops / 1e12 / ceiling}
+      yield {'what': what} | row | share
+
+
+def _contenders(suite, model, weights, mesh, batch_size: int, kinds):
+  """Compiled steps of some kinds, and a batch for them."""
+  objective = dict(suite.config.finetune.objective)
+  pretrain = dict(suite.config.pretrain.objective)
+  common = (model, weights, mesh, batch_size)
+  contenders = [
+    training.fixed(*common)
+    if kind == 'fixed'
+    else training.contender(kind, PretrainStep, pretrain, *common)
+    if kind == 'pretrain'
+    else training.contender(
+      f'routed, {kind}', RoutedStep, objective | {'gradient': kind}, *common
+    )
+    for kind in kinds
+  ]
+  rng = np.random.default_rng(0)
+  side = model.image_px
+  batch = mesh_lib.shard_batch(
+    {
+      'image': rng.integers(
+        0, 256, (batch_size, side, side, 3), dtype=np.uint8
+      ),
+      'label': np.arange(batch_size, dtype=np.int32) % 10,
+    },
+    mesh,
+  )
+  for c in contenders:
+    c.same = isinstance(c.step, RoutedStep)
+    c.step.compile(c.state, batch, *[training.KEY] * c.same)
+  return contenders, batch
+
+
+def inference(suite: Suite, left_s: float) -> Iterator[dict]:
+  """Part d: whole predictions, in bulk and one at a time."""
+  model, weights = _model(suite.small)
+  bulk, count, rounds = (4, 8, 1) if suite.small else (128, 2048, 5)
+  config = suite.config.copy_and_resolve_references()
+  config.data.resize_px = model.image_px  # no margin: only the network counts
+  trained = workdir.Trained(
+    model=model,
+    params=weights[0],
+    batch_stats=weights[1],
+    has_router=True,
+    class_names=tuple(map(str, range(_CLASSES))),
+    config=config,
+    origin='random weights',
+  )
+  classifier = Classifier.of(trained, runtime='jax', batch=bulk)
+  rival = rivals.in_torch(_NETWORK, _CLASSES) if _has_rival(suite) else None
+  side = model.image_px
+  images = np.random.default_rng(0).integers(
+    0, 256, (count, side, side, 3), dtype=np.uint8
+  )
+  last = len(model.resolutions) - 1
+  every = tuple(range(last + 1))
+  kinds = {
+    'fixed': policy_lib.fixed(last),
+    'routed': Policy(every, Drawn(_SHARES), (AT_ONCE,) * last),
+    'cascaded': _a_third_goes_on(classifier, images),
+  }
+  modes = {'bulk': list(images), 'single': list(images[:20])}
+  jobs, gmacs = {}, {}
+  for mode, arrays in modes.items():
+    for kind, policy in kinds.items():
+      jobs[mode, kind] = functools.partial(
+        _predict, classifier, policy, arrays, gmacs, (mode, kind)
+      )
+    if _has_rival(suite):
+      jobs[mode, 'PyTorch'] = functools.partial(
+        _in_batches, rival, images[: len(arrays)], len(arrays[:bulk])
+      )
+  taken = interleaved(jobs, rounds, 'inference')
+  for (mode, kind), seconds in taken.items():
+    fixed = taken[mode, 'fixed']
+    at_most = gmacs[mode, 'fixed']  # PyTorch's, too
+    implied = at_most / gmacs.get((mode, kind), at_most)
+    realised = float(np.median(fixed / seconds))
+    yield {
+      'what': f'{kind}, {mode}',
+      'images_per_second': len(modes[mode]) / float(np.median(seconds)),
+      'implied': implied,
+      'realised': realised,
+      'realised_of_implied': realised / implied,
+    }
+
+
+def _a_third_goes_on(classifier: Classifier, images: np.ndarray) -> Policy:
+  """From the smallest to the largest size, by the margins of these images."""
+  classifier.policy = policy_lib.fixed(0)
+  said = np.stack([x.probabilities for x in classifier.predict(list(images))])
+  limit = float(np.quantile(signals(said)[1], 1 / 3))
+  return Policy((0, len(classifier.contract.options) - 1), None, (limit,))
+
+
+def _predict(classifier, policy, arrays, gmacs, key) -> None:
+  singly = key[0] == 'single'
+  parts = [[x] for x in arrays] if singly else [arrays]
+  classifier.policy = policy
+  answers = sum([classifier.predict(part) for part in parts], [])
+  gmacs[key] = float(np.mean([x.gmacs for x in answers]))
+
+
+def _has_rival(suite: Suite) -> bool:
+  return not suite.small and rivals.is_offered(_NETWORK)
+
+
+def _in_batches(run, images: np.ndarray, batch: int) -> None:
+  for i in range(0, len(images), batch):
+    run(np.ascontiguousarray(images[i : i + batch]))
+
+
+def profile(suite: Suite, left_s: float) -> Iterable[dict]:
+  """Part e: the most expensive kernels of a routed step, and its gaps."""
+  model, weights = _model(suite.small)
+  (routed,), batch = _contenders(
+    suite,
+    model,
+    weights,
+    mesh_lib.create(1),
+    16 if suite.small else 256,
+    ('chosen',),
+  )
+  routed.take(batch)
+  return trace.profile(lambda: routed.take(batch), 3)
+
+
+def real_training(suite: Suite, left_s: float) -> Iterator[dict]:
+  """Part f: a run from scratch and one from weights, as long as there is."""
+  end = time.perf_counter() + left_s
+  origins = {'from scratch': ''}
+  if suite.weights:
+    origins['from weights'] = suite.weights
+  for i, (name, origin) in enumerate(origins.items()):
+    config = suite.config.copy_and_resolve_references()
+    config.init_from, config.reset_head = origin, bool(origin)
+    if suite.small:
+      config.update_from_flattened_dict(_SMALL_RUN)
+      config.model.base = config.model.predictor = _SMALL_NETWORK
+    else:
+      seconds = (end - time.perf_counter()) / (len(origins) - i)
+      _set_epochs(suite, config, seconds - _START_S)
+    path = os.path.join(suite.out, name.replace(' ', '_'))
+    start = time.perf_counter()
+    train.train(config, path)
+    epochs = config.pretrain.epochs + config.finetune.epochs
+    taken = time.perf_counter() - start
+    yield {'what': f'{name}: training', 'epochs': epochs, 'seconds': taken}
+    evaluate.evaluate(path)
+    for score in evaluated.read(path).scores():
+      yield {
+        'what': f'{name}: {score.name}',
+        'top1': score.top1,
+        'gmacs': score.gmacs,
+      }
+
+
+def _set_epochs(suite: Suite, config, seconds: float) -> None:
+  """As many epochs as should fit, two thirds of the time for stage 1."""
+  macs_per_second = next(
+    1e6 * row['mmacs_per_image'] * row['images_per_second']
+    for row in suite.found[_STEPS]
+    if row['what'].startswith('fixed')
+  )
+  read = train.read(config)
+  data = settings.call(Data, read.data, 'config.data')
+  source = data.open(data.train_split)
+  macs = workdir.create_model(read.model, source.class_names).macs()
+  for name, share in (('pretrain', 2 / 3), ('finetune', 1 / 3)):
+    rate = macs_per_second / cost_model.macs_per_image(read.stages[name], macs)
+    rate = min(rate, _IMAGES_PER_CORE * os.cpu_count())
+    epochs = max(share * seconds * rate / len(source.examples), 0.2)
+    config[name].epochs = epochs
+    config[name].schedule.warmup_epochs = min(0.5, epochs / 4)
+
+
+def _model(small: bool) -> tuple[DRNet, tuple]:
+  """ResNet-50 in bfloat16, and weights whose predictor draws `_SHARES`."""
+  sizes = (16, 24, 32) if small else (112, 168, 224)
+  base = _SMALL_NETWORK if small else {'network': _NETWORK}
+  predictor = _SMALL_NETWORK if small else {'network': 'resnet10'}
+  model = models.create_drnet(
+    base=base | {'dtype': 'bfloat16'},
+    predictor=predictor | {'dtype': 'bfloat16'},
+    predictor_px=16 if small else 128,
+    image_px=sizes[-1],
+    resolutions=sizes,
+    resolution_aware_bn=True,
+    antialias=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    num_classes=_CLASSES,
+  )
+  params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+  params['predictor']['head'] = {
+    'kernel': jnp.zeros_like(params['predictor']['head']['kernel']),
+    'bias': jnp.log(jnp.array(_SHARES)),
+  }
+  return model, (params, batch_stats)
+
+
+def _page(suite: Suite) -> Page:
+  """A table of each part."""
+  sections, broken = [], []
+  for name, rows in suite.found.items():
+    *measured, end = rows
+    if end['status'] != 'finished':
+      broken.append(name)
+    measures = list(dict.fromkeys(k for row in measured for k in row))
+    cells = [
+      [row.get(k, '') for k in measures] for row in tables.cells(measured)
+    ]
+    sections.append(
+      Section(
+        title=f'{name}: {PARTS[name][1].__doc__.splitlines()[0]}',
+        text=[f'{end["status"]}, after {end["seconds"]:.0f} s.'],
+        tables=[Table(measures, cells)] if cells else [],
+      )
+    )
+  done = len(sections) - len(broken)
+  answer = Answer(
+    'Did all parts finish?',
+    f'{done} of {len(PARTS)}',
+    f'Not finished: {", ".join(broken)}.' if broken else 'None is missing.',
+  )
+  return Page('Accelerator suite', mesh_lib.describe(), [answer], sections)
+
+
+_STEPS = 'c steps'
+# By name: seconds at most, and what yields its rows.
+PARTS = {
+  'a ceilings': (20, ceilings),
+  'b correctness': (75, correctness),
+  _STEPS: (150, steps),
+  'd inference': (75, inference),
+  'e profile': (40, profile),
+  'f training': (150, real_training),
+}

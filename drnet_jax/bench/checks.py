@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is what a device computes right? Checks for a device that is new to us."""
+
+import functools
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh
+
+from drnet_jax import losses, models, routing
+from drnet_jax import mesh as mesh_lib
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.export.contract import Contract
+from drnet_jax.models.drnet import DRNet
+from drnet_jax.run import workdir
+from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.serve.classifier import Classifier
+from drnet_jax.serve.stages import StageEngine
+from drnet_jax.steps import state as state_lib
+from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.routed_objective import RoutedObjective
+from drnet_jax.steps.state import TrainState
+
+_SGD = optax.sgd(1.0)  # the change of the parameters is the gradient
+_KEY = jax.random.key(11)
+_OBJECTIVE = {
+  'label_smoothing': 0.0,
+  'gradient': 'all',
+  'explore': 1.0,
+  'loss': 'expected',
+  'statistics': 'batch',
+  'tau': (0.8, 0.8),
+  'tau_epochs': 0,
+  'eta': 0.7,
+  'eta_warmup_epochs': 0,
+  'target_epochs': 0,
+  'usage_weight': 0.0,
+  'bucket_growth': 1.5,
+  'costs': (),
+}
+_TARGET_SHARE = 0.3
+# Multiply-adds up to the last exit, as the authors' counter prints.
+_RANET, _RANET_MACS = 'cifar_budgeted_small', 58_921_020
+_EXIT_CONFIDENCE = 0.12  # of ten classes: some images leave early
+
+
+def all_checks(small: bool) -> Iterator[dict]:
+  """A row per check: what was found, its bound, and whether it is kept."""
+  size = 16 if small else 64
+  # TF32 would be another network.
+  with jax.default_matmul_precision('highest'):
+    model = _drnet(small, 'float32')
+    exact, dense = _gradients(model, size), _gradients(model, size, dense=True)
+    worst = max(_error(exact[name], dense[name]) for name in exact)
+    yield _row('routed step against dense, float32', worst, 1e-4)
+    yield from _exits(small)
+    yield _checkpoint(model)
+  halved = _gradients(_drnet(small, 'bfloat16'), size)
+  for name, ours in halved.items():
+    error = _error(ours, exact[name])
+    yield _row(f'bfloat16 against float32, {name}', error, 0.1)
+
+
+def _row(check: str, value: float, bound: float) -> dict:
+  return {
+    'what': check,
+    'value': float(value),
+    'bound': bound,
+    'right': bool(value <= bound),
+  }
+
+
+def _drnet(small: bool, dtype: str) -> DRNet:
+  network = {
+    'network': 'resnet',
+    'stage_sizes': (1,) if small else (1, 1, 1),
+    'width': 8 if small else 64,
+    'stem': 'patch',
+  }
+  return models.create_drnet(
+    base=network | {'dtype': dtype},
+    # Of full precision, so that it chooses the same sizes.
+    predictor=network,
+    predictor_px=16,
+    image_px=32,
+    resolutions=(16, 32),
+    resolution_aware_bn=True,
+    antialias=True,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    num_classes=10,
+  )
+
+
+def _images(count: int, side_px: int) -> np.ndarray:
+  """Noise of differing brightness, uint8 [B, S, S, 3]."""
+  rng = np.random.default_rng(0)
+  low = rng.integers(0, 200, (count, 1, 1, 3))
+  noise = rng.integers(0, 56, (count, side_px, side_px, 3))
+  return (low + noise).astype(np.uint8)
+
+
+def _gradients(model: DRNet, size: int, *, dense: bool = False) -> dict:
+  """By group of parameters: gradients as dispatched, or of the reference."""
+  mesh = mesh_lib.create(1)
+  gmacs = model.macs().gmacs
+  step = RoutedStep(
+    model,
+    _SGD,
+    mesh,
+    RoutedObjective(target_gmacs=_TARGET_SHARE * gmacs[-1], **_OBJECTIVE),
+    batch_size=size,
+    steps_per_epoch=1,
+  )
+  images = _images(size, model.image_px)
+  labels = np.arange(size, dtype=np.int32) % 10
+  batch = mesh_lib.shard_batch({'image': images, 'label': labels}, mesh)
+  state = state_lib.begin(_SGD, *jax.jit(model.init)(jax.random.key(5)))
+  state = jax.device_put(state, mesh_lib.replicated(mesh))
+  before = jax.device_get(state.params)
+  if dense:
+    params, _, _ = dense_step(
+      model,
+      state,
+      batch,
+      key=_KEY,
+      tau=_OBJECTIVE['tau'][0],
+      eta=_OBJECTIVE['eta'],
+      target_share=_TARGET_SHARE,
+      gradient='all',
+      loss='expected',
+    )
+  else:
+    step.compile(state, batch, _KEY)
+    params = step(state, batch, _KEY)[0].params
+  return jax.tree.map(np.subtract, before, jax.device_get(params))
+
+
+def _error(ours, theirs) -> float:
+  """Length of the difference over the length."""
+
+  def length(tree) -> float:
+    return float(
+      np.sqrt(sum((x.astype(float) ** 2).sum() for x in jax.tree.leaves(tree)))
+    )
+
+  return length(jax.tree.map(np.subtract, ours, theirs)) / length(theirs)
+
+
+def dense_step(
+  model: DRNet,
+  state: TrainState,
+  batch: Mapping[str, jax.Array],
+  *,
+  key: jax.Array,
+  tau: float,
+  eta: float,
+  target_share: float,
+  gradient: str,
+  loss: str,
+  statistics: str = 'batch',
+):
+  """One routed step without dispatch: all sizes on all images, masked.
+
+  Args:
+    model, state, batch, key: as of `RoutedStep`, on one device.
+    tau, eta, gradient, loss, statistics: as of `RoutedStep`.
+    target_share: alpha, of the largest size's cost.
+
+  Returns:
+    New (params, batch_stats) by plain SGD of rate 1, and the choice [B].
+  """
+  images, labels = batch['image'], batch['label']
+  gmacs = jnp.asarray(model.macs().gmacs)
+  noise_key, _ = jax.random.split(jax.random.fold_in(key, 0))
+
+  def route(predictor):
+    scores, stats = model.predict(
+      predictor, state.batch_stats['predictor'], images, train=True
+    )
+    h = routing.straight_through(noise_key, scores, tau=tau)
+    return h, jax.nn.softmax(scores), stats
+
+  choice = np.asarray(jax.jit(route)(state.params['predictor'])[0].argmax(-1))
+
+  def classify(params, stats, j, **how):
+    name = model.norm_set(model.resolutions[j])
+    return model.classify(
+      params['base'],
+      params['norm'][name],
+      stats[name],
+      images,
+      model.resolutions[j],
+      **how,
+    )
+
+  def cross_entropy(logits):
+    return losses.cross_entropy(logits, labels, label_smoothing=0.0)
+
+  def total(params):
+    h, p, predictor_stats = route(params['predictor'])
+    norm_stats = dict(state.batch_stats['norm'])
+    value = 0.0
+    for j in np.unique(choice):
+      name, mask = model.norm_set(model.resolutions[j]), choice == j
+      old = norm_stats[name]
+      logits, new = classify(
+        params,
+        norm_stats,
+        j,
+        train=statistics == 'batch',
+        mask=jnp.asarray(mask),
+      )
+      weight = min(1.0, mask.sum() * h.shape[1] / len(choice))
+      norm_stats[name] = jax.tree.map(
+        lambda a, b, w=weight: (1 - w) * a + w * b, old, new
+      )
+      entry = h[:, j] if gradient == 'chosen' else jnp.ones(len(choice))
+      each = cross_entropy(entry[:, None] * logits)
+      value += jnp.where(mask, each, 0.0).mean()
+    value += eta * losses.flops_hinge(
+      h, gmacs, target_gmacs=target_share * gmacs[-1]
+    )
+    if gradient == 'all':
+      running = [
+        classify(state.params, state.batch_stats['norm'], j, train=False)[0]
+        for j in range(h.shape[1])
+      ]
+      if loss == 'mixture':
+        mixed = sum(h[:, j, None] * logits for j, logits in enumerate(running))
+        value += cross_entropy(mixed).mean()
+      else:
+        each = jnp.stack([cross_entropy(logits) for logits in running], 1)
+        value += (p * each).sum(1).mean()
+    return value, {'norm': norm_stats, 'predictor': predictor_stats}
+
+  grads, stats = jax.jit(jax.grad(total, has_aux=True))(state.params)
+  return jax.tree.map(jnp.subtract, state.params, grads), stats, choice
+
+
+def _exits(small: bool) -> Iterator[dict]:
+  """RANet: its cost, stages against the whole, and a cascade's answers."""
+  made = functools.partial(
+    models.create_ranet,
+    image_px=32,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    num_classes=10,
+  )
+  if small:
+    fields = {'stem': 'cifar', 'width': 8, 'growth': 4, 'layers': 2}
+    model = made(network=fields | {'levels': (1,), 'factors': (1,)})
+  else:
+    model = made(network={'configuration': _RANET})
+    differ = abs(model.macs().sizes[-1] - _RANET_MACS)
+    yield _row('RANet, multiply-adds', differ, 0)
+  weights = model.init(jax.random.key(0))
+  images = _images(32, 32)
+  whole = np.asarray(jax.jit(model.all_logits)(*weights, images))  # [B, E, K]
+  state, worst = images, 0.0
+  for k in range(model.network.num_exits):
+    logits, state = jax.jit(functools.partial(model.stage, k + 1))(
+      *weights, state
+    )
+    worst = max(worst, np.abs(logits - whole[:, k]).max() / np.ptp(whole))
+  yield _row('RANet, stage by stage against whole', worst, 1e-4)
+
+  p = np.asarray(jax.nn.softmax(whole))
+  leaves = p.max(-1) >= _EXIT_CONFIDENCE
+  leaves[:, -1] = True
+  exits = leaves.argmax(1)
+  labels = p[np.arange(len(p)), exits].argmax(-1)
+  found = _cascade(model, weights, images)
+  differ = np.mean(
+    [
+      f != e
+      for f, e in zip(found, zip(labels, exits, strict=True), strict=True)
+    ]
+  )
+  yield _row('cascade against record, share that differs', differ, 0)
+
+
+def _cascade(model, weights, images) -> np.ndarray:
+  """Label and index of the exit of each image, as served: int [B, 2]."""
+  trained = workdir.Trained(
+    model=model,
+    params=weights[0],
+    batch_stats=weights[1],
+    has_router=False,
+    class_names=tuple('0123456789'),
+    config=None,
+    origin='random weights',
+  )
+  contract = Contract.of_model(
+    model,
+    resize_px=0,
+    keep_aspect=True,
+    has_router=False,
+    decode='full',
+    class_names=trained.class_names,
+    origin=trained.origin,
+  )
+  engine = StageEngine(trained, batches=[len(images)])
+  classifier = Classifier(contract, engine)
+  names = contract.options.names
+  limits = (_EXIT_CONFIDENCE,) * (len(names) - 1)
+  every = tuple(range(len(names)))
+  classifier.policy = Policy(every, None, limits, signal='probability')
+  answers = classifier.predict(list(images))
+  return np.array([(x.label, names.index(x.option)) for x in answers])
+
+
+def _checkpoint(model: DRNet) -> dict:
+  """Weights saved from the device, read by a CPU: share of arrays changed."""
+  saved = jax.jit(model.init)(jax.random.key(1))
+  cpu = Mesh(
+    np.array(jax.devices('cpu')[:1]).reshape(1, 1),
+    ('data', mesh_lib.SHARD_AXIS),
+    axis_types=(AxisType.Auto,) * 2,
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    with Checkpoints(folder, 'written', keep=1) as checkpoints:
+      checkpoints.save_weights(0, *saved)
+    with Checkpoints(folder, 'written', keep=None) as checkpoints:
+      read = checkpoints.restore_weights(
+        0,
+        *jax.eval_shape(model.init, jax.random.key(0)),
+        mesh_lib.replicated(cpu),
+      )
+  pairs = zip(jax.tree.leaves(saved), jax.tree.leaves(read), strict=True)
+  changed = [not np.array_equal(a, b) for a, b in pairs]
+  return _row('checkpoint read by a CPU, changed', np.mean(changed), 0)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a device spends its time: kernels and gaps of a profile by JAX."""
+
+import collections
+import glob
+import itertools
+import os
+import tempfile
+from collections.abc import Callable
+
+import jax
+
+# Lines of a profile on which work itself is shown, the first kind found: of
+# GPUs, of TPUs, of CPUs. Others sum up what these show.
+_WORK = ('Stream', 'XLA Ops', 'tf_XLA')
+_KERNELS, _GAPS = 10, 5
+
+
+def profile(job: Callable[[], None], times: int) -> list[dict]:
+  """Profiles a job that has been compiled.
+
+  Args:
+    job: returns once it is done.
+    times: to run it.
+
+  Returns:
+    Rows: how busy the device was; its dearest kernels, of all their calls; the
+    longest gaps between kernels, and what ran before and after.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with jax.profiler.trace(folder, profiler_options=options):
+      for _ in range(times):
+        job()
+    (path,) = glob.glob(os.path.join(folder, '**/*.xplane.pb'), recursive=True)
+    data = jax.profiler.ProfileData.from_file(path)
+    events = sorted(_events(data))
+  return table(events)
+
+
+def table(events: list[tuple[float, float, str]]) -> list[dict]:
+  """The rows of `profile`, from (start, end, name) in order, in ns."""
+  if not events:
+    raise RuntimeError('the profile shows no work of a device')
+  spent, calls, gaps = collections.Counter(), collections.Counter(), []
+  last_end, last_name, busy = events[0][0], '', 0.0
+  for start, end, name in events:
+    spent[name] += end - start
+    calls[name] += 1
+    if start > last_end:
+      gaps.append((start - last_end, last_name, name))
+    busy += max(end - max(start, last_end), 0.0)
+    if end > last_end:
+      last_end, last_name = end, name
+  span = last_end - events[0][0]
+  rows = [
+    {
+      'what': 'device',
+      'ms': span / 1e6,
+      'share': busy / span,
+      'calls': len(events),
+    }
+  ]
+  rows += [
+    {
+      'what': name,
+      'ms': ns / 1e6,
+      'share': ns / sum(spent.values()),
+      'calls': calls[name],
+    }
+    for name, ns in spent.most_common(_KERNELS)
+  ]
+  gaps.sort(reverse=True)
+  rows += [
+    {
+      'what': f'gap: {before} .. {after}',
+      'ms': ns / 1e6,
+      'share': ns / span,
+      'calls': 1,
+    }
+    for ns, before, after in itertools.islice(gaps, _GAPS)
+  ]
+  return rows
+
+
+def _events(data):
+  """(start, end, name) of the first device's work; not of what only waits."""
+  planes = [p for p in data.planes if p.name.startswith('/device:')]
+  planes = [p for p in planes if 'CUSTOM' not in p.name][:1]
+  lines = [line for plane in planes or data.planes for line in plane.lines]
+  for kind in _WORK:
+    chosen = [line for line in lines if line.name.startswith(kind)]
+    if chosen:
+      break
+  for line in chosen:
+    for event in line.events:
+      start, name = event.start_ns, event.name
+      if event.duration_ns and not (name.startswith('end: ') or '::' in name):
+        yield start, start + event.duration_ns, name

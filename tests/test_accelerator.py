@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accelerator suite, in small, and what it promises when cut off."""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import accelerator as accelerator_config
+from drnet_jax.bench import accelerator, trace
+
+
+@pytest.fixture
+def suite(tmp_path):
+  """Of a packed file of noise: 48 images of 4 classes, a third of them val."""
+  rng, files = np.random.default_rng(0), []
+  for _ in range(48):
+    file = io.BytesIO()
+    noise = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, 'JPEG')
+    files.append(file.getvalue())
+  path = str(tmp_path / 'packed.npz')
+  np.savez(
+    path,
+    data=np.frombuffer(b''.join(files), np.uint8),
+    offsets=np.cumsum([0, *map(len, files)]),
+    label=np.arange(48) % 4,
+    split=np.arange(48) % 3 // 2,
+    class_name=np.array([b'a', b'b', b'c', b'd']),
+  )
+  config = accelerator_config.get_config()
+  config.data.data_dir = path
+  return accelerator.Suite(
+    out=str(tmp_path / 'out'),
+    seconds=800,
+    small=True,
+    config=config,
+    weights='',
+  )
+
+
+def written(suite):
+  with open(f'{suite.out}/{accelerator.FILE}', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def statuses(suite):
+  return {
+    row['part']: row['value']
+    for row in written(suite)
+    if (row['what'], row['measure']) == ('part', 'status')
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_part_in_small(suite):
+  text = accelerator.run(suite)
+  assert statuses(suite) == dict.fromkeys(accelerator.PARTS, 'finished')
+  rows = written(suite)
+  wrong = [r for r in rows if r['measure'] == 'right' and r['value'] != 'True']
+  assert not wrong
+  found = {(r['part'], r['what'], r['measure']): r['value'] for r in rows}
+  steps = 'c steps', 'routed, chosen, 16 images'
+  realised, implied, ratio = (
+    float(found[*steps, k])
+    for k in ('realised', 'implied', 'realised_of_implied')
+  )
+  assert ratio == pytest.approx(realised / implied) and implied > 1
+  assert float(found['f training', 'from scratch: routed', 'gmacs']) > 0
+  assert '6 of 6' in text and '| routed, bulk |' in text
+  with open(f'{suite.out}/index.html') as file:
+    assert 'fixed 32, 16 images' in file.read()
+
+
+def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_rest(
+  suite, monkeypatch
+):
+  def broken(suite, left_s):
+    """Breaks."""
+    yield {'what': 'before', 'value': 1.0}
+    raise RuntimeError('out of\nmemory')
+
+  def slow(suite, left_s):
+    """Takes too long."""
+    yield {'what': 'first', 'value': 2.0}
+    # What was measured is there already.
+    assert [r['what'] for r in written(suite)][-1] == 'first'
+    while True:
+      pass
+
+  def last(suite, left_s):
+    """Has no time."""
+    yield {'what': 'never', 'value': 3.0}
+
+  parts = {'a': (9, broken), 'b': (1, slow), 'c': (9, last)}
+  monkeypatch.setattr(accelerator, 'PARTS', parts)
+  suite = dataclasses.replace(suite, seconds=2.5, small=False)
+  text = accelerator.run(suite)
+  found = statuses(suite)
+  assert found['a'] == 'RuntimeError: out of memory'
+  assert found['b'] == 'TimeoutError: stopped after 1 s'
+  assert [r['what'] for r in written(suite) if r['measure'] == 'value'] == [
+    'before',
+    'first',
+    'never',
+  ]
+  assert '1 of 3' in text
+
+
+def test_gaps_and_kernels_of_a_profile():
+  events = [(0, 4, 'a'), (2, 6, 'b'), (10, 11, 'a'), (13, 20, 'b')]
+  device, first, second, *gaps = trace.table(events)
+  # busy 0-6, 10-11, 13-20 of 20 ns
+  assert device['share'] == pytest.approx(14 / 20) and device['calls'] == 4
+  assert (first['what'], first['share'], first['calls']) == ('b', 11 / 16, 2)
+  assert second['ms'] == pytest.approx(5e-6)
+  assert [g['what'] for g in gaps] == ['gap: b .. a', 'gap: a .. b']
+  assert gaps[0]['share'] == pytest.approx(4 / 20)
