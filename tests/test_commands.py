@@ -84,7 +84,7 @@ def test_calibrate_leaves_policies_a_record_and_a_table(calibrated):
     assert got == pytest.approx(promised, rel=0.05)
   assert os.path.exists(os.path.join(calibrated, 'report', 'index.html'))
   # The same weights again: nothing is run, and the milliseconds are kept.
-  again = calibrate_lib.calibrate_run(calibrated)
+  again = calibrate_lib.calibrate_run(calibrated).calibration
   assert again.costs['ms'] == ms and again.points == calibration.points
 
 
@@ -123,7 +123,9 @@ def test_what_is_of_other_weights_is_made_again(small, tmp_path):
     checkpoints.save_weights(8, trained.params, trained.batch_stats)
   # What the old weights did says nothing of these.
   assert Classifier.load(path, batch=1).calibration is None
-  found = calibrate_lib.calibrate_run(path)
+  done = calibrate_lib.calibrate_run(path)
+  done.write()
+  found = done.calibration
   record = record_lib.load(test)
   assert 'step 8' in found.origin and 'step 8' in record.origin
   assert found.origin != before.origin

@@ -61,7 +61,7 @@ def subject(path: str, *, policy: str, settings: int, images: int) -> Subject:
   )
   policies = [points[i].policy for i in some]
   data = settings_lib.call(Data, run.config.data, 'config.data')
-  examples = data.open(data.test_split).examples
+  examples = data.open(data.test_split, run.class_names).examples
   return Subject(
     name=path,
     classifier=Classifier.load(path),

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, settings
+from drnet_jax import models
 from drnet_jax.choosing import exit_shares
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import AT_ONCE, Policy
 from drnet_jax.choosing.record import Record, signals
-from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.models import ranet_network
@@ -91,8 +90,7 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
   """
   trained = workdir.load(path, mesh_lib.create(1))
   contract = Contract.of(trained)
-  data = settings.call(Data, trained.config.data, 'config.data')
-  examples = data.open(data.test_split).examples
+  examples = trained.open('test_split')[1].examples
   rows = range(min(images, len(examples)))
   policies = {}
   record = None

@@ -51,7 +51,7 @@ parse_flags = cli.keep_overrides
 
 
 def run(arguments: Sequence[str]) -> None:
-  from drnet_jax import terminal
+  from drnet_jax import processes, terminal
   from drnet_jax.report import evaluated, exit_tables, run_page
   from drnet_jax.run import calibrate
 
@@ -59,25 +59,25 @@ def run(arguments: Sequence[str]) -> None:
   if _HALVES.value:
     _halves([path] if isinstance(path, str) else path, arguments)
     return
+  how = {'split': _SPLIT.value, 'ms': _measured(path)}
   if isinstance(path, str):
-    calibrate.calibrate_run(
-      path, arguments, split=_SPLIT.value, ms=_measured(path)
-    )
+    done = calibrate.calibrate_run(path, arguments, **how)
+  elif TO.value:
+    done = calibrate.calibrate_ladder(path, TO.value, arguments, **how)
   else:
-    if not TO.value:
-      raise UserError('--to is missing: name a folder for the ladder')
-    calibrate.calibrate_ladder(
-      path, TO.value, arguments, split=_SPLIT.value, ms=_measured(path)
-    )
-    path = TO.value
-  found = evaluated.read(path)
-  page = run_page.write(found, found.directory)
+    raise UserError('--to is missing: name a folder for the ladder')
+  found = evaluated.of(done.folder, done.test, done.calibration)
   terminal.say(run_page.budget_table(found))
-  for answer in page.answers:
+  for answer in run_page.answers(found):
     terminal.say(f'{answer.question} {answer.short}. {answer.text}')
+  if not processes.is_main():
+    return
+  done.write()
+  run_page.write(found, found.directory)
   if found.record.options.noun == 'exit':
-    terminal.say(exit_tables.write([path, *_COMPARE.value], found.directory))
-  written = os.path.join(path, 'calibration.json')
+    paths = [done.folder, *_COMPARE.value]
+    terminal.say(exit_tables.write(paths, found.directory))
+  written = os.path.join(done.folder, 'calibration.json')
   terminal.say(f'Written: {written}, {found.directory}')
 
 

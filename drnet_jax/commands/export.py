@@ -41,6 +41,8 @@ _CHECK_IMAGES = flags.DEFINE_integer(
 # Images to compare at each option: the policy may never choose some of them.
 _IMAGES_OF_AN_OPTION = 100
 
+parse_flags = cli.keep_overrides
+
 
 def run(arguments: Sequence[str]) -> None:
   from drnet_jax import terminal
@@ -51,7 +53,9 @@ def run(arguments: Sequence[str]) -> None:
   path, folder = cli.model(), TO.value
   if not folder:
     raise UserError('--to is missing: name a folder to write')
-  images = _check_images(path)  # before the long work: data may be missing
+  images = _check_images(
+    path, arguments
+  )  # before the long work: data may be missing
   decode, formats = DECODE.value or 'full', tuple(_FORMATS.value)
   ours = Classifier.load(path, decode=decode)
   set_policy(ours)
@@ -85,7 +89,9 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f'{folder}: {runtime} does not agree with JAX')
 
 
-def _check_images(path: str | list[str]) -> list[bytes | str]:
+def _check_images(
+  path: str | list[str], overrides: Sequence[str]
+) -> list[bytes | str]:
   """Images to compare on; none where none are wanted."""
   if not _CHECK_IMAGES.value:
     return []
@@ -95,10 +101,12 @@ def _check_images(path: str | list[str]) -> list[bytes | str]:
 
   if not isinstance(path, str) or ladder.is_ladder(path):
     path = next(iter(ladder.members(path).values()))
-  config = workdir.read_config(workdir.root(path))
+  path = workdir.root(path)
+  names = workdir.class_names(path)
+  config = workdir.read_config(path, overrides)
   data = settings.call(Data, config.data, 'config.data')
   try:
-    examples = data.open(data.test_split).examples
+    examples = data.open(data.test_split, names).examples
   except UserError as error:
     raise UserError(
       f'{error}. To export without comparing: --check_images=0'

@@ -17,8 +17,10 @@ get; `--size` runs every image at one size, `--exit` to one exit;
 at a part of their size.
 """
 
+import collections
 import glob
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +41,8 @@ _FORMAT = flags.DEFINE_enum(
 def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   """Expands folders and globs; files stay as they are.
 
+  What else is in a folder is counted on standard error.
+
   Returns:
     The images' paths, and what is wrong with arguments that led to none: a
     folder or a pattern that holds no image, a file that is not there.
@@ -46,25 +50,24 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   Raises:
     UserError: nothing led to an image.
   """
-  from PIL import Image
+  from drnet_jax.data import folder
 
   paths, wrong = [], []
   for argument in arguments:
+    left_out = collections.Counter()
+    argument = os.path.expanduser(argument)
     if os.path.isdir(argument):
-      endings = tuple(Image.registered_extensions())
-      found = sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(argument)
-        for name in names
-        if name.lower().endswith(endings)
-      )
-      what = 'folder'
+      found, what = folder.images(argument, left_out), 'folder'
     elif os.path.exists(argument):
       found, what = [argument], 'file'
     else:
       found, what = sorted(glob.glob(argument)), 'file or pattern'
+    others = folder.describe(left_out)
     if not found:
-      wrong.append(f'{what} {argument} holds no image')
+      said = f'{what} {argument} holds no image'
+      wrong.append(f'{said}; {others}' if others else said)
+    elif others:
+      print(f'{argument}: {others}', file=sys.stderr)
     paths += found
   if not paths:
     raise UserError(_joined(wrong or ['name an image, a folder or a pattern']))

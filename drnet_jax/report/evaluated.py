@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import json
 import os
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -29,7 +30,21 @@ from drnet_jax.run import ladder, workdir
 _STORAGE = ('folder', 'packed')
 
 
-_MOST_POINTS = 24  # of a frontier that are scored on the test images
+_BUDGETS = 24  # that are checked on the test images
+
+
+class Checked(NamedTuple):
+  """What a calibration gives for a budget.
+
+  Attributes:
+    budget: most that an image may cost on average, in 1e9 multiply-adds.
+    point: the policy, with what it promises.
+    got: its score on the test images.
+  """
+
+  budget: float
+  point: search.Point
+  got: Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +135,27 @@ class EvaluatedRun:
     return scores.judge(self.record, self.router, name='router')
 
   @functools.cached_property
-  def frontiers(self) -> dict[str, list[tuple[search.Point, Score]]]:
-    """What the calibration promised at each budget, and what the test gave."""
+  def budgets(self) -> dict[str, list[Checked]]:
+    """Of each family what it promised for each budget, and what the test gave.
+
+    The same budgets for all, from the cheapest option to the most expensive;
+    those that a family has nothing for are left out.
+    """
     if not self.calibration:
       return {}
     found = {}
+    asked = np.geomspace(
+      self.record.gmacs.min(), self.record.costs.full, _BUDGETS
+    )
+    score = functools.cache(lambda p: scores.score(p, self.record, ''))
     for family, points in self.calibration.points['GMACs'].items():
-      some = np.unique(
-        np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int)
-      )
-      found[family] = [
-        (points[i], scores.score(points[i].policy, self.record, family))
-        for i in some
-      ]
+      costs = np.array([point.gmacs for point in points])
+      found[family] = []
+      for budget in asked:
+        within = np.searchsorted(costs, budget * (1 + 1e-9), side='right')
+        if within:
+          point = points[within - 1]
+          found[family].append(Checked(budget, point, score(point.policy)))
     return found
 
   def scores(self) -> list[Score]:
@@ -215,16 +238,12 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
     UserError: it is not a workdir, was not evaluated, or is not calibrated for
       what is asked.
   """
-  first = path
-  if ladder.is_ladder(path):
-    first = next(iter(ladder.members(path).values()))
-  config = workdir.read_config(first)
+  workdir.read_config(_first(path))  # says what is wrong with a wrong folder
   if not is_evaluated(path):
     raise UserError(
       f'{path} is not evaluated yet: python -m drnet_jax.main --mode=evaluate '
       f'--workdir={path}'
     )
-  directory = os.path.join(path, 'report')
   record = record_lib.load(record_file(path))
   calibration = _calibration(path, record)
   if asked and not calibration:
@@ -232,10 +251,28 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
       f'{path} is not calibrated for its weights: python -m drnet_jax '
       f'calibrate --workdir={path}'
     )
+  return of(path, record, calibration, asked)
+
+
+def of(
+  path: str,
+  record: Record,
+  calibration: Calibration | None,
+  asked: Mapping[str, Any] = types.MappingProxyType({}),
+) -> EvaluatedRun:
+  """A run with what was just found of it, before that is written.
+
+  Args:
+    path: of its workdir, or the folder of a ladder.
+    record: of the test split.
+    calibration: of the same weights; None where there is none.
+    asked: see `EvaluatedRun`.
+  """
+  directory = os.path.join(path, 'report')
   return EvaluatedRun(
     path=path,
-    config=config,
-    class_names=_read_json(os.path.join(first, 'classes.json'), ()),
+    config=workdir.read_config(_first(path)),
+    class_names=_read_json(os.path.join(_first(path), 'classes.json'), ()),
     record=record,
     calibration=calibration,
     metrics=_read_metrics(os.path.join(path, 'metrics.csv')),
@@ -244,6 +281,13 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
     pictures=pictures.load(directory),
     asked=asked,
   )
+
+
+def _first(path: str) -> str:
+  """The workdir, or the first of those of a ladder."""
+  if ladder.is_ladder(path):
+    return next(iter(ladder.members(path).values()))
+  return path
 
 
 def data_name(data: Mapping[str, Any]) -> str:

@@ -12,7 +12,14 @@ from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Judgement, Scored
-from drnet_jax.report import latencies, page, pictures, plots, wording
+from drnet_jax.report import (
+  latencies,
+  page,
+  pictures,
+  plots,
+  run_rows,
+  wording,
+)
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Picture, Section, Table
 from drnet_jax.report.wording import Answer, percent, percent_interval
@@ -52,39 +59,27 @@ def write(run: EvaluatedRun, directory: str) -> Page:
   `evaluation.csv`, `classes.csv`, `budgets.csv` and the figures as svg.
   """
   record, judged = run.record, run.judgement
-  fixed = judged.fixed if judged else fixed_sizes(record)
+  fixed = judged.fixed if judged else run_rows.fixed_options(record)
   effects = judged and scores.by_class(record, run.policy, run.class_names)
   report = _page(run, judged, fixed, effects)
   page.write(report, directory)
 
-  def leave(name: str, rows: list[dict[str, Any]]) -> None:
-    write_csv(os.path.join(directory, f'{name}.csv'), rows)
-
-  leave('evaluation', _policy_rows(record, judged, fixed))
-  if effects:
-    leave('classes', [_class_row(effect) for effect in effects])
-  if run.frontiers:
-    leave('budgets', _budget_rows(run))
+  tables = {
+    'evaluation': run_rows.policies(record, judged.all if judged else fixed),
+    'classes': effects and run_rows.classes(effects),
+    'budgets': run_rows.budgets(run),
+  }
+  for name, rows in tables.items():
+    if rows:
+      write_csv(os.path.join(directory, f'{name}.csv'), rows)
   return report
 
 
-def fixed_sizes(record: Record) -> tuple[Scored, ...]:
-  """Every option for all images, where nothing chooses; gains are none."""
-  samples = scores.resampled_means(
-    record.top1.astype(float), record.groups, scores.RESAMPLES
-  )
-  nothing = scores.Interval(np.nan, np.nan, np.nan)
-  return tuple(
-    Scored(
-      name=one.name,
-      gmacs=scores.Interval(one.gmacs, one.gmacs, one.gmacs),
-      top1=scores.interval(one.top1, samples[:, j]),
-      top5=one.top5,
-      gain=nothing,
-      shares=one.shares,
-    )
-    for j, one in enumerate(scores.fixed_scores(record))
-  )
+def answers(run: EvaluatedRun) -> list[Answer]:
+  """What a reader asks first, and the answers."""
+  if run.judgement:
+    return wording.answers(run.judgement, run.record, run.policy)
+  return _without_choice(run, run_rows.fixed_options(run.record))
 
 
 def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
@@ -111,7 +106,7 @@ def _page(
   record = run.record
   sections = [
     _accuracy(run, judged, fixed),
-    run.frontiers and _budgets(run),
+    run.budgets and _budgets(run),
     _sizes(run),
     judged and _classes(effects, record, judged.policy.name),
     run.routing and _training(run),
@@ -119,18 +114,13 @@ def _page(
     _made_with(run),
     _config(run),
   ]
-  answers = (
-    wording.answers(judged, record, run.policy)
-    if judged
-    else _without_choice(run, fixed)
-  )
   return Page(
     title=f'{run.name}: {run.network} at {run.sizes}',
     subtitle=(
       f'{run.data}, split {run.config.data.test_split}: '
       f'{len(record.label):,} images{_unreadable(run)}. {_when(run)}'
     ),
-    answers=answers,
+    answers=answers(run),
     sections=[section for section in sections if section],
   )
 
@@ -186,10 +176,10 @@ def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
 def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
   curves = {
     'best policy' if family == 'best' else family.replace('_', ' '): [
-      got for _, got in points
+      checked.got for checked in budgets
     ]
-    for family, points in sorted(run.frontiers.items())
-    if family != 'fixed' and len(points) > 1
+    for family, budgets in sorted(run.budgets.items())
+    if family != 'fixed' and len(budgets) > 1
   }
   return Section(
     title='Accuracy and cost',
@@ -266,6 +256,7 @@ def budget_table(run: EvaluatedRun) -> str:
 
 def _budgets(run: EvaluatedRun) -> Section:
   scale, unit = plots.unit(run.record)
+  different = {c.point.gmacs: c for c in run.budgets['best']}
   rows = [
     [
       wording.figures(scale * point.gmacs),
@@ -275,7 +266,7 @@ def _budgets(run: EvaluatedRun) -> Section:
       percent(scores.hull_top1(run.record, got.gmacs)),
       describe(point.policy, run.record.options),
     ]
-    for point, got in run.frontiers['best']
+    for _, point, got in different.values()
   ]
   return Section(
     title='Any budget',
@@ -499,52 +490,3 @@ def _flat(section: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       found[prefix + name] = value
   return found
-
-
-def _policy_rows(record, judged, fixed) -> list[dict[str, Any]]:
-  """What `evaluation.csv` holds."""
-  rows = []
-  for s in judged.all if judged else fixed:
-    row = {'policy': s.name}
-    for name in ('gmacs', 'top1', 'gain'):
-      value = getattr(s, name)
-      row |= {
-        name: value.value,
-        f'{name}_low': value.low,
-        f'{name}_high': value.high,
-      }
-    row['top5'] = s.top5
-    for option, share in zip(record.options.names, s.shares, strict=True):
-      row[f'share of {option}'] = share
-    rows.append(row)
-  return rows
-
-
-def _budget_rows(run: EvaluatedRun) -> list[dict[str, Any]]:
-  """What `budgets.csv` holds."""
-  return [
-    {
-      'family': family,
-      'promised_gmacs': point.gmacs,
-      'promised_top1': point.top1,
-      'test_gmacs': got.gmacs,
-      'test_top1': got.top1,
-      'test_top5': got.top5,
-      'best_fixed': scores.hull_top1(run.record, got.gmacs),
-      'policy': describe(point.policy, run.record.options),
-    }
-    for family, points in run.frontiers.items()
-    for point, got in points
-  ]
-
-
-def _class_row(effect: ClassEffect) -> dict[str, Any]:
-  return {
-    'class': effect.name,
-    'images': effect.images,
-    'full_top1': effect.full,
-    'change': effect.change.value,
-    'change_low': effect.change.low,
-    'change_high': effect.change.high,
-    'gmacs': effect.gmacs,
-  }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies for every budget, found on held-out images; see `choosing`."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
@@ -20,13 +21,38 @@ from drnet_jax.run.recording import Subject
 _SHARED = 0.01  # of the images of two splits may look alike by chance
 
 
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+  """What was found, before any of it is written.
+
+  Attributes:
+    folder: the workdir, or the folder of a ladder.
+    test: record of the images that the report is made of.
+    held_out: record of the images that policies were found on.
+    calibration: the policies.
+  """
+
+  folder: str
+  test: Record
+  held_out: Record
+  calibration: Calibration
+
+  def write(self) -> None:
+    """Leaves the calibration and the records of both splits in the folder."""
+    record_path = os.path.join(self.folder, workdir.TEST_RECORD)
+    os.makedirs(os.path.dirname(record_path), exist_ok=True)
+    record_lib.save(self.test, record_path)
+    self.calibration.write(self.folder)
+    calibration_lib.write_record(self.folder, self.held_out)
+
+
 def calibrate_run(
   path: str,
   overrides: Sequence[str] = (),
   *,
   split: str | None = None,
   ms: Costs | None = None,
-) -> Calibration:
+) -> Calibrated:
   """Calibrates a workdir; see `calibrate` and, for `overrides`, `Subject`."""
   subject = Subject(path, overrides)
   check_held_out(split or subject.data.validation_split, subject)
@@ -39,8 +65,8 @@ def calibrate(
   *,
   split: str | None = None,
   ms: Costs | None = None,
-) -> Calibration:
-  """Finds the best policies on held-out images and leaves them in the workdir.
+) -> Calibrated:
+  """Finds the best policies on held-out images.
 
   Args:
     subject: the run.
@@ -57,7 +83,7 @@ def calibrate(
   if not subject.is_fresh(record, split):
     record = subject.record(split, 'calibrate')
   _check_others(record, test, split)
-  return _found(subject.path, record, f'{subject.data.name}/{split}', ms)
+  return _found(subject.path, test, record, f'{subject.data.name}/{split}', ms)
 
 
 def calibrate_ladder(
@@ -67,12 +93,12 @@ def calibrate_ladder(
   *,
   split: str | None = None,
   ms: Costs | None = None,
-) -> Calibration:
+) -> Calibrated:
   """Calibrates several runs as one ladder.
 
   Args:
     paths: workdirs, the cheapest network first.
-    folder: for `ladder.json`, the calibration and the report's record.
+    folder: of the ladder; `ladder.json` is left there.
     overrides: see `Subject`.
     split: as for `calibrate`; the same images for all.
     ms: of all their options.
@@ -86,14 +112,12 @@ def calibrate_ladder(
   split = split or first.data.validation_split
   for subject in subjects.values():
     check_held_out(split, subject)
+  if processes.is_main():
+    ladder.write(folder, paths)  # first: it says whether one can write there
   held_out = joined_record(subjects, split)
   test = joined_record(subjects, first.data.test_split)
   _check_others(held_out, test, split)
-  ladder.write(folder, paths)
-  record_path = os.path.join(folder, workdir.TEST_RECORD)
-  os.makedirs(os.path.dirname(record_path), exist_ok=True)
-  record_lib.save(test, record_path)
-  return _found(folder, held_out, f'{first.data.name}/{split}', ms)
+  return _found(folder, test, held_out, f'{first.data.name}/{split}', ms)
 
 
 def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
@@ -125,16 +149,13 @@ def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
 
 
 def _found(
-  folder: str, record: Record, split: str, ms: Costs | None
-) -> Calibration:
+  folder: str, test: Record, held_out: Record, split: str, ms: Costs | None
+) -> Calibrated:
   before = _readable(folder)
-  if ms is None and before and before.options == record.options:
+  if ms is None and before and before.options == held_out.options:
     ms = before.costs.get('ms')
-  found = Calibration.of(record, split=split, ms=ms)
-  if processes.is_main():
-    found.write(folder)
-    calibration_lib.write_record(folder, record)
-  return found
+  calibration = Calibration.of(held_out, split=split, ms=ms)
+  return Calibrated(folder, test, held_out, calibration)
 
 
 def _readable(folder: str) -> Calibration | None:

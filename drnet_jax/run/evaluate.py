@@ -16,7 +16,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated, pictures, run_page
 from drnet_jax.report.page import FILE
 from drnet_jax.run import workdir
-from drnet_jax.run.calibrate import calibrate
+from drnet_jax.run.calibrate import Calibrated, calibrate
 from drnet_jax.run.recording import Subject
 
 _EXAMPLES = 8  # images to try `predict` on
@@ -40,36 +40,58 @@ def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   """
   subject = Subject(path, overrides)
   record = subject.record(subject.data.test_split, 'evaluate')
-  if processes.is_main():
-    os.makedirs(os.path.join(path, 'report'), exist_ok=True)
-    record_lib.save(record, os.path.join(path, workdir.TEST_RECORD))
-  refusal = ''
+  calibrated, refusal = None, ''
   try:
-    calibrate(subject, record)
+    calibrated = calibrate(subject, record)
   except UserError as error:
     refusal = f'Not calibrated: {error}'
   if processes.is_main():
-    _write_report(subject, record)
-    if refusal:
-      terminal.say(refusal)
+    _say(subject, record, calibrated, refusal)
+    _write(subject, record, calibrated)
   processes.wait_for_all('report')
   return record
 
 
-def _write_report(subject: Subject, record: Record) -> None:
-  """Leaves what `evaluate` promises, and prints the table."""
+def _say(
+  subject: Subject,
+  record: Record,
+  calibrated: Calibrated | None,
+  refusal: str,
+) -> None:
+  """Prints what was found: first, for a disk may be full."""
+  data, bad = subject.data, subject.unreadable(record)
+  run = evaluated.of(
+    subject.path, record, calibrated and calibrated.calibration
+  )
+  terminal.say(
+    f'\n{data.name}/{data.test_split}, {len(record.label)} images'
+    + (f'; {bad} more cannot be read and are left out' if bad else '')
+  )
+  terminal.say(summary(run))
+  for answer in run_page.answers(run):
+    terminal.say(f'{answer.question} {answer.short}. {answer.text}')
+  if refusal:
+    terminal.say(refusal)
+
+
+def _write(
+  subject: Subject, record: Record, calibrated: Calibrated | None
+) -> None:
+  """Leaves what `evaluate` promises."""
   path, trained, data = subject.path, subject.trained, subject.data
   directory = os.path.join(path, 'report')
   os.makedirs(directory, exist_ok=True)
+  record_lib.save(record, os.path.join(path, workdir.TEST_RECORD))
+  if calibrated:
+    calibrated.write()
   workdir.note(path, 'evaluate')
-  source = data.open(data.test_split, trained.class_names)
-  bad = len(source.examples) - len(record.label)
   facts = {
     'origin': trained.origin,
-    'unreadable': bad,
+    'unreadable': subject.unreadable(record),
     'parameters': sum(x.size for x in jax.tree.leaves(trained.params)),
   }
   settings.write_json(os.path.join(directory, 'evaluation.json'), facts)
+  source = subject.source(data.test_split)
 
   def read_image(i: int) -> np.ndarray:
     # Images that cannot be read are in the split and not in the record.
@@ -83,15 +105,7 @@ def _write_report(subject: Subject, record: Record) -> None:
   for i in range(min(_EXAMPLES, len(record.label))):
     name = f'{i}_{trained.class_names[record.label[i]]}.png'.replace('/', '_')
     Image.fromarray(read_image(i)).save(os.path.join(examples, name))
-  terminal.say(
-    f'\n{data.name}/{data.test_split}, {len(record.label)} images'
-    + (f'; {bad} more cannot be read and are left out' if bad else '')
-  )
-  run = evaluated.read(path)
-  terminal.say(summary(run))
-  page = run_page.write(run, directory)
-  for answer in page.answers:
-    terminal.say(f'{answer.question} {answer.short}. {answer.text}')
+  run_page.write(evaluated.read(path), directory)  # now with pictures
   terminal.say(f'Report: {os.path.join(directory, FILE)}')
 
 

@@ -183,6 +183,7 @@ class Subject:
     config = self.trained.config.data
     self.data = settings.call(Data, config, 'config.data')
     self._evaluator = Evaluator(self.trained.model, mesh)
+    self._sources: dict[str, Source] = {}
 
   def record(
     self, split: str, description: str, *, keep_probabilities: bool = False
@@ -190,7 +191,7 @@ class Subject:
     """Runs the model once over a split; see `Evaluator`."""
     trained = self.trained
     with processes.main_first(f'split {split}'):
-      source = self.data.open(split, trained.class_names)
+      source = self.source(split)
     record = self._evaluator.split(
       self.data,
       source,
@@ -202,6 +203,17 @@ class Subject:
       keep_probabilities=keep_probabilities,
     )
     return dataclasses.replace(record, origin=self.origin(split))
+
+  def source(self, split: str) -> Source:
+    """The images of a split, of the model's classes; opened once."""
+    if split not in self._sources:
+      self._sources[split] = self.data.open(split, self.trained.class_names)
+    return self._sources[split]
+
+  def unreadable(self, record: Record) -> int:
+    """How many images of the test split are not in its record."""
+    source = self.source(self.data.test_split)
+    return len(source.examples) - len(record.label)
 
   def origin(self, split: str) -> str:
     """Which weights and which images a record of a split is of."""

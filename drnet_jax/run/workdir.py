@@ -208,8 +208,14 @@ def keep_held_out(path: str, rows: np.ndarray) -> None:
     )
 
 
-def read_config(path: str) -> ml_collections.ConfigDict:
+def read_config(
+  path: str, overrides: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
   """The config of the run in a workdir.
+
+  Args:
+    path: the workdir.
+    overrides: '--config.data.<field>=<value>', for data that has moved.
 
   Raises:
     UserError: no run was begun there.
@@ -220,7 +226,8 @@ def read_config(path: str) -> ml_collections.ConfigDict:
       'with python -m drnet_jax.main --config=... --workdir=...'
     )
   config = settings.completed(settings.read_json(_config_file(path)))
-  return ml_collections.ConfigDict(config)
+  config = ml_collections.ConfigDict(config)
+  return settings.overridden(config, overrides, _OF_EVALUATION)
 
 
 def class_names(path: str) -> tuple[str, ...]:
@@ -246,7 +253,7 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
     UserError: there is no run, or none that has saved a checkpoint.
   """
   path, only_stage, only_step = _parts(path)
-  config = settings.overridden(read_config(path), overrides, _OF_EVALUATION)
+  config = read_config(path, overrides)
   names = class_names(path)
   model = create_model(config.model, names)
   abstract = jax.eval_shape(model.init, jax.random.key(0))

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the csv files that the report of a run leaves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.choosing import scores
+from drnet_jax.choosing.policy import describe
+from drnet_jax.choosing.record import Record
+from drnet_jax.choosing.scores import ClassEffect, Scored
+from drnet_jax.report.evaluated import EvaluatedRun
+
+
+def fixed_options(record: Record) -> tuple[Scored, ...]:
+  """Every option for all images, where nothing chooses; gains are none."""
+  samples = scores.resampled_means(
+    record.top1.astype(float), record.groups, scores.RESAMPLES
+  )
+  nothing = scores.Interval(np.nan, np.nan, np.nan)
+  return tuple(
+    Scored(
+      name=one.name,
+      gmacs=scores.Interval(one.gmacs, one.gmacs, one.gmacs),
+      top1=scores.interval(one.top1, samples[:, j]),
+      top5=one.top5,
+      gain=nothing,
+      shares=one.shares,
+    )
+    for j, one in enumerate(scores.fixed_scores(record))
+  )
+
+
+def policies(
+  record: Record, everything: Sequence[Scored]
+) -> list[dict[str, Any]]:
+  """What `evaluation.csv` holds."""
+  rows = []
+  for s in everything:
+    row = {'policy': s.name}
+    for name in ('gmacs', 'top1', 'gain'):
+      value = getattr(s, name)
+      row |= {
+        name: value.value,
+        f'{name}_low': value.low,
+        f'{name}_high': value.high,
+      }
+    row['top5'] = s.top5
+    for option, share in zip(record.options.names, s.shares, strict=True):
+      row[f'share of {option}'] = share
+    rows.append(row)
+  return rows
+
+
+def budgets(run: EvaluatedRun) -> list[dict[str, Any]]:
+  """What `budgets.csv` holds."""
+  return [
+    {
+      'family': family,
+      'budget_gmacs': budget,
+      'promised_gmacs': point.gmacs,
+      'promised_top1': point.top1,
+      'test_gmacs': got.gmacs,
+      'test_top1': got.top1,
+      'test_top5': got.top5,
+      'best_fixed': scores.hull_top1(run.record, got.gmacs),
+      'policy': describe(point.policy, run.record.options),
+    }
+    for family, checked in run.budgets.items()
+    for budget, point, got in checked
+  ]
+
+
+def classes(effects: Sequence[ClassEffect]) -> list[dict[str, Any]]:
+  """What `classes.csv` holds."""
+  return [_class_row(effect) for effect in effects]
+
+
+def _class_row(effect: ClassEffect) -> dict[str, Any]:
+  return {
+    'class': effect.name,
+    'images': effect.images,
+    'full_top1': effect.full,
+    'change': effect.change.value,
+    'change_low': effect.change.low,
+    'change_high': effect.change.high,
+    'gmacs': effect.gmacs,
+  }
