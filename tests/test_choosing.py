@@ -419,11 +419,18 @@ def test_calibrations_survive_the_disk(calibrated, held_out, tmp_path):
   assert calibration.read(str(tmp_path / 'nowhere')) is None
 
 
-@pytest.mark.parametrize('text', ['{', '{"split": "old", "log_p": []}'])
-def test_a_calibration_of_another_version_is_named(tmp_path, text):
+@pytest.mark.parametrize('text', ['{', '{"format": 0}'])
+def test_a_damaged_calibration_is_named(tmp_path, text):
   (tmp_path / calibration.FILE).write_text(text)
   with pytest.raises(UserError, match='calibrate again'):
     calibration.read(str(tmp_path))
+
+
+def test_a_calibration_of_version_4_is_none(tmp_path):
+  """It holds other things; `calibrate` and `main` make one anew."""
+  text = '{"split": "validation", "log_p": [], "gmacs": []}'
+  (tmp_path / calibration.FILE).write_text(text)
+  assert calibration.read(str(tmp_path)) is None
 
 
 def test_policies_are_described(calibrated):

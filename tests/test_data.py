@@ -32,6 +32,7 @@ def data(data_dir):
     resize_px=0,
     keep_aspect=True,
     classes='',
+    class_map='',
     images_per_class=0,
     held_out=0,
     max_bad_images=0,
@@ -77,6 +78,10 @@ def test_originals_are_scikit_learns_and_not_in_the_test_split(data):
     example = source.examples[i]
     image = np.asarray(Image.open(io.BytesIO(example['image'])))[..., 0]
     assert known[image.tobytes()] == example['label']
+    assert digits.target[example['original']] == example['label']
+  test = data.open('test').examples
+  originals = [int(test[i]['original']) for i in range(0, 4000, 7)]
+  assert len(set(originals)) == 359
   # 1258 + 180 + 359 originals make the whole 1797, each in one split.
   assert len(digits.target) - 1258 == 180 + 359
 

@@ -40,7 +40,7 @@ def command(module, *arguments, **flags):
 COMMANDS = {
   'evaluate': evaluated,
   'train': resumed,
-  'calibrate': command(calibrate, points=2),
+  'calibrate': command(calibrate),
   'report': command(report),
   'predict': command(predict, '{}/photos/val/ant'),
   'export': command(export, to='/nowhere/to', check_images=2),

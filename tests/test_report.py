@@ -470,8 +470,12 @@ def test_every_budget_is_promised_and_checked(calibrated, tmp_path):
       scores.hull_top1(run.record, got.gmacs)
     )
   best = [row for row in rows if row['family'] == 'best']
+  assert len(best) == len({row['budget_gmacs'] for row in rows})
+  for row in rows:
+    assert float(row['promised_gmacs']) <= float(row['budget_gmacs']) * 1.001
   shown = run_page.budget_table(run).splitlines()
-  assert len(shown) >= len(best) and 'promised, GMACs' in shown[0]
+  different = {row['promised_gmacs'] for row in best}
+  assert len(shown) == 2 + len(different) and 'promised, GMACs' in shown[0]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ DATA = {
   'resize_px': 0,
   'keep_aspect': True,
   'classes': '',
+  'class_map': '',
   'images_per_class': 0,
   'held_out': 0,
   'max_bad_images': 0,

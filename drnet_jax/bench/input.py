@@ -140,9 +140,12 @@ def _data(name: str, data_dir: str) -> Data:
     resize_px=0,
     keep_aspect=True,
     classes='',
+    class_map='',
     images_per_class=0,
     held_out=0,
     max_bad_images=0,
+    max_pixels=0,
+    keys=('image', 'label'),
     threads=1,
     workers=0,
   )

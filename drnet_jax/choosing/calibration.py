@@ -155,7 +155,7 @@ def read(folder: str) -> Calibration | None:
     folder: a workdir, an export, or a ladder.
 
   Raises:
-    UserError: the file is damaged, or of an older version.
+    UserError: the file is damaged, or of another version.
   """
   path = os.path.join(folder, FILE)
   if not os.path.exists(path):

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Of so many options every mean is kept, of more only means of neighbours.
-_FEW = 4
+FEW = 4  # options of which cascades try all sets
+MOST_TRIED = 3  # options of a cascade's path, where there are more than FEW
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +56,21 @@ class Options:
 
   @property
   def columns(self) -> tuple[tuple[int, ...], ...]:
-    """Each option alone, then the sets of options whose mean may answer."""
-    indices = range(len(self))
-    sets = [(j,) for j in indices]
-    if len(self) <= _FEW:
-      for length in range(2, len(self) + 1):
-        sets += itertools.combinations(indices, length)
-    else:
-      sets += [
-        tuple(range(i, j)) for i in indices for j in range(i + 2, len(self) + 1)
-      ]
-    return tuple(sets)
+    """Each option alone, then the sets of options whose mean may answer.
+
+    Those are of neighbours, and but for exits, which follow one another, of all
+    options that a cascade may try.
+    """
+    count = len(self)
+    sets = [(j,) for j in range(count)]
+    if self.noun != 'exit':
+      longest = count if count <= FEW else MOST_TRIED
+      for length in range(2, longest + 1):
+        sets += itertools.combinations(range(count), length)
+    sets += [
+      tuple(range(i, j)) for i in range(count) for j in range(i + 2, count + 1)
+    ]
+    return tuple(dict.fromkeys(sets))
 
 
 @dataclasses.dataclass(frozen=True)

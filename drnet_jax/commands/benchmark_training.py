@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from drnet_jax import mesh, tables, terminal
 from drnet_jax.commands import cli
 
 _STEPS = flags.DEFINE_integer('steps', 15, 'Timed steps of each kind.', 1)
@@ -29,6 +28,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 
 def run(arguments: Sequence[str]) -> None:
+  from drnet_jax import mesh, tables, terminal
   from drnet_jax.bench import training
 
   path = cli.workdir()

@@ -89,12 +89,16 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
   """Splits: 'originals' (to compose from), 'validation' and 'test' (fixed).
 
   The three come from different originals. An element has `image` (uint8 RGB,
-  8x8 in 'originals', else 64x64), `label`, and `digit_px`, the side of the
-  digit, which is for analysis and never shown to a network.
+  8x8 in 'originals', else 64x64), `label`, and for analysis, never shown to a
+  network, `digit_px`, the side of the digit, and `original`, its row in
+  scikit-learn's digits: images of one original are not independent.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}
+  VERSION = tfds.core.Version('1.1.0')
+  RELEASE_NOTES = {
+    '1.0.0': 'First version.',
+    '1.1.0': 'The field `original`; the images are the same.',
+  }
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -105,6 +109,7 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
           'image': tfds.features.Image(shape=(None, None, 3)),
           'label': tfds.features.ClassLabel(num_classes=10),
           'digit_px': np.int32,
+          'original': np.int32,
         }
       ),
       supervised_keys=('image', 'label'),
@@ -127,7 +132,7 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
     )
 
     def part(indices):
-      return images[indices], labels[indices]
+      return images[indices], labels[indices], indices
 
     return {
       'originals': _originals(*part(originals)),
@@ -139,24 +144,31 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
     raise AssertionError('the split generators yield the examples themselves')
 
 
-def _originals(images: np.ndarray, labels: np.ndarray):
-  for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-    yield i, _example(np.repeat(image[..., None], 3, -1), label, len(image))
+def _originals(images: np.ndarray, labels: np.ndarray, rows: np.ndarray):
+  for i, (image, *rest) in enumerate(zip(images, labels, rows, strict=True)):
+    yield i, _example(np.repeat(image[..., None], 3, -1), len(image), *rest)
 
 
-def _composed(images: np.ndarray, labels: np.ndarray, count: int, seed: int):
+def _composed(
+  images: np.ndarray,
+  labels: np.ndarray,
+  rows: np.ndarray,
+  count: int,
+  seed: int,
+):
   for i in range(count):
     source = i % len(images)
     rng = np.random.default_rng((seed, i))
     image, size = compose(images[source], rng)
-    yield i, _example(image, labels[source], size)
+    yield i, _example(image, size, labels[source], rows[source])
 
 
-def _example(image: np.ndarray, label: int, digit_px: int):
+def _example(image: np.ndarray, digit_px: int, label: int, original: int):
   encoded = io.BytesIO()
   Image.fromarray(image).save(encoded, 'PNG', compress_level=1)
   return {
     'image': encoded.getvalue(),
     'label': int(label),
     'digit_px': np.int32(digit_px),
+    'original': np.int32(original),
   }

@@ -11,7 +11,7 @@ import numpy as np
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.scores import Interval, Judgement, Scored
-from drnet_jax.report import page, plots, run_page, wording
+from drnet_jax.report import page, plots, run_page, run_rows, wording
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.paper_tables import TABLES, PaperRow
@@ -62,7 +62,7 @@ def rows(runs: RunSet) -> dict[str, Row]:
       router = run.router_judgement
       largest = run.record.gmacs.argmax()
       scored = (
-        router.policy if router else run_page.fixed_sizes(run.record)[largest]
+        router.policy if router else run_rows.fixed_options(run.record)[largest]
       )
       by_path[run.path] = Row(name, run, scored, router)
     found[name] = dataclasses.replace(by_path[run.path], name=name)
