@@ -365,7 +365,7 @@ def test_both_methods_on_one_plot(trained, classifier):
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'exits.step': 'pretrain'}, 'trains a DRNet, config.model makes a RANet'),
+    ({'exits.step': 'pretrain'}, 'exits.objective.distill is missing'),
     ({'data.held_out': 48}, 'leaves none to learn from'),
     ({'data.held_out': 0}, 'or none aside'),
     ({'model.method': 'msdnet'}, 'is not one of'),

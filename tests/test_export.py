@@ -163,6 +163,7 @@ def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
   program = (
     'import runpy, sys\n'
     f'sys.argv = ["run.py", *{paths!r}]\n'
+    f'sys.path.insert(0, {folder!r})\n'  # as `python run.py` does
     f'runpy.run_path({os.path.join(folder, "run.py")!r}, run_name="__main__")\n'
     'names = {name.partition(".")[0] for name in sys.modules}\n'
     'assert not names & {"jax", "flax", "drnet_jax"}, names\n'

@@ -71,7 +71,7 @@ def test_the_hinge_may_count_milliseconds():
   macs = model.macs()
   gmacs = np.dot(shares, macs.gmacs) + macs.predictor / 1e9
   assert float(metrics['gmacs']) == pytest.approx(gmacs, rel=1e-5)
-  with pytest.raises(UserError, match='one positive cost for each'):
+  with pytest.raises(UserError, match='is not one cost for each of'):
     make_step(model, mesh, 16, costs=(1.0, 2.0))
 
 

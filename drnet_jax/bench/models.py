@@ -11,7 +11,7 @@ import numpy as np
 from drnet_jax import settings as settings_lib
 from drnet_jax.bench.stopwatch import interleaved
 from drnet_jax.choosing import scores
-from drnet_jax.choosing.policy import Policy, describe
+from drnet_jax.choosing.policy import Policy, describe, fixed
 from drnet_jax.choosing.scores import Score
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -40,14 +40,18 @@ class Subject:
   files: Sequence[Any]
 
 
-def subject(path: str, *, policy: str, settings: int, images: int) -> Subject:
+def subject(
+  path: str, *, policy: str, settings: int, images: int, runtime: str = 'jax'
+) -> Subject:
   """A calibrated run, or ladder.
 
   Args:
     path: its folder.
     policy: family of the policies, or 'best'.
-    settings: of it, evenly from the cheapest to the most accurate.
+    settings: of it, evenly from the cheapest to the most accurate; after them
+      comes the most expensive option for all images, as a measure of them.
     images: of the test split, to time.
+    runtime: of the classifier.
   """
   run = evaluated.read(path)
   if run.calibration is None:
@@ -59,12 +63,13 @@ def subject(path: str, *, policy: str, settings: int, images: int) -> Subject:
   some = np.unique(
     np.linspace(0, len(points) - 1, settings).round().astype(int)
   )
-  policies = [points[i].policy for i in some]
+  full = fixed(int(run.record.gmacs.argmax()))
+  policies = list(dict.fromkeys([*(points[i].policy for i in some), full]))
   data = settings_lib.call(Data, run.config.data, 'config.data')
   examples = data.open(data.test_split, run.class_names).examples
   return Subject(
     name=path,
-    classifier=Classifier.load(path),
+    classifier=Classifier.load(path, runtime=runtime),
     policies=policies,
     scores=[scores.score(p, run.record, path) for p in policies],
     labels=run.record.label,
@@ -83,8 +88,10 @@ def measure(
     singly: each image by itself, instead of in bulk.
 
   Returns:
-    A row for each: 'model', 'gmacs', 'ms_per_image', 'top1', 'policy', and
-    'timed_gmacs', the cost of the very images that were timed.
+    A row for each: 'model', 'gmacs', 'ms_per_image', 'top1', 'policy',
+    'timed_gmacs', the cost of the very images that were timed, and over the
+    most expensive policy of the model, on those images, 'implied' by
+    multiply-adds and 'realised', the median ratio of times.
   """
   first = subjects[0]
   for other in subjects[1:]:
@@ -99,14 +106,17 @@ def measure(
     for i, one in enumerate(subjects)
     for j, policy in enumerate(one.policies)
   }
-  rows = []
-  for (i, j), seconds in interleaved(jobs, rounds, 'policies').items():
+  rows, times = [], interleaved(jobs, rounds, 'policies')
+  for (i, j), seconds in times.items():
     one = subjects[i]
+    full = max((key for key in spent if key[0] == i), key=spent.get)
     rows.append(
       {
         'model': one.name,
         'gmacs': one.scores[j].gmacs,
         'timed_gmacs': spent[i, j],
+        'implied': spent[full] / spent[i, j],
+        'realised': float(np.median(np.divide(times[full], seconds))),
         'ms_per_image': 1e3 * float(np.median(seconds)) / len(first.files),
         'top1': one.scores[j].top1,
         'policy': describe(one.policies[j], one.classifier.contract.options),

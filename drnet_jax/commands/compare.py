@@ -6,10 +6,11 @@
 Each calibrated model is run by its best policy (`--policy=...`: by one of that
 family) for several average costs. A ladder's folder counts as a model. What a
 setting scores and costs in multiply-adds is that of the whole test split;
-milliseconds are measured here, on files of that split, decoding
-included: in bulk or (`--one_by_one`) each image by itself, all settings of all
-models in turn. Leaves `compare.csv` and the figure `compare`: accuracy against
-multiply-adds, and against milliseconds.
+milliseconds are measured here, on files of that split, decoding included: in
+bulk or (`--one_by_one`) each image by itself, all settings of all models in
+turn, in one `--runtime`. `implied` and `realised` are speed-ups over the most
+expensive option of the model. Leaves `compare.csv` and the figure `compare`:
+accuracy against multiply-adds, and against milliseconds.
 """
 
 import os
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from drnet_jax.commands.flags import asked
+from drnet_jax.commands.flags import RUNTIME, asked
 from drnet_jax.errors import UserError
 
 _WORKDIRS = flags.DEFINE_list('workdirs', [], 'Calibrated runs to compare.')
@@ -49,6 +50,7 @@ def run(arguments: Sequence[str]) -> None:
       policy=family.get('policy', 'best'),
       settings=_SETTINGS.value,
       images=_IMAGES.value,
+      runtime=RUNTIME.value or 'jax',
     )
     for path in _WORKDIRS.value
   ]
@@ -61,6 +63,8 @@ def run(arguments: Sequence[str]) -> None:
           'MMACs': f'{1e3 * row["gmacs"]:.4g}',
           'ms': f'{row["ms_per_image"]:.4g}',
           'top-1 %': f'{100 * row["top1"]:.2f}',
+          'implied': f'{row["implied"]:.2f}',
+          'realised': f'{row["realised"]:.2f}',
           'policy': row['policy'],
         }
         for row in rows

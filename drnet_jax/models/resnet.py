@@ -104,7 +104,7 @@ class ResNet(nn.Module):
   stage_sizes: Sequence[settings.Whole]
   block: type[nn.Module]
   width: settings.Natural = 64
-  stem: Literal['imagenet', 'cifar', 'patch'] = 'imagenet'
+  stem: Literal['imagenet', 'deep', 'cifar', 'patch'] = 'imagenet'
   patch_px: settings.Pixels = 4
   zero_init: bool = False
   padding: layers.Padding = 'symmetric'
