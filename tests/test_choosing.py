@@ -451,8 +451,15 @@ def test_columns_are_options_and_means(count):
   assert columns[:count] == tuple((k,) for k in range(count))
   if count == 4:
     assert len(columns) == 2**4 - 1
-  else:
-    assert (0, 2) not in columns and (1, 2, 3) in columns
+  else:  # all that a cascade may try, and neighbours
+    assert (0, 2, 4) in columns and (0, 1, 2, 3, 4) in columns
+    assert (0, 1, 2, 4) not in columns
+  assert len(set(columns)) == len(columns)
+
+
+def test_columns_of_exits_are_neighbours():
+  columns = Options.of([f'exit {k}' for k in range(6)]).columns
+  assert (0, 2) not in columns and (1, 2, 3) in columns
 
 
 def test_what_columns_say():

@@ -69,7 +69,9 @@ def folder(tmp_path, state):
 
 def load(origin, model, fresh):
   mesh = mesh_lib.create(1)
-  return weights.load(str(origin), model, fresh, mesh, reset_head=False)
+  return weights.load(
+    str(origin), model, fresh, mesh, class_names=(), reset_head=False
+  )
 
 
 def check(loaded, state):

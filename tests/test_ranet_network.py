@@ -396,7 +396,7 @@ def test_initial_weights():
     ({'levels': (2, 2, 3)}, 'ascend from 1'),
     ({'levels': (1, 3, 2)}, 'ascend from 1'),
     ({'levels': (1, 2)}, 'one entry for each'),
-    ({'stem': 'patch'}, "'cifar' or 'imagenet'"),
+    ({'stem': 'patch'}, "not one of 'cifar', 'imagenet'"),
     ({'layers': 0}, 'layers = 0'),
     ({'configuration': 'A'}, 'is not one of'),
     ({'depth': 3}, 'depth'),

@@ -14,7 +14,7 @@ import optax
 import pytest
 from conftest import random_batch, tiny_model
 
-from drnet_jax import losses, routing
+from drnet_jax import losses, routing, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.bench import checks
 from drnet_jax.errors import UserError
@@ -50,7 +50,7 @@ def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
     model,
     optimizer,
     mesh,
-    RoutedObjective(**objective | changes),
+    settings.call(RoutedObjective, objective | changes, 'objective'),
     batch_size=batch_size,
     steps_per_epoch=10,
   )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TFDS data sets whose features have other names, and labels without names."""
 
-import dataclasses
 import io
 import itertools
 
@@ -12,6 +11,7 @@ from PIL import Image
 from test_sources import DATA
 from test_transforms import encoded
 
+from drnet_jax import settings
 from drnet_jax.data import sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -151,5 +151,5 @@ def test_batches(odd_dir, workers):
     assert (batch['image'][:, 0, 0, 0] == 10 * batch['label']).all()
   (batch,) = data.eval_batches(data.open('test'), size_px=4, batch_size=2)
   assert sorted(batch['label'].tolist()) == [0, 1] and batch['valid'].all()
-  with pytest.raises(UserError, match='config.data.keys = .* names of TFDS'):
-    dataclasses.replace(data, keys=('photo',))
+  with pytest.raises(UserError, match=r'config.data.keys = .* \(text, text\)'):
+    settings.call(Data, vars(data) | {'keys': ('photo',)}, 'config.data')

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, routing
+from drnet_jax import models, routing, settings
 from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import programs
 from drnet_jax.run import stage as stage_lib
@@ -101,8 +101,11 @@ def batch_of(mesh, image_px, labels=None, local=LOCAL_BATCH):
   }
 
 
-def drnet(network='resnet', **fields):
-  if network == 'resnet':  # a bottleneck for each stage: ResNet-50 in small
+RESNET = 'drnet_jax.models.resnet:ResNet'
+
+
+def drnet(network=RESNET, **fields):
+  if network == RESNET:  # a bottleneck for each stage: ResNet-50 in small
     fields = {
       'stage_sizes': (1,),
       'block': models.resnet.BottleneckBlock,
@@ -111,9 +114,8 @@ def drnet(network='resnet', **fields):
   return models.create_drnet(
     base=base,
     predictor={
-      'network': 'resnet',
+      'network': 'resnet',  # of basic blocks
       'stage_sizes': (1,),
-      'block': models.resnet.BasicBlock,
       'dtype': 'bfloat16',
     },
     predictor_px=128,
@@ -183,9 +185,9 @@ def lowered_step(monkeypatch, kind, devices, shards):
     model,
     OPTIMIZER,
     mesh,
+    settings.call(step_class.objective_class, objective, 'objective'),
     batch_size=LOCAL_BATCH * devices,
     steps_per_epoch=100,
-    **objective,
   )
   step.compile(abstract_state(mesh, model), batch_of(mesh, model.image_px))
   return lowering
@@ -267,7 +269,7 @@ def test_what_goes_with_a_step():
   assert sum(lowering.counts.values()) == 4
 
 
-@pytest.mark.parametrize('network', ['resnet', 'inverted_residual4'])
+@pytest.mark.parametrize('network', [RESNET, 'inverted_residual4'])
 def test_inference(network):
   model, lowering = drnet(network), Lowering()
   params, stats = jax.eval_shape(model.init, ahead.KEY)

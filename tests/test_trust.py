@@ -17,6 +17,7 @@ from drnet_jax.data import classes
 from drnet_jax.errors import UserError
 from drnet_jax.run import evaluate, train, weights, workdir
 from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.run.recording import Subject
 from drnet_jax.steps import optim
 
 NAMES = ('ant', 'bee', 'cat', 'dog', 'eel')
@@ -82,11 +83,8 @@ def run(base, tmp_path):
 
 
 def record_of(path, *overrides):
-  mesh = mesh_lib.create(1)
-  trained = workdir.load(path, mesh, overrides)
-  return evaluate.record_split(
-    trained, mesh, *trained.open('test_split'), 'test'
-  )
+  subject = Subject(path, overrides)
+  return subject.record(subject.data.test_split, 'test')
 
 
 CHANGES = {
@@ -270,6 +268,7 @@ def test_clipping_may_begin_in_the_middle_of_a_run():
     'weight_decay': 0.1,
     'decay_norms_and_biases': False,
     'predictor_lr': 1.0,
+    'head_lr': 1.0,
     'lr': lambda step: 0.1,
     'trains': ('base',),
     'accumulate': 1,

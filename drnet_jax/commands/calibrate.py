@@ -15,8 +15,9 @@ promises on the test split, beside the best fixed options, and writes the report
 again. Policies are never set on the images that they are tested on.
 
 `--halves=10` is for who has no images but those of the test split: policies are
-set on one half and scored on the other, each half in its turn, so many times. It prints means, leaves
-`halves.csv` (in `--to`, else in the report), and no policy to use.
+set on one half and scored on the other, each half in its turn, so many times.
+It prints means, leaves `halves.csv` (in `--to`, else in the report), and no
+policy to use.
 
 Of a network with exits it also draws the curve of budgeted batch classification
 by the rule of the paper, `report/budget.*`; with `--compare=other,workdirs` the
