@@ -58,12 +58,12 @@ class Options:
   def columns(self) -> tuple[tuple[int, ...], ...]:
     """Each option alone, then the sets of options whose mean may answer.
 
-    Those are of neighbours, and but for exits, which follow one another, of all
-    options that a cascade may try.
+    Those are of neighbours, and, but for many exits, which follow one another,
+    of all options that a cascade may try.
     """
     count = len(self)
     sets = [(j,) for j in range(count)]
-    if self.noun != 'exit':
+    if self.noun != 'exit' or count <= FEW:
       longest = count if count <= FEW else MOST_TRIED
       for length in range(2, longest + 1):
         sets += itertools.combinations(range(count), length)
