@@ -16,7 +16,6 @@ import pytest
 from absl.testing import flagsaver
 from test_trust import base, change, spoil, takes_over  # noqa: F401
 
-from drnet_jax import settings
 from drnet_jax.commands import calibrate, cli, export, predict, report
 from drnet_jax.run import evaluate, train, workdir
 
@@ -52,9 +51,6 @@ COMMANDS = {
 def whole(base):  # noqa: F811
   """The run evaluated and calibrated."""
   path = str(base / 'run')
-  config = workdir.read_config(path)
-  config.data.validation_split = 'train'  # others than those of the test
-  settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
   evaluate.evaluate(path)
   cli.run_command(lambda: COMMANDS['calibrate'](path))
   return base

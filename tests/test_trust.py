@@ -23,7 +23,7 @@ from drnet_jax.steps import optim
 NAMES = ('ant', 'bee', 'cat', 'dog', 'eel')
 
 
-def photos(path, names=NAMES, splits=('train', 'val')):
+def photos(path, names=NAMES, splits=('train', 'held', 'val')):
   """A folder of grey images, three of each class, each class of its shade."""
   for split in splits:
     for i, name in enumerate(names):
@@ -31,6 +31,7 @@ def photos(path, names=NAMES, splits=('train', 'val')):
       folder.mkdir(parents=True)
       for j in range(3):
         shade = 40 * NAMES.index(name) + j if name in NAMES else 250
+        shade += 5 * (split == 'held')  # other images than the test's
         Image.new('L', (40, 40), shade).save(folder / f'{i}{j}.png')
   return str(path)
 
@@ -41,7 +42,7 @@ def make_config(data_dir):
     name='folder',
     data_dir=data_dir,
     train_split='train',
-    validation_split='val',
+    validation_split='held',
     test_split='val',
     augmentation='random_resized_crop',
     epoch_images=0,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from drnet_jax.choosing.options import Costs, Options
+from drnet_jax.errors import UserError
 
 SIGNALS = ('margin', 'probability')
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
@@ -244,7 +245,11 @@ def save(record: Record, path: str) -> None:
 
 
 def load(path: str) -> Record:
-  """Reads what `save` wrote, or what versions 0.2 to 0.4 did."""
+  """Reads what `save` wrote, or what versions 0.2 to 0.4 did.
+
+  Raises:
+    UserError: its parts do not fit together.
+  """
   with np.load(path) as file:
     arrays = dict(file)
   if 'resolutions' in arrays:  # as files of version 0.2 call it
@@ -255,6 +260,14 @@ def load(path: str) -> Record:
   columns = tuple((j,) for j in range(len(options)))
   if 'columns' in arrays:
     columns = tuple(tuple(map(int, c.split())) for c in arrays['columns'])
+  shape = (len(arrays['label']), len(columns))
+  fits = len(arrays['gmacs']) == len(options) > max(max(c) for c in columns)
+  said = ('predicted', 'confidence', 'margin', 'top5')
+  if not fits or any(arrays[k].shape != shape for k in said if k in arrays):
+    raise UserError(
+      f'{path} is damaged, its parts do not fit together: delete it, then '
+      'python -m drnet_jax.main --mode=evaluate --workdir=... makes it anew'
+    )
   return Record(
     options=options,
     costs=Costs(
