@@ -28,6 +28,8 @@ shift
 
 port=${JAX_COORDINATOR_PORT:-$((20000 + RANDOM % 12000))}
 pids=()
+# Before they start: what they print may bring the signal at once.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < count; i++)); do
   process=(
     env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port"
@@ -49,7 +51,6 @@ for ((i = 0; i < count; i++)); do
 done
 [[ -z $dry_run ]] || exit 0
 
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 status=0
 for ((left = count; left > 0; left--)); do
   one=0

@@ -43,6 +43,11 @@ WITHOUT_NUMBERS = [
   'set',
   'program',
   'what is wrong',
+  'may change',
+  'what people call it',
+  'rival',
+  '`--config.init_from=`',
+  'field of `config`',
   'policy',
 ]
 

@@ -166,7 +166,11 @@ ROUTED = {
 }
 STEPS = {
   'routed': (RoutedStep, drnet, ROUTED),
-  'pretrain': (PretrainStep, drnet, {'label_smoothing': 0.1, 'distill': 0.5}),
+  'pretrain': (
+    PretrainStep,
+    drnet,
+    {'label_smoothing': 0.1, 'distill': 0.5, 'teacher': 'largest'},
+  ),
   'exits': (ExitsStep, ranet, {'label_smoothing': 0.1}),
 }
 
@@ -259,7 +263,9 @@ def test_what_goes_with_a_step():
   call = augment.compiled(mesh)
   (jitted,) = (cell.cell_contents for cell in call.__closure__)
   lowering.add(jitted.trace(*batch.values(), key, state.step))
-  average = jax.jit(functools.partial(state_lib.average, decay=0.99))
+  average = jax.jit(
+    functools.partial(state_lib.average, decay=0.99, accumulate=1)
+  )
   lowering.add(average.trace(state_lib.weights(state), state))
   lowering.add(stage_lib._all_finite.trace(state_lib.weights(state)))
   judged = batch | {'valid': jax.ShapeDtypeStruct(batch['label'].shape, bool)}
