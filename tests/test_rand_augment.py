@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from test_sources import DATA
 
+from drnet_jax import settings
 from drnet_jax.data import rand_augment
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
@@ -75,4 +76,4 @@ def test_training_uses_it(tmp_path):
 @pytest.mark.parametrize('value', [(2,), (0, 9), (2, 31), (2, -1)])
 def test_settings_that_make_no_sense(value):
   with pytest.raises(UserError, match=r'rand_augment = .* is not'):
-    Data(**DATA | {'rand_augment': value})
+    settings.call(Data, DATA | {'rand_augment': value}, 'config.data')
