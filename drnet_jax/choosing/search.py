@@ -24,6 +24,7 @@ _PRICES = np.geomspace(1e-3, 10, 48)  # top-1 for the cost of the full option
 # Places among which a threshold is looked for, a few images apart: closer ones
 # fit noise (on halves of 1,300 photographs 20 to 80 beat 200 by .1 points).
 _IMAGES_PER_CUT = 10
+_FEWEST_CUTS = 20
 _CUTS = 200
 _ROUNDS = 3
 _DIALS = 16  # lambdas a routed cascade begins with
@@ -303,7 +304,7 @@ class _Walk:
     ordered = self._signal[i][self._order[i]]
     count = len(ordered)
     places = np.flatnonzero(np.diff(ordered)) + 1
-    most = min(max(count // _IMAGES_PER_CUT, 2), _CUTS)
+    most = min(max(count // _IMAGES_PER_CUT, _FEWEST_CUTS), _CUTS)
     if len(places) > most:
       places = places[np.linspace(0, len(places) - 1, most).astype(int)]
     return np.concatenate([[0], places, [count]])
