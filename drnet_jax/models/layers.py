@@ -26,6 +26,9 @@ Padding = Literal['symmetric', 'same']
 DType = Literal['float32', 'bfloat16', 'float16']
 HEAD = 'head'  # name of every classifier
 
+# Of an image, from which on `_dense` pays for what more there is to compile.
+_MANY_PIXELS = 400
+
 # He initialisation over the outputs, as torchvision's networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -185,9 +188,9 @@ def _convolution(groups: int, features: int) -> Callable | None:
 def _dense(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of filters over all channels.
 
-  Computed as it is, but on CPUs for the gradient of the filters, which XLA
-  takes 2 to 10 times the time of the others for, and for 1x1, which is a matrix
-  product.
+  Computed as it is, but on CPUs for the gradient of the filters, which of many
+  pixels takes XLA 2 to 10 times as long as the rest, and for 1x1, which is a
+  matrix product.
   """
 
   def convolve(x, kernel):
@@ -200,10 +203,11 @@ def _dense(x, kernel, strides, padding, **options):
     channels, features = view.shape[-1], gradient.shape[-1]
     return view.reshape(-1, channels).T @ gradient.reshape(-1, features)
 
-  is_product = kernel.shape[:2] == (1, 1)
-  of_cpu = _with_filter_gradient(
-    multiply if is_product else convolve, product, kernel, strides, padding
-  )
+  of_cpu = multiply if kernel.shape[:2] == (1, 1) else convolve
+  if x.shape[1] * x.shape[2] >= _MANY_PIXELS:
+    of_cpu = _with_filter_gradient(of_cpu, product, kernel, strides, padding)
+  elif of_cpu is convolve:
+    return convolve(x, kernel)
   return lax.platform_dependent(x, kernel, cpu=of_cpu, default=convolve)
 
 
