@@ -4,10 +4,17 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test test-slow test-soak lint
+.PHONY: help quickstart test test-slow test-soak lint
+
+help:
+	@echo 'make quickstart  install, train on real digits, evaluate: minutes'
+	@echo 'make test        ruff and the tests'
+	@echo 'make test-slow   tests that take minutes'
+	@echo 'make test-soak   tests that take longer than CI has'
+	@echo 'PYTHON=python3.12, VENV=.venv and WORKDIR=runs/quickstart may be set.'
 
 quickstart: $(VENV)/ready
-	$(RUN) -m drnet_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(RUN) -m drnet_jax.main --config=quickstart --workdir=$(WORKDIR)
 
 test: lint
 	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 10 -m 'not slow'

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line of drnet_jax: trains what a config says, then evaluates it.
 
-    python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
+    python -m drnet_jax.main --config=quickstart --workdir=runs/quick
 
-Fields of the config can be set from the command line, for instance
---config.finetune.epochs=2. Running the same command again resumes from the
-latest checkpoint. --mode=evaluate needs only the workdir (and, where the data
-has moved, --config.data.data_dir=...), --mode=describe (the model's parameter
-count and cost) only the config.
+A config is a file, or the name of one in configs/. Its fields can be set from
+the command line, for instance --config.finetune.epochs=2. Running the same
+command again resumes from the latest checkpoint. --mode=evaluate needs only the
+workdir (and, where the data has moved, --config.data.data_dir=...),
+--mode=describe (the model's parameter count and cost) only the config.
 
 Several processes run one command together, see docs/SCALE.md. Exit statuses: 0
 done; 2 a mistake to correct; 130 stopped by Ctrl-C, state saved; 75 (stopped by
@@ -27,7 +27,7 @@ from drnet_jax.commands.cli import read_config, run_command, set_up
 from drnet_jax.run import describe, evaluate, train
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File of the config, and --config.<field>=<value>.'
+  'config', None, 'File or name of the config, and --config.<field>=<value>.'
 )
 _MODE = flags.DEFINE_enum(
   'mode',

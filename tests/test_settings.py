@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from drnet_jax import models, settings
+from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
 from drnet_jax.run import train
 
@@ -116,3 +117,17 @@ def test_overrides_are_typed_and_only_of_the_data():
       settings.overridden(config, [wrong], fields)
   with pytest.raises(UserError, match='threads'):
     settings.overridden(config, ['--config.data.threads=many'], fields)
+
+
+def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  file = importlib.import_module('configs.quickstart').__file__
+  photos = importlib.import_module('configs.photos').__file__
+  given = ['x', '--config=quickstart', '-config=photos:row', '--config.seed=1']
+  expected = ['x', f'--config={file}', f'-config={photos}:row', given[-1]]
+  assert cli.with_config(given) == expected
+  # Neither a folder of configs, nor what is no name, nor a file of that name.
+  for value in ('sets', 'configs/quickstart.py', 'unknown'):
+    assert cli.with_config([f'--config={value}']) == [f'--config={value}']
+  (tmp_path / 'quickstart').write_text('')
+  assert cli.with_config(['--config=quickstart']) == ['--config=quickstart']

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all command lines share: help, process settings, errors as messages."""
 
+import contextlib
 import errno
+import importlib.util
 import logging as python_logging
 import os
 import re
@@ -103,7 +105,7 @@ def run_command(command: Callable[[], None]) -> None:
 def parse_flags(arguments: Sequence[str]) -> list[str]:
   """absl's parsing, with a mistake told in one line and exit status 2."""
   try:
-    return flags.FLAGS(with_home(arguments))
+    return flags.FLAGS(with_config(with_home(arguments)))
   except flags.Error as error:
     what = str(error).strip()
     if 'get_config() missing' in what:  # of a set, after a traceback
@@ -140,6 +142,25 @@ def with_home(arguments: Sequence[str]) -> list[str]:
   ]
 
 
+def with_config(arguments: Sequence[str]) -> list[str]:
+  """Arguments with `--config=<name>` as the path of configs/<name>.py.
+
+  So it is found wherever the command runs, also of an installed package. A file
+  of the value's name goes first; what follows a colon is a row of a set.
+  """
+  found = list(arguments)
+  for i, argument in enumerate(found):
+    flag, _, value = argument.partition('=')
+    name, *row = value.split(':', 1)
+    if flag not in ('--config', '-config') or os.path.exists(name):
+      continue
+    with contextlib.suppress(ModuleNotFoundError):  # there are no configs
+      spec = name.isidentifier() and importlib.util.find_spec(f'configs.{name}')
+      if spec and spec.origin:  # a folder has none
+        found[i] = f'{flag}={":".join([spec.origin, *row])}'
+  return found
+
+
 def keep_overrides(arguments: Sequence[str]) -> list[str]:
   """`parse_flags`, but --config.<field>=<value> are left over for `run`.
 
@@ -158,7 +179,7 @@ def read_config(
 ) -> ml_collections.ConfigDict:
   """The value of a --config flag, or a UserError if it holds none."""
   if value is None:
-    raise UserError('--config is missing, e.g. configs/quickstart.py')
+    raise UserError('--config is missing, e.g. --config=quickstart')
   try:
     value.keys()  # what stands in for a file that failed to load raises here
   except OSError as error:
