@@ -11,6 +11,7 @@ from types import ModuleType
 import ml_collections
 from absl import flags, logging
 
+from drnet_jax import cache
 from drnet_jax.errors import INTERRUPTED, UserError
 
 _ROOM = (
@@ -164,13 +165,11 @@ def set_up() -> None:
   # What a process that ends at once leaves to it is no news: it tidies up.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = {
-      'jax_compilation_cache_dir': os.path.expanduser(
-        '~/.cache/drnet_jax/compiled'
-      ),
+    settings = {
+      'jax_compilation_cache_dir': cache.path('compiled'),
       'jax_persistent_cache_min_compile_time_secs': 0.5,
     }
-    for option, value in cache.items():
+    for option, value in settings.items():
       # The environment is read when JAX is imported: not every command does.
       if 'jax' in sys.modules:
         sys.modules['jax'].config.update(option, value)

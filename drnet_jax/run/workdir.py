@@ -30,7 +30,7 @@ from drnet_jax import models, processes, settings
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
-from drnet_jax.run import provenance
+from drnet_jax.run import paths, provenance
 from drnet_jax.run.checkpoint import Checkpoints
 
 # Fields that may differ from those a run was begun with. What is computed does
@@ -235,11 +235,6 @@ def class_names(path: str) -> tuple[str, ...]:
   return tuple(settings.read_json(_classes_file(path)))
 
 
-def root(path: str) -> str:
-  """The workdir that a path names: itself, or that of a checkpoint."""
-  return _parts(path)[0]
-
-
 def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   """Reads weights from a workdir.
 
@@ -252,7 +247,7 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   Raises:
     UserError: there is no run, or none that has saved a checkpoint.
   """
-  path, only_stage, only_step = _parts(path)
+  path, only_stage, only_step = paths.parts(path)
   config = read_config(path, overrides)
   names = class_names(path)
   model = create_model(config.model, names)
@@ -299,15 +294,6 @@ def has_run(path: str) -> bool:
     for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
     for name in folders
   )
-
-
-def _parts(path: str) -> tuple[str, str | None, int | None]:
-  """Workdir, stage and step that a path names."""
-  parts = os.path.normpath(path).split(os.sep)
-  if len(parts) > 2 and parts[-1].isdigit() and parts[-3] == 'checkpoints':
-    workdir = os.sep.join(parts[:-3]) or ('.' if parts[0] else os.sep)
-    return workdir, parts[-2], int(parts[-1])
-  return path, None, None
 
 
 def _sessions_file(path: str) -> str:
