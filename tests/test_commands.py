@@ -122,7 +122,7 @@ def test_what_is_of_other_weights_is_made_again(small, tmp_path):
   with Checkpoints(path, 'finetune', keep=1) as checkpoints:
     checkpoints.save_weights(8, trained.params, trained.batch_stats)
   # What the old weights did says nothing of these.
-  assert Classifier.load(path, batch=1).calibration is None
+  assert Classifier.load(path, runtime='jax', batch=1).calibration is None
   done = calibrate_lib.calibrate_run(path)
   done.write()
   found = done.calibration
@@ -130,14 +130,14 @@ def test_what_is_of_other_weights_is_made_again(small, tmp_path):
   assert 'step 8' in found.origin and 'step 8' in record.origin
   assert found.origin != before.origin
   assert (record.confidence != old.confidence).any()
-  assert Classifier.load(path, batch=1).calibration == found
+  assert Classifier.load(path, runtime='jax', batch=1).calibration == found
 
 
 def test_milliseconds_need_to_be_measured(small, calibrated):
-  classifier = Classifier.load(small, batch=1)
+  classifier = Classifier.load(small, runtime='jax', batch=1)
   with pytest.raises(UserError, match='no milliseconds were measured'):
     classifier.set_budget(ms=1.0)
-  classifier = Classifier.load(calibrated, batch=1)
+  classifier = Classifier.load(calibrated, runtime='jax', batch=1)
   points = classifier.calibration.points['ms']['best']
   assert classifier.set_budget(ms=points[-1].cost) == points[-1]
 
@@ -197,7 +197,7 @@ def test_one_checkpoint_is_loaded_by_its_path(calibrated):
   with pytest.raises(
     UserError, match=r'no checkpoint finetune/8; there are \[7\]'
   ):
-    Classifier.load(path[:-1] + '8')
+    Classifier.load(path[:-1] + '8', runtime='jax')
 
 
 def test_predict_keeps_to_a_budget_and_a_policy(calibrated, images, capsys):
@@ -386,7 +386,7 @@ def test_a_ladder_is_predicted_by_its_best_policy(
 ):
   run = evaluated.read(ladder)
   policy = run.calibration.find(policy='cascade').policy
-  classifier = Classifier.load(ladder)
+  classifier = Classifier.load(ladder, runtime='jax')
   classifier.policy = policy
   paths = [str(images / f'{i}.png') for i in range(6)]
   expected = [x.ran for x in classifier.predict(paths)]
@@ -480,14 +480,16 @@ def test_a_workdir_of_version_4_is_reported(of_version_4, small, tmp_path):
 def test_a_workdir_of_version_4_is_predicted_with_and_calibrated(
   of_version_4, images, capsys
 ):
-  classifier = Classifier.load(of_version_4, batch=1)
+  classifier = Classifier.load(of_version_4, runtime='jax', batch=1)
   assert classifier.calibration is None
   assert classifier.policy == classifier.contract.as_trained
   rows = predicted(of_version_4, images, capsys, format='json').splitlines()
   assert len(rows) == 6
   with flagsaver.flagsaver(workdir=of_version_4, measure='jax'):
     calibrate.run([])
-  assert Classifier.load(of_version_4, batch=1).calibration.costs['ms']
+  assert Classifier.load(
+    of_version_4, runtime='jax', batch=1
+  ).calibration.costs['ms']
 
 
 # What the command line is like.

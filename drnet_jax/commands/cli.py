@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import ml_collections
 from absl import flags, logging
 
 from drnet_jax import cache
 from drnet_jax.errors import INTERRUPTED, UserError
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _ROOM = (
   'What was there before is intact; run the same command again once there is '
@@ -142,8 +145,8 @@ def keep_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def read_config(
-  value: ml_collections.ConfigDict | None,
-) -> ml_collections.ConfigDict:
+  value: 'ml_collections.ConfigDict | None',
+) -> 'ml_collections.ConfigDict':
   """The value of a --config flag, or a UserError if it holds none."""
   if value is None:
     raise UserError('--config is missing, e.g. configs/quickstart.py')

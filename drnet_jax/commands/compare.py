@@ -8,9 +8,10 @@ family) for several average costs. A ladder's folder counts as a model. What a
 setting scores and costs in multiply-adds is that of the whole test split;
 milliseconds are measured here, on files of that split, decoding included: in
 bulk or (`--one_by_one`) each image by itself, all settings of all models in
-turn, each in the `--runtime` that suits it unless one is named. `implied` and `realised` are speed-ups over the most
-expensive option of the model. Leaves `compare.csv` and the figure `compare`:
-accuracy against multiply-adds, and against milliseconds.
+turn, each in the runtime that suits it unless `--runtime` names one. `implied`
+and `realised` are speed-ups over the most expensive option of the model. Leaves
+`compare.csv` and the figure `compare`: accuracy against multiply-adds, and
+against milliseconds.
 """
 
 import os

@@ -59,7 +59,9 @@ def in_jax(
     cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // pixels)
     return StageEngine(trained, batches=buckets(batch, cpu_batch))
   batches = [batch] if few else buckets(batch)
-  return XlaEngine('jax', programs(trained, contract), contract, batches=batches)
+  return XlaEngine(
+    'jax', programs(trained, contract), contract, batches=batches
+  )
 
 
 def in_stablehlo(
