@@ -298,6 +298,31 @@ def test_benchmark_adds_up(run, tmp_path):
   assert text.count('router as trained: it ') == 6 and 'Fastest, bulk' in text
 
 
+def test_openvino_is_timed_beside_itself(run):
+  pytest.importorskip('openvino')
+  subject = subjects.of_workdir(run, 6, {})
+  contenders = inference.Contenders(subject, ['openvino'], [1, 4])
+  speed = inference.time_networks(contenders, 1)
+  sizes = 3
+  assert [row['path'] for row in speed].count('openvino, plain') == 2 * sizes
+  worth = inference.time_predictions(contenders, 1)
+  plain = [row for row in worth if row['path'] == 'openvino, plain']
+  assert [row['mode'] for row in plain] == ['single', 'bulk']
+  assert all(row['implied'] == 1 and row['realised'] > 0 for row in plain)
+  # What is timed computes: the same network on the same crop.
+  crops = np.zeros((1, 64, 64, 3), np.uint8)
+  engine = contenders.classifiers['openvino'].engine
+  np.testing.assert_allclose(
+    contenders.plain['openvino, plain'].in_bulk(2, 1)(list(crops))[0],
+    np.asarray(engine.run(2, crops)[0]),
+    atol=1e-6,
+  )
+  assert 'times that' in inference.verdict(worth, speed)
+  assert sum(row['share'] for row in inference.time_parts(contenders, 1)) == (
+    pytest.approx(1)
+  )
+
+
 def test_a_benchmark_of_a_calibrated_run_times_its_policies(small):
   best = evaluated.read(small).found.policy
   subject = subjects.of_workdir(small, 2, {})

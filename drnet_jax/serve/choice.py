@@ -30,7 +30,7 @@ from drnet_jax.serve.engines import Engine, OnnxEngine
 # digit is rounded, and dozens of layers add that up: it is held to the same
 # answers rather than to the same digits.
 TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05}
-_MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
+MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 # What else the time of a call may hang on.
 _VERSIONS = (
@@ -95,6 +95,11 @@ def check(how: How) -> None:
     )
 
 
+def is_installed(module: str) -> bool:
+  """Whether a module could be imported."""
+  return importlib.util.find_spec(module) is not None
+
+
 def candidates(how: How) -> list[tuple[str, str]]:
   """Runtimes of exported graphs to try, with their precisions.
 
@@ -102,11 +107,11 @@ def candidates(how: How) -> list[tuple[str, str]]:
     how: 'openvino' in 'auto' precision may have two, 'auto' all installed.
   """
   found: list[tuple[str, str]] = []
-  for runtime, module in _MODULES.items():
+  for runtime, module in MODULES.items():
     asked = how.runtime == runtime
     if not asked and how.runtime != 'auto':
       continue
-    if not asked and importlib.util.find_spec(module) is None:
+    if not asked and not is_installed(module):
       continue
     if runtime == 'openvino':
       some = [how.precision]
@@ -180,14 +185,14 @@ def choose(
   good = [key for key in engines if apart[key] <= TOLERANCE[key[1]]]
   ms = _time({key: engines[key] for key in good}, contract, batch)
   best = min(ms, key=ms.get)
-  times = [f'{_name(*key)} {ms[key]:.3g} ms' for key in sorted(ms, key=ms.get)]
+  times = [f'{name(*key)} {ms[key]:.3g} ms' for key in sorted(ms, key=ms.get)]
   out = [
-    f'{_name(*key)} is left out: a probability is {apart[key]:.1g} off'
+    f'{name(*key)} is left out: a probability is {apart[key]:.1g} off'
     for key in engines
     if key not in good
   ]
   said = (
-    f'{_name(*best)}, the fastest here {how.mode} (all options of an image: '
+    f'{name(*best)}, the fastest here {how.mode} (all options of an image: '
     f'{"; ".join([", ".join(times), *out])})'
   )
   choice = Choice(*best, said)
@@ -196,8 +201,9 @@ def choose(
   return choice
 
 
-def _name(runtime: str, precision: str) -> str:
-  return runtime if precision == 'f32' else f'{runtime} in {precision}'
+def name(runtime: str, precision: str) -> str:
+  """Of a candidate, for people."""
+  return openvino.named(precision) if runtime == 'openvino' else runtime
 
 
 def _answers(engine: Engine, contract: Contract, batch: int) -> list[Any]:
@@ -214,9 +220,9 @@ def _time(
 ) -> dict[Any, float]:
   """Milliseconds an image, of all options together; in turn, the medians."""
   jobs = {
-    (key, name): job
+    (key, what): job
     for key, engine in engines.items()
-    for name, job in _jobs(engine, contract, batch).items()
+    for what, job in _jobs(engine, contract, batch).items()
   }
   taken: dict[Any, list[float]] = {key: [] for key in jobs}
   begin = time.perf_counter()
@@ -269,9 +275,9 @@ def _key(model: str, how: How, tried: Sequence[tuple[str, str]]) -> str:
 def machine() -> list[Any]:
   """What times are those of; JAX is not asked, it takes too long to import."""
   versions = {}
-  for name in _VERSIONS:
+  for package in _VERSIONS:
     try:
-      versions[name] = importlib.metadata.version(name)
+      versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       continue
   return [

@@ -74,7 +74,7 @@ def of_folder(folder: str, how: How) -> Loaded:
     engine = compiled.exported(
       folder, contract, fields['stablehlo_weights'], how.batch
     )
-    return Loaded(contract, engine, '', _only(runtime))
+    return Loaded(contract, engine, '', runtime)
   # Not JAX's, which would have to be compiled: they agreed when it was written.
   model = cache.key(cache.stamps([folder]))
   found = _choose(model, how, folder, contract, tried)
@@ -149,10 +149,10 @@ def of_trained(
   in_jax = compiled.prefers_jax(trained)
   if how.runtime == 'jax' or (how.runtime == 'auto' and in_jax):
     engine = compiled.in_jax(trained, contract, how.batch)
-    return loaded(engine, _only('jax')), ''
+    return loaded(engine, 'jax'), ''
   if how.runtime == 'stablehlo':
     engine = compiled.in_stablehlo(trained, contract, how.batch)
-    return loaded(engine, _only('stablehlo')), ''
+    return loaded(engine, 'stablehlo'), ''
   tried = choice_lib.candidates(how)
   model = compiled.key(trained, contract)
   folder = cache.folder('models', model)
@@ -167,7 +167,7 @@ def of_trained(
     tried = []
   if not tried:
     engine = compiled.in_jax(trained, contract, how.batch)
-    return loaded(engine, _only('jax')), ''
+    return loaded(engine, 'jax'), ''
   found = _choose(model, how, folder, contract, tried, trained)
   if found.runtime == 'jax':
     engine = compiled.in_jax(trained, contract, how.batch)
@@ -204,7 +204,7 @@ def _choose(
     )
   if len(makers) == 1:
     ((runtime, precision),) = makers
-    return Choice(runtime, precision, _only(runtime, precision))
+    return Choice(runtime, precision, choice_lib.name(runtime, precision))
   return choice_lib.remembered(model, how, list(makers)) or choice_lib.choose(
     model, how, makers, contract
   )
@@ -224,10 +224,6 @@ def _of_graphs(
     found.runtime, found.precision, folder, contract, how.batch
   )
   return Loaded(contract, engine, digest, found.said)
-
-
-def _only(runtime: str, precision: str = 'f32') -> str:
-  return runtime if precision == 'f32' else f'{runtime} in {precision}'
 
 
 def _fingerprint(path: str, decode: str) -> str | None:

@@ -66,6 +66,11 @@ def check(precision: str) -> None:
     )
 
 
+def named(precision: str) -> str:
+  """A path, for people."""
+  return 'openvino' if precision == 'f32' else f'openvino in {precision}'
+
+
 class OpenVinoEngine:
   """See the module.
 
@@ -80,7 +85,6 @@ class OpenVinoEngine:
       precision.
   """
 
-  name = 'openvino'
   best_batch = 16
 
   def __init__(
@@ -92,12 +96,13 @@ class OpenVinoEngine:
     batch: int = 0,
   ):
     check(precision)
+    self.name = named(precision)
     self.best_batch = batch or self.best_batch
     # One for each core, and one that waits for the first to be free.
     self.in_flight = (os.cpu_count() or 1) + 1
 
-    def network(name: str) -> '_Network':
-      return _Network(os.path.join(folder, f'{name}.onnx'), precision)
+    def network(name: str) -> Network:
+      return Network(os.path.join(folder, f'{name}.onnx'), precision)
 
     self._predictor = network(PREDICTOR) if contract.routes else None
     self._networks = [network(name) for name in contract.programs]
@@ -115,7 +120,7 @@ class OpenVinoEngine:
     return self._networks[option](inputs), None
 
 
-class _Network:
+class Network:
   """One graph: for a single image, and for many.
 
   Args:
