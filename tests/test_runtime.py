@@ -390,6 +390,23 @@ def test_a_run_needs_jax_once(run, photo):
   assert found == {'onnxruntime'} and said == 'Runs in onnx\n'
 
 
+@needs_openvino
+def test_openvino_tells_nobody_that_it_was_imported():
+  program = """
+import os, sys
+os.fork = None
+from drnet_jax.serve import openvino
+openvino.core()
+assert 'openvino' in sys.modules
+assert not [name for name in sys.modules if 'openvino_telemetry' in name]
+"""
+  subprocess.run(
+    [sys.executable, '-c', program],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    check=True,
+  )
+
+
 def test_help_imports_next_to_nothing():
   found, _ = imported('predict', '--help')
   assert not found

@@ -10,6 +10,7 @@ to sizes, or ways to run them, that nobody asks for.
 import collections
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +23,7 @@ from drnet_jax.export.contract import PREDICTOR, Contract
 # What OpenVINO calls an ability of the processor, and what it is asked for by;
 # the fastest first.
 _ABILITIES = (('BF16', 'bf16'), ('FP16', 'f16'), ('FP32', 'f32'))
+_TELEMETRY = 'openvino_telemetry'
 # Fewer images than these cost more each: a batch is not cut smaller.
 _LEAST_BATCH = 4
 
@@ -33,12 +35,20 @@ def core() -> Any:
   Raises:
     UserError: it is not installed.
   """
+  # OpenVINO reports over the network, from a forked process, that it was
+  # imported. Where it finds no telemetry it keeps to itself.
+  hidden = _TELEMETRY not in sys.modules
+  if hidden:
+    sys.modules[_TELEMETRY] = None
   try:
     import openvino
   except ImportError as error:
     raise UserError(
       "runtime='openvino' needs OpenVINO: pip install 'drnet_jax[openvino]'"
     ) from error
+  finally:
+    if hidden:
+      del sys.modules[_TELEMETRY]
   return openvino.Core()
 
 
