@@ -31,6 +31,7 @@ from drnet_jax.serve.engines import Engine, OnnxEngine
 # answers rather than to the same digits.
 TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05}
 MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
+_PICTURES = 8  # whose answers are compared
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 # What else the time of a call may hang on.
 _VERSIONS = (
@@ -207,9 +208,13 @@ def name(runtime: str, precision: str) -> str:
 
 
 def _answers(engine: Engine, contract: Contract, batch: int) -> list[Any]:
-  """Probabilities at every option, and the predictor's."""
-  jobs = _jobs(engine, contract, batch)
-  found = [np.asarray(job())[:batch] for job in jobs.values()]
+  """Probabilities of some pictures at every option, and the predictor's."""
+  found = []
+  for call, side_px in _calls(engine, contract).values():
+    images = _pictures(side_px, max(batch, _PICTURES))
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    said = [np.asarray(call(part))[: len(part)] for part in parts]
+    found.append(np.concatenate(said))
   if contract.routes:
     found[0] = np.exp(found[0])
   return found
@@ -220,9 +225,9 @@ def _time(
 ) -> dict[Any, float]:
   """Milliseconds an image, of all options together; in turn, the medians."""
   jobs = {
-    (key, what): job
+    (key, what): functools.partial(call, _pictures(side_px, batch))
     for key, engine in engines.items()
-    for what, job in _jobs(engine, contract, batch).items()
+    for what, (call, side_px) in _calls(engine, contract).items()
   }
   taken: dict[Any, list[float]] = {key: [] for key in jobs}
   begin = time.perf_counter()
@@ -242,17 +247,16 @@ def _time(
   return ms
 
 
-def _jobs(
-  engine: Engine, contract: Contract, batch: int
-) -> dict[Any, Callable[[], Any]]:
-  jobs: dict[Any, Callable[[], Any]] = {}
+def _calls(
+  engine: Engine, contract: Contract
+) -> dict[Any, tuple[Callable[[np.ndarray], Any], int]]:
+  """Functions of images, and the side of these: the predictor, the options."""
+  calls: dict[Any, tuple[Callable[[np.ndarray], Any], int]] = {}
   if contract.routes:
-    seen = _pictures(contract.predictor_view.side_px, batch)
-    jobs['predictor'] = functools.partial(engine.log_p, seen)
+    calls['predictor'] = engine.log_p, contract.predictor_view.side_px
   for j, view in enumerate(contract.views):
-    images = _pictures(view.side_px, batch)
-    jobs[j] = lambda j=j, x=images: engine.run(j, x)[0]
-  return jobs
+    calls[j] = (lambda images, j=j: engine.run(j, images)[0]), view.side_px
+  return calls
 
 
 def _pictures(side_px: int, count: int) -> np.ndarray:
