@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from drnet_jax import settings
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.policy import Policy
@@ -74,13 +73,10 @@ class Contract:
     cls, trained: 'workdir.Trained', *, decode: str = 'full'
   ) -> 'Contract':
     """That of a trained model."""
-    from drnet_jax.data.pipeline import Data
-
-    data = settings.call(Data, trained.config.data, 'config.data')
     return cls.of_model(
       trained.model,
-      resize_px=data.resize_px,
-      keep_aspect=data.keep_aspect,
+      resize_px=trained.config.data.resize_px,
+      keep_aspect=trained.config.data.keep_aspect,
       has_router=trained.has_router,
       decode=decode,
       class_names=trained.class_names,

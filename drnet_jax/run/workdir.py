@@ -18,7 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -27,11 +27,13 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
-from drnet_jax.data.pipeline import Data
-from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
 from drnet_jax.run import paths, provenance
 from drnet_jax.run.checkpoint import Checkpoints
+
+if TYPE_CHECKING:  # a model is read without its data
+  from drnet_jax.data.pipeline import Data
+  from drnet_jax.data.sources import Source
 
 # Fields that may differ from those a run was begun with. What is computed does
 # not depend on these:
@@ -91,7 +93,7 @@ class Trained:
       found = zlib.crc32(np.ascontiguousarray(x), found)
     return f'{found:08x}'
 
-  def open(self, split: str) -> tuple[Data, Source]:
+  def open(self, split: str) -> 'tuple[Data, Source]':
     """Its data, and of it a split whose labels are the model's.
 
     Args:
@@ -100,6 +102,8 @@ class Trained:
     Raises:
       UserError: it cannot be opened, or has other classes than the model.
     """
+    from drnet_jax.data.pipeline import Data
+
     data = settings.call(Data, self.config.data, 'config.data')
     return data, data.open(getattr(data, split), self.class_names)
 
