@@ -31,6 +31,7 @@ from drnet_jax.serve.engines import Engine, OnnxEngine
 # answers rather than to the same digits.
 TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05}
 MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
+BATCH = 8  # that is timed where none is asked for
 _PICTURES = 8  # whose answers are compared
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 # What else the time of a call may hang on.
@@ -99,6 +100,11 @@ def check(how: How) -> None:
 def is_installed(module: str) -> bool:
   """Whether a module could be imported."""
   return importlib.util.find_spec(module) is not None
+
+
+def is_beside_jax(how: How) -> bool:
+  """Whether JAX is one of the candidates, where there are weights for it."""
+  return how.runtime == 'auto' and how.precision in ('auto', 'f32')
 
 
 def candidates(how: How) -> list[tuple[str, str]]:
@@ -172,10 +178,18 @@ def choose(
   contract: Contract,
 ) -> Choice:
   """Tries runtimes, the first of which is the reference, and remembers."""
-  engines = {key: make() for key, make in tried.items()}
-  batch = how.batch or min(e.best_batch for e in engines.values())
-  answers = {key: _answers(e, contract, batch) for key, e in engines.items()}
-  reference = next(iter(engines))
+  batch = how.batch or BATCH
+  engines, answers, out = {}, {}, []
+  reference = next(iter(tried))
+  for key, make in tried.items():
+    try:
+      engines[key] = make()
+      answers[key] = _answers(engines[key], contract, batch)
+    except Exception as error:  # whatever a runtime raises on what it lacks
+      if key == reference:
+        raise
+      engines.pop(key, None)
+      out.append(f'{name(*key)} is left out: {_short(error)}')
   apart = {
     key: max(
       float(np.abs(a - b).max())
@@ -187,7 +201,7 @@ def choose(
   ms = _time({key: engines[key] for key in good}, contract, batch)
   best = min(ms, key=ms.get)
   times = [f'{name(*key)} {ms[key]:.3g} ms' for key in sorted(ms, key=ms.get)]
-  out = [
+  out += [
     f'{name(*key)} is left out: a probability is {apart[key]:.1g} off'
     for key in engines
     if key not in good
@@ -197,9 +211,13 @@ def choose(
     f'{"; ".join([", ".join(times), *out])})'
   )
   choice = Choice(*best, said)
-  key = _key(model, how, list(engines))
+  key = _key(model, how, list(tried))
   cache.write_json('choices', key, dataclasses.asdict(choice))
   return choice
+
+
+def _short(error: Exception) -> str:
+  return ' '.join(str(error).split())[:200]
 
 
 def name(runtime: str, precision: str) -> str:

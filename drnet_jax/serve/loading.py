@@ -23,7 +23,7 @@ from drnet_jax.serve.engines import Engine
 if TYPE_CHECKING:
   from drnet_jax.run import workdir
 
-_TIMED_BATCH = 8
+_JAX = ('jax', 'f32')
 
 
 class Loaded(NamedTuple):
@@ -58,13 +58,12 @@ def of_folder(folder: str, how: How) -> Loaded:
       f"{folder} was exported: run it with runtime 'onnx', 'openvino' or "
       "'stablehlo'"
     )
-  tried = []
-  if 'onnx' in formats:
-    tried = choice_lib.candidates(how)
+  tried = choice_lib.candidates(how) if 'onnx' in formats else []
   if runtime == 'auto' and not tried:
-    runtime = formats[0]
+    runtime = 'stablehlo' if 'stablehlo' in formats else 'onnx'
+    tried = [(runtime, 'f32')]
   needed = 'stablehlo' if runtime == 'stablehlo' else 'onnx'
-  if needed not in formats and runtime != 'auto':
+  if needed not in formats:
     raise UserError(
       f'{folder} was exported to {", ".join(formats)} only, not to {needed}'
     )
@@ -117,8 +116,8 @@ def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
   contract = Contract.from_json(contract_lib.read_fields(folder))
   tried = choice_lib.candidates(how)
   if how.runtime == 'auto':
-    jax_too = [('jax', 'f32'), *tried] if how.precision == 'auto' else tried
-    found = choice_lib.remembered(known['model'], how, jax_too)
+    beside = [_JAX] if choice_lib.is_beside_jax(how) else []
+    found = choice_lib.remembered(known['model'], how, [*beside, *tried])
     if found is None or found.runtime == 'jax':
       return None
   else:
@@ -195,8 +194,8 @@ def _choose(
 ) -> Choice:
   """One of the candidates; `trained` is run by JAX besides."""
   makers: dict[tuple[str, str], Callable[[], Engine]] = {}
-  if trained is not None and how.runtime == 'auto' and how.precision == 'auto':
-    makers['jax', 'f32'] = functools.partial(_small, trained, contract, how)
+  if trained is not None and choice_lib.is_beside_jax(how):
+    makers[_JAX] = functools.partial(_small, trained, contract, how)
   # float32 first: the others are compared with it.
   for key in sorted(tried, key=lambda key: key[1] != 'f32'):
     makers[key] = functools.partial(
@@ -214,7 +213,9 @@ def _small(trained, contract: Contract, how: How) -> Engine:
   """JAX, compiled for the one batch that is timed."""
   from drnet_jax.serve import compiled
 
-  return compiled.in_jax(trained, contract, how.batch or _TIMED_BATCH, few=True)
+  return compiled.in_jax(
+    trained, contract, how.batch or choice_lib.BATCH, few=True
+  )
 
 
 def _of_graphs(
