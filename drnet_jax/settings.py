@@ -15,13 +15,22 @@ import json
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import (
+  TYPE_CHECKING,
+  Annotated,
+  Any,
+  Literal,
+  Union,
+  get_args,
+  get_origin,
+)
 
-import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from drnet_jax.errors import UserError
+
+if TYPE_CHECKING:  # not every command reads a config
+  import ml_collections
 
 # Fields that older versions did not have, and what they did: by section, those
 # of stages by the part of a stage.
@@ -120,7 +129,7 @@ def check(
   Raises:
     UserError: a field is missing or unknown, or no value of its kind.
   """
-  if not isinstance(section, Mapping | ml_collections.ConfigDict):
+  if not _is_section(section):
     raise UserError(f'{path} should be a section of fields, not {section!r}')
   fields = {
     name: parameter
@@ -176,7 +185,7 @@ def _fits(hint: Any, value: Any) -> bool:
   if origin is Sequence:
     return is_list and all(_fits(inner[0], x) for x in value)
   if origin is Mapping:
-    return isinstance(value, Mapping | ml_collections.ConfigDict)
+    return _is_section(value)
   if hint is float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and -float('inf') < value < float('inf')
@@ -203,7 +212,13 @@ def _words(hint: Any) -> str:
   return _KINDS.get(hint, 'a section of fields')
 
 
-def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _is_section(value: Any) -> bool:
+  import ml_collections
+
+  return isinstance(value, Mapping | ml_collections.ConfigDict)
+
+
+def plain(config: 'ml_collections.ConfigDict') -> dict[str, Any]:
   """A config as JSON would give it back: dicts, lists, numbers, strings."""
   return json.loads(json.dumps(config.to_dict()))
 
@@ -223,10 +238,10 @@ def differences(
 
 
 def overridden(
-  config: ml_collections.ConfigDict,
+  config: 'ml_collections.ConfigDict',
   overrides: Sequence[str],
   fields: Sequence[str],
-) -> ml_collections.ConfigDict:
+) -> 'ml_collections.ConfigDict':
   """A config with some fields as the command line gives them.
 
   Args:
@@ -246,6 +261,8 @@ def overridden(
         f'{override!r} is not --<field>=<value> with one of the fields '
         f'{", ".join(fields)}: all else is as the run was trained'
       )
+  from ml_collections import config_flags
+
   config = config.copy_and_resolve_references()
   values = flags.FlagValues()
   config_flags.DEFINE_config_dict(

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lines, tables and progress bars; of several processes the main one speaks."""
 
+import sys
 from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from drnet_jax import processes
-
 
 def say(line: str) -> None:
   """Prints a line without tearing a progress bar."""
-  if processes.is_main():
+  if _is_main():
     tqdm.write(line)
+
+
+def _is_main() -> bool:
+  # Several processes have met through JAX; a command that does without it is
+  # alone, and should not have to import it.
+  if 'jax' not in sys.modules:
+    return True
+  from drnet_jax import processes
+
+  return processes.is_main()
 
 
 def progress(*args, **kwargs) -> tqdm:
   """A progress bar, on terminals only."""
-  return tqdm(*args, disable=None if processes.is_main() else True, **kwargs)
+  return tqdm(*args, disable=None if _is_main() else True, **kwargs)
 
 
 def table(rows: list[Mapping[str, str]]) -> str:

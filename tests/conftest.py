@@ -4,6 +4,7 @@
 import contextlib
 import io
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -14,6 +15,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Nothing that was worked out before, nothing left behind.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ['XDG_CACHE_HOME'] = _CACHE.name
 
 import jax  # noqa: E402  (the flags must come first)
 import numpy as np  # noqa: E402

@@ -22,7 +22,7 @@ from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
 from drnet_jax.report import figures  # noqa: F401
 from drnet_jax.run import train
-from drnet_jax.serve import classifier  # noqa: F401  (imported once, for all)
+from drnet_jax.serve import compiled  # noqa: F401  (imported once, for all)
 
 
 def mistake(arguments: list[str]) -> str:

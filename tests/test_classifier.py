@@ -3,6 +3,7 @@
 
 import collections
 import dataclasses
+import importlib.util
 import io
 import resource
 import struct
@@ -31,7 +32,17 @@ from drnet_jax.serve.answers import Failure
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.picture import Picture
 
-RUNTIMES = ('jax', 'onnx')
+RUNTIMES = (
+  'jax',
+  'onnx',
+  pytest.param(
+    'openvino',
+    marks=pytest.mark.skipif(
+      importlib.util.find_spec('openvino') is None,
+      reason='OpenVINO is not installed',
+    ),
+  ),
+)
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +170,8 @@ def test_a_fixed_size_needs_no_predictor(classifier, trained):
 
 
 def test_without_a_trained_predictor_the_largest_size_runs():
-  classifier = Classifier.of(tiny_trained(has_router=False), batch=2)
+  unrouted = tiny_trained(has_router=False)
+  classifier = Classifier.of(unrouted, runtime='jax', batch=2)
   answers = classifier.predict(pictures(3))
   assert {x.size_px for x in answers} == {32}
   assert answers[0].gmacs == answers[0].full_gmacs
@@ -261,13 +273,16 @@ def test_a_budget_is_kept_to(classifier, seen):
 
 
 def test_a_calibration_of_another_model_is_refused(trained, seen):
-  other = Classifier.of(tiny_trained(resolutions=(16, 32)), batch=1)
+  small = tiny_trained(resolutions=(16, 32))
+  other = Classifier.of(small, runtime='jax', batch=1)
   with pytest.raises(UserError, match='calibrate again'):
     Classifier(other.contract, other.engine, seen[2])
 
 
 def test_a_calibrated_model_follows_its_best_policy(trained, seen):
-  classifier = Classifier.of(trained, batch=1, calibration=seen[2])
+  classifier = Classifier.of(
+    trained, runtime='jax', batch=1, calibration=seen[2]
+  )
   assert classifier.policy == seen[2].find().policy
 
 
@@ -279,7 +294,7 @@ def ladder(trained):
   """A small network at two sizes, then the one with a router."""
   small = tiny_trained(has_router=False, resolutions=(16, 32), spread=2.0)
   members = {'small': small, 'large': trained}
-  return members, Classifier.of_ladder(members, batch=4)
+  return members, Classifier.of_ladder(members, runtime='jax', batch=4)
 
 
 def test_a_ladder_is_what_its_record_says(ladder):
@@ -309,11 +324,11 @@ def test_networks_of_a_ladder_know_the_same_classes(trained):
     tiny_trained(has_router=False), class_names=tuple('abcdx')
   )
   with pytest.raises(UserError, match="class 4 is 'e' and 'x'"):
-    Classifier.of_ladder({'one': trained, 'two': other})
+    Classifier.of_ladder({'one': trained, 'two': other}, runtime='jax')
 
 
 def test_nothing_is_compiled_after_loading(trained):
-  classifier = Classifier.of(trained, batch=4)
+  classifier = Classifier.of(trained, runtime='jax', batch=4)
   with compilations() as compiled:
     for count in (1, 2, 7, 40):
       classifier.predict(pictures(count))
@@ -327,7 +342,7 @@ def test_broken_weights_are_told(trained):
   params = trained.params | {'base': broken}
   bad = type(trained)(**vars(trained) | {'params': params})
   with pytest.raises(UserError, match='weights hold NaN'):
-    Classifier.of(bad, batch=1)
+    Classifier.of(bad, runtime='jax', batch=1)
 
 
 # Files that nobody would wish for.

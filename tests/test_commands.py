@@ -25,6 +25,7 @@ from drnet_jax.report import evaluated
 from drnet_jax.run import calibrate as calibrate_lib
 from drnet_jax.run import evaluate, workdir
 from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.serve import choice
 from drnet_jax.serve.classifier import Classifier
 
 # Splits of so many images, where the weights mean nothing anyway.
@@ -122,7 +123,7 @@ def test_what_is_of_other_weights_is_made_again(small, tmp_path):
   with Checkpoints(path, 'finetune', keep=1) as checkpoints:
     checkpoints.save_weights(8, trained.params, trained.batch_stats)
   # What the old weights did says nothing of these.
-  assert Classifier.load(path, batch=1).calibration is None
+  assert Classifier.load(path, runtime='jax', batch=1).calibration is None
   done = calibrate_lib.calibrate_run(path)
   done.write()
   found = done.calibration
@@ -130,14 +131,14 @@ def test_what_is_of_other_weights_is_made_again(small, tmp_path):
   assert 'step 8' in found.origin and 'step 8' in record.origin
   assert found.origin != before.origin
   assert (record.confidence != old.confidence).any()
-  assert Classifier.load(path, batch=1).calibration == found
+  assert Classifier.load(path, runtime='jax', batch=1).calibration == found
 
 
 def test_milliseconds_need_to_be_measured(small, calibrated):
-  classifier = Classifier.load(small, batch=1)
+  classifier = Classifier.load(small, runtime='jax', batch=1)
   with pytest.raises(UserError, match='no milliseconds were measured'):
     classifier.set_budget(ms=1.0)
-  classifier = Classifier.load(calibrated, batch=1)
+  classifier = Classifier.load(calibrated, runtime='jax', batch=1)
   points = classifier.calibration.points['ms']['best']
   assert classifier.set_budget(ms=points[-1].cost) == points[-1]
 
@@ -197,7 +198,7 @@ def test_one_checkpoint_is_loaded_by_its_path(calibrated):
   with pytest.raises(
     UserError, match=r'no checkpoint finetune/8; there are \[7\]'
   ):
-    Classifier.load(path[:-1] + '8')
+    Classifier.load(path[:-1] + '8', runtime='jax')
 
 
 def test_predict_keeps_to_a_budget_and_a_policy(calibrated, images, capsys):
@@ -298,6 +299,33 @@ def test_benchmark_adds_up(run, tmp_path):
   assert text.count('router as trained: it ') == 6 and 'Fastest, bulk' in text
 
 
+def test_openvino_is_timed_beside_itself(run):
+  # Not pytest.importorskip, which would import it with its telemetry.
+  if not choice.is_installed('openvino'):
+    pytest.skip('OpenVINO is not installed')
+  subject = subjects.of_workdir(run, 6, {})
+  contenders = inference.Contenders(subject, ['openvino'], [1, 4])
+  speed = inference.time_networks(contenders, 1)
+  sizes = 3
+  assert [row['path'] for row in speed].count('openvino, plain') == 2 * sizes
+  worth = inference.time_predictions(contenders, 1)
+  plain = [row for row in worth if row['path'] == 'openvino, plain']
+  assert [row['mode'] for row in plain] == ['single', 'bulk']
+  assert all(row['implied'] == 1 and row['realised'] > 0 for row in plain)
+  # What is timed computes: the same network on the same crop.
+  crops = np.zeros((1, 64, 64, 3), np.uint8)
+  engine = contenders.classifiers['openvino'].engine
+  np.testing.assert_allclose(
+    contenders.plain['openvino, plain'].in_bulk(2, 1)(list(crops))[0],
+    np.asarray(engine.run(2, crops)[0]),
+    atol=1e-6,
+  )
+  assert 'times that' in inference.verdict(worth, speed)
+  assert sum(row['share'] for row in inference.time_parts(contenders, 1)) == (
+    pytest.approx(1)
+  )
+
+
 def test_a_benchmark_of_a_calibrated_run_times_its_policies(small):
   best = evaluated.read(small).found.policy
   subject = subjects.of_workdir(small, 2, {})
@@ -386,7 +414,7 @@ def test_a_ladder_is_predicted_by_its_best_policy(
 ):
   run = evaluated.read(ladder)
   policy = run.calibration.find(policy='cascade').policy
-  classifier = Classifier.load(ladder)
+  classifier = Classifier.load(ladder, runtime='jax')
   classifier.policy = policy
   paths = [str(images / f'{i}.png') for i in range(6)]
   expected = [x.ran for x in classifier.predict(paths)]
@@ -480,14 +508,16 @@ def test_a_workdir_of_version_4_is_reported(of_version_4, small, tmp_path):
 def test_a_workdir_of_version_4_is_predicted_with_and_calibrated(
   of_version_4, images, capsys
 ):
-  classifier = Classifier.load(of_version_4, batch=1)
+  classifier = Classifier.load(of_version_4, runtime='jax', batch=1)
   assert classifier.calibration is None
   assert classifier.policy == classifier.contract.as_trained
   rows = predicted(of_version_4, images, capsys, format='json').splitlines()
   assert len(rows) == 6
   with flagsaver.flagsaver(workdir=of_version_4, measure='jax'):
     calibrate.run([])
-  assert Classifier.load(of_version_4, batch=1).calibration.costs['ms']
+  assert Classifier.load(
+    of_version_4, runtime='jax', batch=1
+  ).calibration.costs['ms']
 
 
 # What the command line is like.

@@ -31,7 +31,7 @@ def trained():
 @pytest.fixture(scope='module')
 def classifier(trained):
   calibration = calibration_of(trained, pictures(200))
-  return Classifier.of(trained, batch=1, calibration=calibration)
+  return Classifier.of(trained, runtime='jax', batch=1, calibration=calibration)
 
 
 @pytest.fixture(scope='module')
@@ -125,7 +125,9 @@ def test_exits():
   gmacs = trained.model.macs().gmacs
   images = pictures(100, side=16)
   calibration = calibration_of(trained, images)
-  comparer = Comparer(Classifier.of(trained, batch=1, calibration=calibration))
+  comparer = Comparer(
+    Classifier.of(trained, runtime='jax', batch=1, calibration=calibration)
+  )
   assert page.Answers(comparer).ways == [BUDGET, *comparer.options]
   low, high = (comparer.promise(x).policy for x in comparer.budgets)
   found = {}
@@ -140,7 +142,9 @@ def test_exits():
       found.setdefault(x is first, []).append(ended)
   assert np.mean(found[True]) < np.mean(found[False])
   image = pictures(1, side=16)[0]
-  answers = page.Answers(Comparer(Classifier.of(trained, batch=1)))
+  answers = page.Answers(
+    Comparer(Classifier.of(trained, runtime='jax', batch=1))
+  )
   assert answers.ways == list(comparer.options)
   assert answers.comparer.budgets is None and answers.first_way == 'exit 4'
   answer = comparer.compare(image, comparer.option('exit 4')).answer
@@ -216,7 +220,7 @@ def test_the_slider_reaches_every_policy(comparer):
 
 def test_a_model_without_a_router_has_fixed_sizes_only():
   model = tiny_trained(has_router=False)
-  answers = page.Answers(Comparer(Classifier.of(model, batch=1)))
+  answers = page.Answers(Comparer(Classifier.of(model, runtime='jax', batch=1)))
   assert answers.ways == ['16 px', '24 px', '32 px']
   assert answers.first_way == '32 px' and answers.comparer.budgets is None
 

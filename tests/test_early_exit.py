@@ -38,7 +38,7 @@ def trained():
 
 @pytest.fixture(scope='module')
 def classifier(trained):
-  return Classifier.of(trained, batch=8)
+  return Classifier.of(trained, runtime='jax', batch=8)
 
 
 def pictures(count, seed=0):
@@ -192,9 +192,14 @@ def test_what_networks_with_exits_cannot(trained, classifier, tmp_path):
 
 def test_a_ladder_of_both_methods(trained):
   sizes = tiny_trained(resolutions=(16, 32), has_router=False)
-  classifier = Classifier.of_ladder({'exits': trained, 'sizes': sizes}, batch=8)
+  classifier = Classifier.of_ladder(
+    {'exits': trained, 'sizes': sizes}, runtime='jax', batch=8
+  )
   images = pictures(60, seed=3)
-  small, large = recorded(trained, images), Classifier.of(sizes, batch=8)
+  small, large = (
+    recorded(trained, images),
+    Classifier.of(sizes, runtime='jax', batch=8),
+  )
   large.set_size(32)
   last = large.predict(images)
   first, third = small.margin[:, 0], small.margin[:, 2]
@@ -305,7 +310,7 @@ def test_both_methods_on_one_plot(trained, classifier):
   images = list(pictures(24, seed=9))
   labels = np.arange(48) % 5
   sizes = tiny_trained(resolutions=(16, 32), image_px=16)
-  drnet = Classifier.of(sizes, batch=8)
+  drnet = Classifier.of(sizes, runtime='jax', batch=8)
   compared = []
   for name, one, model in (
     ('exits', classifier, trained),

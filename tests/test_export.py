@@ -37,7 +37,7 @@ def trained():
 
 @pytest.fixture(scope='module')
 def ours(trained):
-  return Classifier.of(trained, batch=4)
+  return Classifier.of(trained, runtime='jax', batch=4)
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +115,7 @@ def test_paths_agree_on_a_thousand_photographs(tmp_path):
   trained = tiny_trained(
     base=network, predictor=network, predictor_px=64, resolutions=(64, 96, 128)
   )
-  ours = Classifier.of(trained)
+  ours = Classifier.of(trained, runtime='jax')
   ours.export(str(tmp_path), formats=('onnx', 'stablehlo'))
   with np.load(PHOTOGRAPHS) as file:
     data, offsets = file['data'], file['offsets']
@@ -136,7 +136,7 @@ def test_parity_sees_other_weights(ours):
 def test_shared_weights_are_stored_once(tmp_path):
   network = {'network': 'resnet', 'stage_sizes': (1,), 'width': 16}
   trained = tiny_trained(base=network | {'stem': 'cifar'})
-  ours = Classifier.of(trained, batch=4)
+  ours = Classifier.of(trained, runtime='jax', batch=4)
   sizes, formats = {}, ('onnx', 'stablehlo')
   for weights in ('folded', 'shared'):
     path = tmp_path / weights
@@ -209,7 +209,9 @@ def test_the_runtime_follows_every_family(ours, folder, calibration, family):
 
 def test_a_ladder_is_exported_whole(trained, tmp_path):
   small = tiny_trained(has_router=False, resolutions=(16, 32), spread=2.0)
-  ladder = Classifier.of_ladder({'small': small, 'large': trained}, batch=4)
+  ladder = Classifier.of_ladder(
+    {'small': small, 'large': trained}, runtime='jax', batch=4
+  )
   ladder.policy = policy_lib.Policy((0, 4), None, (0.3,), 'pooled')
   ladder.export(str(tmp_path / 'out'), formats=('onnx',))
   images = [Image.fromarray(x) for x in pictures(40, seed=2)]
@@ -272,7 +274,7 @@ def test_the_runtime_crops_as_we_do(folder, trained, tmp_path, name, decode):
 
 
 def test_the_runtime_follows_a_scaled_contract(trained, tmp_path):
-  ours = Classifier.of(trained, batch=1, decode='scaled')
+  ours = Classifier.of(trained, runtime='jax', batch=1, decode='scaled')
   ours.export(str(tmp_path), formats=('onnx',))
   model, classifier = (
     Model(str(tmp_path)),
@@ -307,7 +309,7 @@ def test_the_card_says_what_it_is(folder, trained):
 
 def test_an_exported_folder_is_run_as_exported(folder):
   with pytest.raises(UserError, match="runtime 'onnx'"):
-    Classifier.load(folder)
+    Classifier.load(folder, runtime='jax')
   assert not json.loads(pathlib.Path(folder, 'contract.json').read_text())[
     'stablehlo_weights'
   ]
@@ -315,7 +317,9 @@ def test_an_exported_folder_is_run_as_exported(folder):
 
 def test_without_a_predictor(tmp_path):
   trained = tiny_trained(has_router=False)
-  Classifier.of(trained, batch=1).export(str(tmp_path), formats=('onnx',))
+  Classifier.of(trained, runtime='jax', batch=1).export(
+    str(tmp_path), formats=('onnx',)
+  )
   assert not (tmp_path / 'predictor.onnx').exists()
   answer = Model(str(tmp_path)).predict(Image.fromarray(pictures(1)[0]))
   assert answer['ran'] == ['32 px']

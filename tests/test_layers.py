@@ -25,7 +25,7 @@ LAYERS = [
   ['run.recording'],
   ['run.weights', 'run.describe', 'run.ladder'],
   ['run.workdir'],
-  ['run', 'run.checkpoint', 'run.log', 'run.provenance'],
+  ['run', 'run.checkpoint', 'run.log', 'run.paths', 'run.provenance'],
   ['steps.pretrain', 'steps.routed', 'steps.exits'],
   ['steps.whole'],
   ['steps'],
@@ -34,7 +34,7 @@ LAYERS = [
   ['choosing'],
   ['routing', 'losses', 'resize', 'flops', 'mesh', 'terminal', 'tables'],
   ['settings', 'processes'],
-  ['errors'],
+  ['errors', 'cache'],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

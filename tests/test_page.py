@@ -106,7 +106,7 @@ class Page:
 def test_an_afternoon_at_the_page(calibrated, address, tmp_path, width):
   from selenium.webdriver.common.keys import Keys
 
-  classifier = Classifier.load(calibrated, batch=1)
+  classifier = Classifier.load(calibrated, runtime='jax', batch=1)
   points = classifier.calibration.points['GMACs']['best']
   image = str(tmp_path / 'image.png')
   Image.fromarray(pictures(1, side=64, seed=3)[0]).save(image)

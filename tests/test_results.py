@@ -35,6 +35,7 @@ WITHOUT_NUMBERS = [
   '`config.data.name`',
   'where',
   'in the workdir',
+  'runtime',
   'command',
   "the authors' code",
   'the paper',

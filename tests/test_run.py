@@ -202,7 +202,7 @@ def test_evaluation_table_matches_its_record(finished):
 
 def test_classifier_agrees_with_the_evaluation(finished, config):
   record = record_lib.load(os.path.join(finished, 'report', 'record.npz'))
-  classifier = Classifier.load(finished)
+  classifier = Classifier.load(finished, runtime='jax')
   assert classifier.policy == evaluated.read(finished).found.policy
   classifier.policy = classifier.contract.as_trained
   trained = workdir.load(finished, mesh_lib.create(1))

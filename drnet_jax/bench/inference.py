@@ -24,12 +24,16 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import figures
-from drnet_jax.serve import engines
+from drnet_jax.serve import choice, engines, openvino
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.serve.engines import OnnxEngine, XlaEngine
+from drnet_jax.serve.engines import OnnxEngine
+from drnet_jax.serve.openvino import OpenVinoEngine
 from drnet_jax.serve.stages import StageEngine
+from drnet_jax.serve.xla import XlaEngine
 
-PATHS = ('jax', 'onnx', 'torch')
+PATHS = ('jax', 'onnx', 'openvino', 'torch')
+PLAIN = ', plain'  # of a path: the same graphs, without anything of ours
+AS_IT_COMES = 'the full option, as it comes'
 _SINGLES = 20  # images of a round one at a time: enough to show the shares
 
 
@@ -38,8 +42,9 @@ class Contenders:
 
   Args:
     subject: what is timed.
-    paths: of PATHS; 'torch' is left out where it has no rival to offer, and
-      with 'onnx' has a second, its own export. A network with exits has 'jax'.
+    paths: of PATHS; () for those that are installed. 'torch' is left out where
+      it has no rival to offer, and with 'onnx' has a second, its own export. A
+      network with exits has 'jax'.
     batches: sizes of batch to time.
     rival: name of the network that PyTorch should run beside.
   """
@@ -52,6 +57,7 @@ class Contenders:
     *,
     rival: str = '',
   ):
+    paths = paths or installed()
     unknown = set(paths) - set(PATHS)
     if unknown:
       raise UserError(f'--paths: {sorted(unknown)} are not among {PATHS}')
@@ -59,6 +65,7 @@ class Contenders:
     self.batches = sorted({1, *batches})
     self.classifiers: dict[str, Classifier] = {}
     self.rivals: dict[str, Callable] = {}
+    self.plain: dict[str, rivals.PlainOpenVino] = {}
     # Resizing alone, of each path: to the predictor's and to each size.
     self.resizers: dict[str, dict[int, Callable]] = {}
     trained, contract = subject.trained, subject.contract
@@ -91,6 +98,9 @@ class Contenders:
           int(name[4:]): _session(os.path.join(folder, f'{name}.onnx'))
           for name in views
         }
+    if 'openvino' in paths:
+      for precision in openvino.precisions(openvino.abilities()):
+        self._add_openvino(made | views, precision)
     if 'torch' in paths and rivals.is_offered(rival):
       classes = len(contract.class_names)
       self.rivals['torch'] = rivals.in_torch(rival, classes)
@@ -100,10 +110,38 @@ class Contenders:
   def _add(self, engine) -> None:
     self.classifiers[engine.name] = Classifier(self.subject.contract, engine)
 
+  def _add_openvino(self, made: dict[str, Program], precision: str) -> None:
+    contract = self.subject.contract
+    with tempfile.TemporaryDirectory() as folder:
+      package.write_onnx(folder, made, fold_norms=True)
+      engine = OpenVinoEngine(
+        folder, contract, precision=precision, batch=self.batches[-1]
+      )
+      self._add(engine)
+      self.plain[engine.name + PLAIN] = rivals.PlainOpenVino(
+        folder, contract, precision
+      )
+      self.resizers[engine.name] = {
+        int(name[4:]): openvino.Network(
+          os.path.join(folder, f'{name}.onnx'), precision
+        )
+        for name in made
+        if name.startswith('view')
+      }
+
   @functools.cached_property
   def policies(self) -> dict[str, Policy]:
     """What is timed against the most expensive option."""
     return policies_for(self.subject, next(iter(self.classifiers.values())))
+
+
+def installed() -> list[str]:
+  """Paths that can be timed here; PyTorch's where there is a rival."""
+  return [
+    path
+    for path in PATHS
+    if path not in choice.MODULES or choice.is_installed(choice.MODULES[path])
+  ]
 
 
 def _resizer(model: DRNet, size_px: int) -> Callable:
@@ -135,6 +173,9 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
         views = costs.noise(contract.predictor_view.side_px, batch)
         jobs[path, 'predictor', batch] = _waiting(engine.log_p, views)
       for j, job in costs.option_jobs(contract, engine, batch).items():
+        jobs[path, names[j], batch] = job
+    for path, plain in contenders.plain.items():
+      for j, job in costs.option_jobs(contract, plain, batch).items():
         jobs[path, names[j], batch] = job
     for path, rival in contenders.rivals.items():
       for j, size_px in enumerate(contract.sizes_px):
@@ -174,7 +215,11 @@ def _waiting(function: Callable, *arguments) -> Callable[[], Any]:
 
 
 def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
-  """Whole predictions by each policy: a row per path, mode and policy."""
+  """Whole predictions by each policy: a row per path, mode and policy.
+
+  And of OpenVINO one at the most expensive option without anything of ours: its
+  network alone, on crops that lie ready.
+  """
   subject, jobs, spent = contenders.subject, {}, {}
   contract = subject.contract
   full = policy_lib.fixed(contract.gmacs.index(contract.costs.full))
@@ -199,12 +244,22 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
           spent,
           (mode, name),
         )
+  for path, plain in contenders.plain.items():
+    crops = [
+      contenders.classifiers[path.removesuffix(PLAIN)].picture(x).crop(view)
+      for x in arrays
+    ]
+    for mode, job in _plain_jobs(
+      plain, full.path[0], crops, contenders
+    ).items():
+      jobs[path, mode, AS_IT_COMES] = job
+      spent[mode, AS_IT_COMES] = contract.costs.full
   taken = interleaved(jobs, rounds, 'predictions')
   rows = []
   for (path, mode, name), seconds in taken.items():
     if not name:
       continue
-    fixed = taken[path, mode, '']
+    fixed = taken[path.removesuffix(PLAIN), mode, '']
     implied = contract.costs.full / spent[mode, name]
     realised = float(np.median(fixed / seconds))
     count = len(sources[mode])
@@ -222,6 +277,16 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
       }
     )
   return rows
+
+
+def _plain_jobs(plain, option: int, crops, contenders: Contenders) -> dict:
+  in_bulk = plain.in_bulk(option, contenders.batches[-1])
+
+  def singly() -> None:
+    for crop in crops[:_SINGLES]:
+      plain.run(option, crop[None])
+
+  return {'single': singly, 'bulk': lambda: in_bulk(crops)}
 
 
 def _predict(classifier, policy, images, singly, spent, key) -> None:
@@ -352,6 +417,8 @@ def _decode_all(classifier: Classifier, files: Sequence[Any]) -> None:
 def verdict(worth: list[dict], speed: list[dict]) -> str:
   """Whether choosing pays on this machine, in a few lines."""
   lines = []
+  plain = [row for row in worth if row['policy'] == AS_IT_COMES]
+  worth = [row for row in worth if row['policy'] != AS_IT_COMES]
   for row in worth:
     verb = 'pays' if row['realised'] > 1 else 'does not pay'
     lines.append(
@@ -368,6 +435,12 @@ def verdict(worth: list[dict], speed: list[dict]) -> str:
     lines.append(
       f'Fastest, {mode}: {best["path"]} by {best["policy"]}, '
       f'{best["policy_ms"]:.3g} ms an image, {best["fixed_ms"]:.3g} ms in full.'
+    )
+  for row in plain:
+    ratio = row['fixed_ms'] / row['policy_ms']
+    lines.append(
+      f'{row["path"]}, {row["mode"]}: {row["policy_ms"]:.3g} ms an image in '
+      f'full; here, with all that is around it, {ratio:.2f} times that.'
     )
   full = {
     row['path']: row['ms_per_image']

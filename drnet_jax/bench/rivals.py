@@ -1,17 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain ResNets of PyTorch, with random weights, to compare speed with."""
+"""What others would do: plain ResNets of PyTorch, and OpenVINO as it comes."""
 
 import importlib.util
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from drnet_jax.serve import engines
+from drnet_jax.export.contract import Contract
+from drnet_jax.serve import engines, openvino
 
 _BLOCKS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3)}
+
+
+class PlainOpenVino:
+  """The graphs that `export` writes, run as OpenVINO's first page shows.
+
+  Args:
+    folder: from `package.write_onnx`.
+    contract: of the model.
+    precision: to compute in.
+  """
+
+  def __init__(self, folder: str, contract: Contract, precision: str):
+    self._precision = precision
+    self._models = [
+      openvino.core().read_model(os.path.join(folder, f'{name}.onnx'))
+      for name in contract.programs
+    ]
+    self._compiled = [self._compile(model, 'LATENCY') for model in self._models]
+
+  def run(self, option: int, inputs: np.ndarray) -> tuple[np.ndarray, None]:
+    """As an engine: probabilities [B, K] of uint8 [B, S, S, 3]."""
+    return self._compiled[option](inputs)[0], None
+
+  def in_bulk(self, option: int, batch: int) -> Callable[[Sequence], list]:
+    """A queue of as many requests as OpenVINO thinks best.
+
+    Returns:
+      A function from crops, uint8 [S, S, 3], to probabilities of batches.
+    """
+    import openvino as runtime
+
+    compiled = self._compile(self._models[option], 'THROUGHPUT')
+    queue = runtime.AsyncInferQueue(compiled)
+    found: dict[int, np.ndarray] = {}
+
+    def keep(request: Any, place: int) -> None:
+      found[place] = request.get_output_tensor(0).data.copy()
+
+    queue.set_callback(keep)
+
+    def run(crops: Sequence[np.ndarray]) -> list[np.ndarray]:
+      for i in range(0, len(crops), batch):
+        queue.start_async({0: np.stack(crops[i : i + batch])}, i)
+      queue.wait_all()
+      return [found[i] for i in range(0, len(crops), batch)]
+
+    return run
+
+  def _compile(self, model: Any, hint: str) -> Any:
+    settings = {
+      'PERFORMANCE_HINT': hint,
+      'INFERENCE_PRECISION_HINT': self._precision,
+    }
+    return openvino.core().compile_model(model, 'CPU', settings)
 
 
 def is_offered(network: str) -> bool:

@@ -18,7 +18,8 @@ all, medians of the rounds:
 * every option by itself, per batch;
 * whole predictions by each policy against the most expensive option of the same
   path: one at a time, and in bulk. `implied` is the ratio of their
-  multiply-adds, everything counted; `realised` that of their times;
+  multiply-adds, everything counted; `realised` that of their times. Beside
+  them that option in OpenVINO as it comes, on crops that lie ready;
 * where the time of a single prediction goes: decode, resize, predictor,
   network, and what the host does between;
 * decoding files whole against decoding them no larger than needed
@@ -53,7 +54,9 @@ _OUT = flags.DEFINE_string(
   'out', None, 'Output folder; default <workdir>/report.'
 )
 _PATHS = flags.DEFINE_list(
-  'paths', ['jax', 'onnx', 'torch'], 'Runtimes to time.'
+  'paths',
+  [],
+  'Runtimes to time: jax, onnx, openvino, torch; default all installed.',
 )
 _BATCHES = flags.DEFINE_list(
   'batches', ['1', '8'], 'Batch sizes to time each option at.'

@@ -10,11 +10,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import ml_collections
 from absl import flags, logging
 
+from drnet_jax import cache
 from drnet_jax.errors import INTERRUPTED, UserError
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _ROOM = (
   'What was there before is intact; run the same command again once there is '
@@ -175,8 +179,8 @@ def keep_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def read_config(
-  value: ml_collections.ConfigDict | None,
-) -> ml_collections.ConfigDict:
+  value: 'ml_collections.ConfigDict | None',
+) -> 'ml_collections.ConfigDict':
   """The value of a --config flag, or a UserError if it holds none."""
   if value is None:
     raise UserError('--config is missing, e.g. --config=quickstart')
@@ -198,13 +202,11 @@ def set_up() -> None:
   # What a process that ends at once leaves to it is no news: it tidies up.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = {
-      'jax_compilation_cache_dir': os.path.expanduser(
-        '~/.cache/drnet_jax/compiled'
-      ),
+    settings = {
+      'jax_compilation_cache_dir': cache.path('compiled'),
       'jax_persistent_cache_min_compile_time_secs': 0.5,
     }
-    for option, value in cache.items():
+    for option, value in settings.items():
       # The environment is read when JAX is imported: not every command does.
       if 'jax' in sys.modules:
         sys.modules['jax'].config.update(option, value)

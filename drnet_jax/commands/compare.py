@@ -8,9 +8,10 @@ family) for several average costs. A ladder's folder counts as a model. What a
 setting scores and costs in multiply-adds is that of the whole test split;
 milliseconds are measured here, on files of that split, decoding included: in
 bulk or (`--one_by_one`) each image by itself, all settings of all models in
-turn, in one `--runtime`. `implied` and `realised` are speed-ups over the most
-expensive option of the model. Leaves `compare.csv` and the figure `compare`:
-accuracy against multiply-adds, and against milliseconds.
+turn, each in the runtime that suits it unless `--runtime` names one. `implied`
+and `realised` are speed-ups over the most expensive option of the model. Leaves
+`compare.csv` and the figure `compare`: accuracy against multiply-adds, and
+against milliseconds.
 """
 
 import os
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
       policy=family.get('policy', 'best'),
       settings=_SETTINGS.value,
       images=_IMAGES.value,
-      runtime=RUNTIME.value or 'jax',
+      runtime=RUNTIME.value,
     )
     for path in _WORKDIRS.value
   ]

@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
     path, arguments
   )  # before the long work: data may be missing
   decode, formats = DECODE.value or 'full', tuple(_FORMATS.value)
-  ours = Classifier.load(path, decode=decode)
+  ours = Classifier.load(path, runtime='jax', decode=decode)
   set_policy(ours)
   ours.export(folder, formats=formats, weights=_WEIGHTS.value)
   files = sorted(os.listdir(folder))
@@ -97,11 +97,11 @@ def _check_images(
     return []
   from drnet_jax import settings
   from drnet_jax.data.pipeline import Data
-  from drnet_jax.run import ladder, workdir
+  from drnet_jax.run import ladder, paths, workdir
 
   if not isinstance(path, str) or ladder.is_ladder(path):
     path = next(iter(ladder.members(path).values()))
-  path = workdir.root(path)
+  path = paths.root(path)
   names = workdir.class_names(path)
   config = workdir.read_config(path, overrides)
   data = settings.call(Data, config.data, 'config.data')

@@ -7,11 +7,22 @@ from absl import flags
 
 from drnet_jax.choosing.calibration import CHOICES
 from drnet_jax.errors import UserError
-from drnet_jax.export import DECODINGS, RUNTIMES
+from drnet_jax.export import DECODINGS, PRECISIONS, RUNTIMES
 
 TO = flags.DEFINE_string('to', None, 'Folder to write: export, or a ladder.')
 RUNTIME = flags.DEFINE_enum(
-  'runtime', None, RUNTIMES, 'Default: jax, and onnx for an exported folder.'
+  'runtime',
+  'auto',
+  RUNTIMES,
+  'auto: JAX on accelerators and for exits, on CPUs the fastest of what is '
+  'installed and agrees with it, tried once.',
+)
+PRECISION = flags.DEFINE_enum(
+  'precision',
+  'auto',
+  PRECISIONS,
+  'What OpenVINO computes in; auto: the fastest that this processor has, if '
+  'the answers stay.',
 )
 DECODE = flags.DEFINE_enum(
   'decode',

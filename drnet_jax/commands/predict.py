@@ -13,8 +13,11 @@ commas between: a ladder, the cheapest network first. `--policy`,
 `--budget_gmacs`, `--budget_ms` and `--budget_accuracy` say how much work images
 get; `--size` runs every image at one size, `--exit` to one exit;
 `--format=csv` or `json` (a line per image) is for other programs;
-`--runtime=onnx` is the fastest on CPUs; `--decode=scaled` decodes large JPEGs
-at a part of their size.
+`--decode=scaled` decodes large JPEGs at a part of their size.
+
+What runs the networks is said on standard error: on a CPU the fastest of JAX,
+onnxruntime and OpenVINO, of those that are installed and agree, as the first
+call finds out; `--runtime` names one, `--precision` what OpenVINO computes in.
 """
 
 import collections
@@ -27,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import DECODE, RUNTIME, set_policy
+from drnet_jax.commands.flags import DECODE, PRECISION, RUNTIME, set_policy
 from drnet_jax.errors import UserError
 
 _TOP_K = flags.DEFINE_integer(
@@ -80,17 +83,17 @@ def _joined(messages: Sequence[str]) -> str:
 def run(arguments: Sequence[str]) -> None:
   path = cli.model()
   paths, wrong = find_images(arguments)
-  from drnet_jax.export import package
   from drnet_jax.serve.answers import Failure, Prediction
   from drnet_jax.serve.classifier import Classifier
 
-  exported = isinstance(path, str) and package.is_export(path)
   classifier = Classifier.load(
     path,
-    runtime=RUNTIME.value or ('onnx' if exported else 'jax'),
+    runtime=RUNTIME.value,
+    precision=PRECISION.value,
     decode=DECODE.value,
     batch=1 if len(paths) == 1 else 0,
   )
+  print(f'Runs in {classifier.runtime}', file=sys.stderr)
   set_policy(classifier)
   answers = classifier.predict(paths, top_k=_TOP_K.value, on_error='return')
   good = [

@@ -8,10 +8,12 @@ it was made with. So wherever data meets a model the two lists are compared.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
+
+if TYPE_CHECKING:  # a checkpoint has classes, and is read without data sets
+  from drnet_jax.data.sources import Source
 
 _SHOWN = 5
 
@@ -53,8 +55,8 @@ def difference(model: Sequence[str], data: Sequence[str]) -> str:
 
 
 def matched(
-  source: Source, names: Sequence[str], renames: Mapping[str, str], where: str
-) -> Source:
+  source: 'Source', names: Sequence[str], renames: Mapping[str, str], where: str
+) -> 'Source':
   """The source with a model's labels.
 
   Labels follow names: data that lists the model's classes in another order is

@@ -2,19 +2,22 @@
 """What everyone who runs a trained model must agree on, besides its weights."""
 
 import dataclasses
+import json
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drnet_jax import settings
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.policy import Policy
-from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS
-from drnet_jax.models import Model
-from drnet_jax.run import workdir
 
+if TYPE_CHECKING:  # a folder that was exported runs without these
+  from drnet_jax.models import Model
+  from drnet_jax.run import workdir
+
+FILE = 'contract.json'
 PREDICTOR = 'predictor'  # name of its program
 
 
@@ -66,13 +69,14 @@ class Contract:
   origin: str
 
   @classmethod
-  def of(cls, trained: workdir.Trained, *, decode: str = 'full') -> 'Contract':
+  def of(
+    cls, trained: 'workdir.Trained', *, decode: str = 'full'
+  ) -> 'Contract':
     """That of a trained model."""
-    data = settings.call(Data, trained.config.data, 'config.data')
     return cls.of_model(
       trained.model,
-      resize_px=data.resize_px,
-      keep_aspect=data.keep_aspect,
+      resize_px=trained.config.data.resize_px,
+      keep_aspect=trained.config.data.keep_aspect,
       has_router=trained.has_router,
       decode=decode,
       class_names=trained.class_names,
@@ -82,7 +86,7 @@ class Contract:
   @classmethod
   def of_model(
     cls,
-    model: Model,
+    model: 'Model',
     *,
     resize_px: int,
     keep_aspect: bool,
@@ -201,6 +205,17 @@ class Contract:
   def decode_px(self) -> int:
     """Short side that the most demanding view takes."""
     return max(view.short_px for view in self.views)
+
+
+def is_export(folder: str) -> bool:
+  """Whether a folder is what `package.write` wrote."""
+  return os.path.exists(os.path.join(folder, FILE))
+
+
+def read_fields(folder: str) -> dict[str, Any]:
+  """What stands in an export's contract file, that of `package.write`."""
+  with open(os.path.join(folder, FILE)) as file:
+    return json.load(file)
 
 
 def _difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:

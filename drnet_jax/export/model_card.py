@@ -114,8 +114,7 @@ def text(
       '',
     ]
   lines += [
-    "    drnet_jax.serve.classifier.Classifier.load('this folder', "
-    f"runtime='{formats[0]}')",
+    "    drnet_jax.serve.classifier.Classifier.load('this folder')",
     '',
     '## Limits',
     '',

@@ -29,10 +29,9 @@ from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
 from drnet_jax.export import FORMATS, WEIGHTS, model_card
-from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.contract import FILE, PREDICTOR, Contract
 from drnet_jax.export.programs import Program
 
-CONTRACT = 'contract.json'
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
 _ALIGNMENT = 64  # bytes, for runtimes that map the file
 _INLINE_BYTES = 1024  # smaller arrays stay in the graph
@@ -102,11 +101,6 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def is_export(folder: str) -> bool:
-  """Whether a folder is what `write` wrote."""
-  return os.path.exists(os.path.join(folder, CONTRACT))
-
-
 def _check_replaceable(folder: str) -> None:
   """Raises UserError unless there is nothing there, or an older export."""
   if not os.path.exists(folder):
@@ -114,7 +108,7 @@ def _check_replaceable(folder: str) -> None:
   if not os.path.isdir(folder):
     raise UserError(f'{folder} is a file; name a folder to write')
   there = os.listdir(folder)
-  if there and (CONTRACT not in there or 'checkpoints' in there):
+  if there and (FILE not in there or 'checkpoints' in there):
     raise UserError(
       f'{folder} is not an export and not empty; name a new folder'
     )
@@ -141,7 +135,7 @@ def _write_files(folder, exported: Exported, formats, weights) -> None:
     'input': 'images: uint8 [batch, side, side, 3], RGB',
     'policies': policies,
   }
-  settings.write_json(os.path.join(folder, CONTRACT), fields)
+  settings.write_json(os.path.join(folder, FILE), fields)
   with open(os.path.join(folder, 'README.md'), 'w') as file:
     file.write(model_card.text(contract, calibration, about, formats, weights))
 

@@ -18,7 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -27,11 +27,13 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
-from drnet_jax.data.pipeline import Data
-from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError
-from drnet_jax.run import provenance
+from drnet_jax.run import paths, provenance
 from drnet_jax.run.checkpoint import Checkpoints
+
+if TYPE_CHECKING:  # a model is read without its data
+  from drnet_jax.data.pipeline import Data
+  from drnet_jax.data.sources import Source
 
 # Fields that may differ from those a run was begun with. What is computed does
 # not depend on these:
@@ -91,7 +93,7 @@ class Trained:
       found = zlib.crc32(np.ascontiguousarray(x), found)
     return f'{found:08x}'
 
-  def open(self, split: str) -> tuple[Data, Source]:
+  def open(self, split: str) -> 'tuple[Data, Source]':
     """Its data, and of it a split whose labels are the model's.
 
     Args:
@@ -100,6 +102,8 @@ class Trained:
     Raises:
       UserError: it cannot be opened, or has other classes than the model.
     """
+    from drnet_jax.data.pipeline import Data
+
     data = settings.call(Data, self.config.data, 'config.data')
     return data, data.open(getattr(data, split), self.class_names)
 
@@ -235,11 +239,6 @@ def class_names(path: str) -> tuple[str, ...]:
   return tuple(settings.read_json(_classes_file(path)))
 
 
-def root(path: str) -> str:
-  """The workdir that a path names: itself, or that of a checkpoint."""
-  return _parts(path)[0]
-
-
 def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   """Reads weights from a workdir.
 
@@ -252,7 +251,7 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   Raises:
     UserError: there is no run, or none that has saved a checkpoint.
   """
-  path, only_stage, only_step = _parts(path)
+  path, only_stage, only_step = paths.parts(path)
   config = read_config(path, overrides)
   names = class_names(path)
   model = create_model(config.model, names)
@@ -299,15 +298,6 @@ def has_run(path: str) -> bool:
     for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
     for name in folders
   )
-
-
-def _parts(path: str) -> tuple[str, str | None, int | None]:
-  """Workdir, stage and step that a path names."""
-  parts = os.path.normpath(path).split(os.sep)
-  if len(parts) > 2 and parts[-1].isdigit() and parts[-3] == 'checkpoints':
-    workdir = os.sep.join(parts[:-3]) or ('.' if parts[0] else os.sep)
-    return workdir, parts[-2], int(parts[-1])
-  return path, None, None
 
 
 def _sessions_file(path: str) -> str:

@@ -13,28 +13,22 @@ Classifier.load(['runs/small', 'runs/large'])         # a ladder of networks
 
 import concurrent.futures
 import itertools
-import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from drnet_jax import mesh as mesh_lib
 from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
-from drnet_jax.export import RUNTIMES, model_card, package
-from drnet_jax.export.contract import Contract
-from drnet_jax.export.programs import of_ladder, programs
-from drnet_jax.models.ranet import RANet
-from drnet_jax.run import ladder, workdir
-from drnet_jax.serve import engines
+from drnet_jax.export import RUNTIMES
+from drnet_jax.export.contract import Contract, is_export
+from drnet_jax.run import ladder, paths
+from drnet_jax.serve import choice, loading
 from drnet_jax.serve.answers import (
   Failure,
   Prediction,
@@ -42,16 +36,16 @@ from drnet_jax.serve.answers import (
   failure,
   likeliest,
 )
-from drnet_jax.serve.engines import Engine, LadderEngine, OnnxEngine, XlaEngine
+from drnet_jax.serve.choice import How
+from drnet_jax.serve.engines import Engine, LadderEngine
+from drnet_jax.serve.loading import Loaded
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.schedule import Item, Schedule
-from drnet_jax.serve.stages import StageEngine
 from drnet_jax.serve.streaming import Stream
 
-_CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
-# Exits have many small operations, each with a start of its own; so small
-# images run in larger batches, of this many pixels.
-_CPU_EXIT_PIXELS = 2**15
+if TYPE_CHECKING:
+  from drnet_jax.run import workdir
+
 _POOL_BATCHES = 4  # images read ahead, and seen at once by the predictor
 
 
@@ -62,7 +56,8 @@ class Classifier:
     contract: of the model.
     engine: runs its networks.
     calibration: for `set_budget`; None where the model was not calibrated.
-    members: the models themselves, for `export`.
+    members: read the models themselves, for `export`.
+    runtime: a line about what runs it, for people.
 
   Attributes:
     policy: that images follow. The best within the calibration's tolerance of
@@ -76,7 +71,8 @@ class Classifier:
     contract: Contract,
     engine: Engine,
     calibration: Calibration | None = None,
-    members: Sequence[tuple[workdir.Trained, Contract]] = (),
+    members: 'Sequence[Callable[[], workdir.Trained]]' = (),
+    runtime: str = '',
   ):
     if calibration and calibration.options != contract.options:
       raise UserError(
@@ -86,6 +82,7 @@ class Classifier:
     self.contract = contract
     self.engine = engine
     self.calibration = calibration
+    self.runtime = runtime or engine.name
     self.members = members
     self.policy: Policy = (
       calibration.find().policy if calibration else contract.as_trained
@@ -96,20 +93,27 @@ class Classifier:
     cls,
     path: str | Sequence[str],
     *,
-    runtime: str = 'jax',
+    runtime: str = 'auto',
+    precision: str = 'auto',
     decode: str | None = None,
     batch: int = 0,
   ) -> 'Classifier':
-    """Reads a model and makes it ready; nothing is compiled after this.
+    """Reads a model and makes it ready.
+
+    XLA compiles nothing after this; OpenVINO a size when it is first run.
 
     Args:
       path: workdir of a run (its latest weights), one of its checkpoints
         (`<workdir>/checkpoints/<stage>/<step>`), a folder that `export` wrote,
         or several workdirs: a ladder, the cheapest network first. A ladder that
         was calibrated has a folder, too.
-      runtime: 'jax'; 'onnx', which is faster on CPUs (a workdir is exported
-        to a temporary folder); 'stablehlo', the exported programs, for
-        checking them.
+      runtime: 'jax'; 'onnx' or 'openvino', which are faster on CPUs (graphs of
+        a workdir are written to the cache); 'auto': JAX on accelerators and for
+        networks with exits, on CPUs the fastest of what is installed and gives
+        JAX's answers, tried once on this machine (see `choice`); 'stablehlo',
+        the exported programs, for checking them.
+      precision: that OpenVINO computes in: 'f32', 'bf16', 'f16', or 'auto', the
+        fastest that the processor has and that changes the answers little.
       decode: see `Contract`; default 'full', or what a folder was exported
         for.
       batch: images that are run at once where there are many; 0 for what suits
@@ -118,50 +122,38 @@ class Classifier:
     Raises:
       UserError: no model, or a runtime that is not installed.
     """
-    if runtime not in RUNTIMES:
-      raise UserError(f'runtime = {runtime!r} is not one of {RUNTIMES}')
+    how = _checked(runtime, precision, batch)
     if not isinstance(path, str) or ladder.is_ladder(path):
       members = ladder.members(path)
       calibration = None
       if isinstance(path, str):
         calibration = calibration_lib.read(path)
-      return cls.of_ladder(
-        {k: workdir.load(p, mesh_lib.create(1)) for k, p in members.items()},
-        runtime=runtime,
-        decode=decode or 'full',
-        batch=batch,
-        calibration=calibration,
-      )
-    if package.is_export(path):
-      if runtime == 'jax':
-        raise UserError(
-          f"{path} was exported: run it with runtime 'onnx' or 'stablehlo'"
-        )
-      exported = cls._of_folder(path, runtime, batch)
+      parts = {
+        name: loading.of_run(member, how, decode or 'full')
+        for name, member in members.items()
+      }
+      return cls._of_parts(parts, calibration)
+    if is_export(path):
+      exported = loading.of_folder(path, how)
       if decode not in (None, exported.contract.decode):
         raise UserError(
           f'{path} was exported for decode={exported.contract.decode}: export '
           f'it again with --decode={decode}'
         )
-      return exported
-    trained = workdir.load(path, mesh_lib.create(1))
-    calibration = calibration_lib.read(workdir.root(path))
-    if calibration and trained.digest not in calibration.origin:
+      return cls._of(exported, calibration_lib.read(path))
+    loaded = loading.of_run(path, how, decode or 'full')
+    calibration = calibration_lib.read(paths.root(path))
+    if calibration and loaded.digest not in calibration.origin:
       calibration = None  # of other weights; `calibrate` makes it anew
-    return cls.of(
-      trained,
-      runtime=runtime,
-      decode=decode or 'full',
-      batch=batch,
-      calibration=calibration,
-    )
+    return cls._of(loaded, calibration)
 
   @classmethod
   def of(
     cls,
-    trained: workdir.Trained,
+    trained: 'workdir.Trained',
     *,
-    runtime: str = 'jax',
+    runtime: str = 'auto',
+    precision: str = 'auto',
     decode: str = 'full',
     batch: int = 0,
     calibration: Calibration | None = None,
@@ -171,55 +163,51 @@ class Classifier:
     Raises:
       UserError: weights that are not finite.
     """
-    contract = Contract.of(trained, decode=decode)
-    engine = _engine(trained, contract, runtime, batch)
-    return cls(contract, engine, calibration, [(trained, contract)])
+    how = _checked(runtime, precision, batch)
+    return cls._of(loading.of_trained(trained, how, decode)[0], calibration)
 
   @classmethod
   def of_ladder(
     cls,
-    members: dict[str, workdir.Trained],
+    members: 'dict[str, workdir.Trained]',
     *,
-    runtime: str = 'jax',
+    runtime: str = 'auto',
+    precision: str = 'auto',
     decode: str = 'full',
     batch: int = 0,
     calibration: Calibration | None = None,
   ) -> 'Classifier':
     """As `load`, of several models in memory, by their names."""
-    contracts = {
-      name: Contract.of(trained, decode=decode)
+    how = _checked(runtime, precision, batch)
+    parts = {
+      name: loading.of_trained(trained, how, decode)[0]
       for name, trained in members.items()
     }
-    contract = Contract.join(contracts)
-    several = list(contracts.values())
+    return cls._of_parts(parts, calibration)
+
+  @classmethod
+  def _of(cls, loaded: Loaded, calibration: Calibration | None):
+    members = [loaded.member] if loaded.member else []
+    return cls(
+      loaded.contract, loaded.engine, calibration, members, loaded.runtime
+    )
+
+  @classmethod
+  def _of_parts(
+    cls, parts: dict[str, Loaded], calibration: Calibration | None
+  ) -> 'Classifier':
+    several = [part.contract for part in parts.values()]
+    contract = Contract.join(
+      {name: part.contract for name, part in parts.items()}
+    )
     engine = LadderEngine(
-      [_engine(t, contracts[k], runtime, batch) for k, t in members.items()],
+      [part.engine for part in parts.values()],
       several,
       router=next((k for k, c in enumerate(several) if c.routes), 0),
     )
-    pairs = list(zip(members.values(), several, strict=True))
-    return cls(contract, engine, calibration, pairs)
-
-  @classmethod
-  def _of_folder(cls, folder: str, runtime: str, batch: int) -> 'Classifier':
-    with open(os.path.join(folder, package.CONTRACT)) as file:
-      fields = json.load(file)
-    if runtime not in fields['formats']:
-      raise UserError(
-        f'{folder} was exported to {", ".join(fields["formats"])} only, not to '
-        f'{runtime}'
-      )
-    contract = Contract.from_json(fields)
-    engine: Engine
-    if runtime == 'onnx':
-      engine = OnnxEngine(folder, contract)
-      engine.best_batch = batch or engine.best_batch
-    else:
-      made = engines.exported_programs(
-        folder, contract, fields['stablehlo_weights']
-      )
-      engine = XlaEngine('stablehlo', made, contract, batches=_buckets(batch))
-    return cls(contract, engine, calibration_lib.read(folder))
+    members = [part.member for part in parts.values()]
+    said = '; '.join(f'{name}: {part.runtime}' for name, part in parts.items())
+    return cls(contract, engine, calibration, members, said)
 
   # Which policy images follow.
 
@@ -316,14 +304,22 @@ class Classifier:
     Raises:
       UserError: a network with exits, or a folder that holds something else.
     """
+    from drnet_jax.export import model_card, package
+    from drnet_jax.export.programs import of_ladder
+
+    if not self.members:
+      raise UserError('this was exported: export the run it came from again')
+    decode = self.contract.decode
+    trained = [member() for member in self.members]
+    members = [(x, Contract.of(x, decode=decode)) for x in trained]
     package.write(
       folder,
       package.Exported(
-        programs=of_ladder(self.members, self.contract),
+        programs=of_ladder(members, self.contract),
         contract=self.contract,
         calibration=self.calibration,
         usual=self.policy,
-        about=[model_card.about(*member) for member in self.members],
+        about=[model_card.about(*member) for member in members],
       ),
       formats=formats,
       weights=weights,
@@ -440,38 +436,9 @@ class _Bulk:
     self._answers[item.key[0]] = failure(*item.key, error)
 
 
-def _engine(
-  trained: workdir.Trained, contract: Contract, runtime: str, batch: int
-) -> Engine:
-  """Runs a model in memory."""
-  # Not left to the answers: XLA does not always hand a NaN on.
-  weights = jax.tree.leaves((trained.params, trained.batch_stats))
-  if not all(np.isfinite(x).all() for x in weights):
-    raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
-  if isinstance(trained.model, RANet):
-    if runtime != 'jax':
-      raise UserError(
-        f"runtime = {runtime!r}: a network with exits runs in 'jax' only"
-      )
-    pixels = trained.model.image_px**2
-    cpu_batch = max(_CPU_BATCH, _CPU_EXIT_PIXELS // pixels)
-    return StageEngine(trained, batches=_buckets(batch, cpu_batch))
-  made = programs(trained, contract)
-  if runtime == 'jax':
-    return XlaEngine('jax', made, contract, batches=_buckets(batch))
-  with tempfile.TemporaryDirectory() as folder:
-    if runtime == 'onnx':
-      package.write_onnx(folder, made, fold_norms=True)
-      engine = OnnxEngine(folder, contract)
-      engine.best_batch = batch or engine.best_batch
-      return engine
-    shared = package.write_stablehlo(folder, made, share=False)
-    exported = engines.exported_programs(folder, contract, shared)
-  return XlaEngine('stablehlo', exported, contract, batches=_buckets(batch))
-
-
-def _buckets(batch: int, cpu_batch: int = _CPU_BATCH) -> list[int]:
-  """Batch sizes to compile for: one, a full batch, and what is left over."""
-  cpu = jax.default_backend() == 'cpu'
-  batch = batch or (cpu_batch if cpu else _ACCELERATOR_BATCH)
-  return sorted({1, max(batch // 4, 1), batch})
+def _checked(runtime: str, precision: str, batch: int) -> How:
+  if runtime not in RUNTIMES:
+    raise UserError(f'runtime = {runtime!r} is not one of {RUNTIMES}')
+  how = How(runtime, precision, batch)
+  choice.check(how)
+  return how

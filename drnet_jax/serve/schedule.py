@@ -20,8 +20,6 @@ from drnet_jax.export.contract import Contract, View
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.picture import Picture
 
-_IN_FLIGHT = 4  # batches that nobody has fetched: they keep a device busy
-
 
 @dataclasses.dataclass
 class Item:
@@ -233,7 +231,7 @@ class Schedule:
     """Runs what is full, and fetches results beyond those to keep in flight."""
     while (place := self.full()) is not None:
       self.start(place)
-      if len(self._in_flight) > _IN_FLIGHT:
+      if len(self._in_flight) > self._engine.in_flight:
         self.fetch()
 
   def drain(self) -> None:

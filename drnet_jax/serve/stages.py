@@ -17,7 +17,12 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.run import workdir
-from drnet_jax.serve.engines import MOST_BAKED_BYTES, in_parallel, padded
+from drnet_jax.serve.xla import (
+  IN_FLIGHT,
+  MOST_BAKED_BYTES,
+  in_parallel,
+  padded,
+)
 
 
 class StageEngine:
@@ -29,6 +34,7 @@ class StageEngine:
   """
 
   name = 'jax'
+  in_flight = IN_FLIGHT
 
   def __init__(self, trained: workdir.Trained, *, batches: Sequence[int]):
     self._batches = sorted(set(batches))

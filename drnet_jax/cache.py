@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine need not work out twice: programs, graphs, measurements.
+
+All of it is under `$XDG_CACHE_HOME/drnet_jax` (by default `~/.cache`), may be
+deleted at any time, and is in its place whole or not at all, whoever else
+writes it. A file's key says all that it depends on, so nothing is ever changed.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_KEPT_S = 30 * 24 * 3600  # of what nobody asked for
+
+
+def path(*parts: str) -> str:
+  """A path within the cache."""
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return os.path.join(os.path.expanduser(home), 'drnet_jax', *parts)
+
+
+def key(*parts: Any) -> str:
+  """A name for what depends on these: bytes, or what JSON can hold."""
+  found = hashlib.sha256()
+  for part in parts:
+    if not isinstance(part, bytes):
+      part = json.dumps(part, sort_keys=True).encode()
+    found.update(hashlib.sha256(part).digest())
+  return found.hexdigest()[:32]
+
+
+def stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
+  """Name, bytes and time of change of files, and of all files in folders."""
+  found = []
+  for start in paths:
+    files = [start] if os.path.isfile(start) else []
+    for folder, _, names in os.walk(start):
+      files += [os.path.join(folder, name) for name in names]
+    parent = os.path.dirname(start)
+    for file in files:
+      about = os.stat(file)
+      name = os.path.relpath(file, parent)
+      found.append((name, about.st_size, about.st_mtime_ns))
+  return sorted(found)
+
+
+@functools.cache
+def code() -> str:
+  """Of this package: its files as they are."""
+  package = os.path.dirname(os.path.abspath(__file__))
+  files = [x for x in stamps([package]) if x[0].endswith('.py')]
+  return key(files)
+
+
+def read_json(kind: str, name: str) -> Any:
+  """What `write_json` left; None if nothing, or nothing that can be read."""
+  file = path(kind, f'{name}.json')
+  try:
+    with open(file) as opened:
+      found = json.load(opened)
+    os.utime(file)
+  except (OSError, ValueError):
+    return None
+  return found
+
+
+def write_json(kind: str, name: str, value: Any) -> None:
+  """Keeps a value, if there is room and leave to."""
+  with contextlib.suppress(OSError):
+    os.makedirs(path(kind), exist_ok=True)
+    number, partial = tempfile.mkstemp(dir=path(kind))
+    with os.fdopen(number, 'w') as file:
+      json.dump(value, file)
+    os.replace(partial, path(kind, f'{name}.json'))
+
+
+def folder(kind: str, name: str) -> str | None:
+  """A folder that `make_folder` made; None if it did not."""
+  found = path(kind, name)
+  try:
+    os.utime(found)
+  except OSError:
+    return None
+  return found
+
+
+def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
+  """Makes a folder of the cache, and clears away what was long not asked for.
+
+  Args:
+    kind: what it holds.
+    name: its key.
+    write: called with an empty folder to fill.
+
+  Returns:
+    Where it is: in the cache, or, where that cannot be written, elsewhere
+    until this process ends.
+  """
+  try:
+    os.makedirs(path(kind), exist_ok=True)
+    _clear(path(kind))
+    partial = tempfile.mkdtemp(dir=path(kind))
+  except OSError:
+    partial = _until_the_end()
+    write(partial)
+    return partial
+  try:
+    write(partial)
+    os.chmod(partial, 0o755)
+    # Another process may have been faster; its folder is the same.
+    with contextlib.suppress(OSError):
+      os.rename(partial, path(kind, name))
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  return path(kind, name)
+
+
+def _until_the_end() -> str:
+  made = tempfile.TemporaryDirectory()
+  _TEMPORARY.append(made)
+  return made.name
+
+
+_TEMPORARY: list[tempfile.TemporaryDirectory] = []
+
+
+def _clear(kind: str) -> None:
+  for entry in os.scandir(kind):
+    if time.time() - entry.stat().st_mtime > _KEPT_S:
+      shutil.rmtree(entry.path, ignore_errors=True)

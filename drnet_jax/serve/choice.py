@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which runtime suits a model on this machine: tried once, then remembered.
+
+Every runtime that is installed runs every option on a few images. Those whose
+answers are not the reference's are out; of the others the fastest is chosen.
+The reference is JAX, or, of a folder that was exported without it, the first of
+what is there.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax import cache
+from drnet_jax.errors import UserError
+from drnet_jax.export import PRECISIONS
+from drnet_jax.export.contract import Contract
+from drnet_jax.serve import openvino
+from drnet_jax.serve.engines import Engine, OnnxEngine
+
+# How far a probability may be from the reference's. In half precision the third
+# digit is rounded, and dozens of layers add that up: it is held to the same
+# answers rather than to the same digits.
+TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05}
+MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
+BATCH = 8  # that is timed where none is asked for
+_PICTURES = 8  # whose answers are compared
+_ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
+# What else the time of a call may hang on.
+_VERSIONS = (
+  'jax',
+  'jaxlib',
+  'onnxruntime',
+  'openvino',
+  'jax-cuda12-plugin',
+  'jax-cuda13-plugin',
+  'jax-rocm7-plugin',
+  'libtpu',
+)
+_DEVICES = ('/dev/nvidia0', '/dev/kfd', '/dev/accel0', '/dev/vfio/0')
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+  """How a model is to be run, as it was asked for.
+
+  Attributes:
+    runtime: of `export.RUNTIMES`.
+    precision: of `export.PRECISIONS`.
+    batch: images that are run at once; 0 for what suits.
+  """
+
+  runtime: str = 'auto'
+  precision: str = 'auto'
+  batch: int = 0
+
+  @property
+  def mode(self) -> str:
+    """What the time counts of."""
+    return 'one at a time' if self.batch == 1 else 'in bulk'
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A runtime, and why.
+
+  Attributes:
+    runtime: of `export.RUNTIMES`, but 'auto'.
+    precision: of `export.PRECISIONS`, but 'auto'.
+    said: a line for people.
+  """
+
+  runtime: str
+  precision: str
+  said: str
+
+
+def check(how: How) -> None:
+  """Raises UserError unless there is such a precision in that runtime."""
+  if how.precision not in PRECISIONS:
+    raise UserError(f'precision = {how.precision!r} is not one of {PRECISIONS}')
+  if how.precision not in ('auto', 'f32') and how.runtime not in (
+    'auto',
+    'openvino',
+  ):
+    raise UserError(
+      f"precision = {how.precision!r} needs runtime='openvino': "
+      f'{how.runtime} runs what was trained'
+    )
+
+
+def is_installed(module: str) -> bool:
+  """Whether a module could be imported."""
+  return importlib.util.find_spec(module) is not None
+
+
+def is_beside_jax(how: How) -> bool:
+  """Whether JAX is one of the candidates, where there are weights for it."""
+  return how.runtime == 'auto' and how.precision in ('auto', 'f32')
+
+
+def candidates(how: How) -> list[tuple[str, str]]:
+  """Runtimes of exported graphs to try, with their precisions.
+
+  Args:
+    how: 'openvino' in 'auto' precision may have two, 'auto' all installed.
+  """
+  found: list[tuple[str, str]] = []
+  for runtime, module in MODULES.items():
+    asked = how.runtime == runtime
+    if not asked and how.runtime != 'auto':
+      continue
+    if not asked and not is_installed(module):
+      continue
+    if runtime == 'openvino':
+      some = [how.precision]
+      if how.precision == 'auto':
+        some = openvino.precisions(_abilities())
+      found += [(runtime, precision) for precision in some]
+    elif how.precision in ('auto', 'f32'):
+      found.append((runtime, 'f32'))
+  if how.runtime == 'auto' and how.precision not in ('auto', 'f32'):
+    if not found:
+      raise UserError(
+        f'precision = {how.precision!r} needs OpenVINO: pip install '
+        "'drnet_jax[openvino]'"
+      )
+  return found
+
+
+def _abilities() -> list[str]:
+  """Of this processor; OpenVINO takes a while to import."""
+  key = cache.key(machine())
+  found = cache.read_json('abilities', key)
+  if found is None:
+    found = openvino.abilities()
+    cache.write_json('abilities', key, found)
+  return found
+
+
+def engine(
+  runtime: str, precision: str, folder: str, contract: Contract, batch: int
+) -> Engine:
+  """Runs exported graphs."""
+  if runtime == 'onnx':
+    return OnnxEngine(folder, contract, batch=batch)
+  return openvino.OpenVinoEngine(
+    folder, contract, precision=precision, batch=batch
+  )
+
+
+def remembered(
+  model: str, how: How, tried: Sequence[tuple[str, str]]
+) -> Choice | None:
+  """What was chosen before.
+
+  Args:
+    model: key of its graphs.
+    how: as asked.
+    tried: the candidates, all of which were tried.
+  """
+  found = cache.read_json('choices', _key(model, how, tried))
+  return Choice(**found) if found else None
+
+
+def choose(
+  model: str,
+  how: How,
+  tried: Mapping[tuple[str, str], Callable[[], Engine]],
+  contract: Contract,
+) -> Choice:
+  """Tries runtimes, the first of which is the reference, and remembers."""
+  batch = how.batch or BATCH
+  engines, answers, out = {}, {}, []
+  reference = next(iter(tried))
+  for key, make in tried.items():
+    try:
+      engines[key] = make()
+      answers[key] = _answers(engines[key], contract, batch)
+    except Exception as error:  # whatever a runtime raises on what it lacks
+      if key == reference:
+        raise
+      engines.pop(key, None)
+      out.append(f'{name(*key)} is left out: {_short(error)}')
+  apart = {
+    key: max(
+      float(np.abs(a - b).max())
+      for a, b in zip(found, answers[reference], strict=True)
+    )
+    for key, found in answers.items()
+  }
+  good = [key for key in engines if apart[key] <= TOLERANCE[key[1]]]
+  ms = _time({key: engines[key] for key in good}, contract, batch)
+  best = min(ms, key=ms.get)
+  times = [f'{name(*key)} {ms[key]:.3g} ms' for key in sorted(ms, key=ms.get)]
+  out += [
+    f'{name(*key)} is left out: a probability is {apart[key]:.1g} off'
+    for key in engines
+    if key not in good
+  ]
+  said = (
+    f'{name(*best)}, the fastest here {how.mode} (all options of an image: '
+    f'{"; ".join([", ".join(times), *out])})'
+  )
+  choice = Choice(*best, said)
+  key = _key(model, how, list(tried))
+  cache.write_json('choices', key, dataclasses.asdict(choice))
+  return choice
+
+
+def _short(error: Exception) -> str:
+  return ' '.join(str(error).split())[:200]
+
+
+def name(runtime: str, precision: str) -> str:
+  """Of a candidate, for people."""
+  return openvino.named(precision) if runtime == 'openvino' else runtime
+
+
+def _answers(engine: Engine, contract: Contract, batch: int) -> list[Any]:
+  """Probabilities of some pictures at every option, and the predictor's."""
+  found = []
+  for call, side_px in _calls(engine, contract).values():
+    images = _pictures(side_px, max(batch, _PICTURES))
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    said = [np.asarray(call(part))[: len(part)] for part in parts]
+    found.append(np.concatenate(said))
+  if contract.routes:
+    found[0] = np.exp(found[0])
+  return found
+
+
+def _time(
+  engines: Mapping[Any, Engine], contract: Contract, batch: int
+) -> dict[Any, float]:
+  """Milliseconds an image, of all options together; in turn, the medians."""
+  jobs = {
+    (key, what): functools.partial(call, _pictures(side_px, batch))
+    for key, engine in engines.items()
+    for what, (call, side_px) in _calls(engine, contract).items()
+  }
+  taken: dict[Any, list[float]] = {key: [] for key in jobs}
+  begin = time.perf_counter()
+  for i in range(_ROUNDS):
+    if i and time.perf_counter() - begin > _SECONDS:
+      break
+    for key, job in jobs.items():
+      # As many batches as it would have in hand.
+      count = 1 if batch == 1 else engines[key[0]].in_flight
+      start = time.perf_counter()
+      for said in [job() for _ in range(count)]:
+        np.asarray(said)
+      taken[key].append((time.perf_counter() - start) / count)
+  ms = {key: 0.0 for key in engines}
+  for (key, _), seconds in taken.items():
+    ms[key] += 1e3 * float(np.median(seconds)) / batch
+  return ms
+
+
+def _calls(
+  engine: Engine, contract: Contract
+) -> dict[Any, tuple[Callable[[np.ndarray], Any], int]]:
+  """Functions of images, and the side of these: the predictor, the options."""
+  calls: dict[Any, tuple[Callable[[np.ndarray], Any], int]] = {}
+  if contract.routes:
+    calls['predictor'] = engine.log_p, contract.predictor_view.side_px
+  for j, view in enumerate(contract.views):
+    calls[j] = (lambda images, j=j: engine.run(j, images)[0]), view.side_px
+  return calls
+
+
+def _pictures(side_px: int, count: int) -> np.ndarray:
+  """Pictures of differing brightness, contrast and detail."""
+  rng = np.random.default_rng(0)
+  coarse = rng.uniform(0, 255, (count, 4, 4, 3))
+  spread = np.arange(side_px) * 4 // side_px
+  smooth = coarse[:, spread][:, :, spread]
+  noise = rng.normal(0, 1, (count, side_px, side_px, 3))
+  contrast = rng.uniform(2, 60, (count, 1, 1, 1))
+  return (smooth + contrast * noise).clip(0, 255).astype(np.uint8)
+
+
+def _key(model: str, how: How, tried: Sequence[tuple[str, str]]) -> str:
+  tried = sorted(map(list, tried))
+  return cache.key(model, how.mode, tried, machine())
+
+
+@functools.cache
+def machine() -> list[Any]:
+  """What times are those of; JAX is not asked, it takes too long to import."""
+  versions = {}
+  for package in _VERSIONS:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return [
+    platform.node(),
+    _processor(),
+    os.cpu_count(),
+    versions,
+    [device for device in _DEVICES if os.path.exists(device)],
+    os.environ.get('JAX_PLATFORMS', ''),
+    cache.code(),
+  ]
+
+
+def _processor() -> str:
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      lines = [x for x in file if x.startswith(('model name', 'flags'))]
+  except OSError:
+    return platform.processor()
+  return ''.join(dict.fromkeys(lines))

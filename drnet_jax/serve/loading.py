@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes models ready to run: of a workdir, an exported folder, or in memory.
+
+JAX is imported where something is left for it to do. Graphs once written of a
+run's weights are kept (see `cache`), and after that the run needs JAX as little
+as an exported folder does.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from drnet_jax import cache, settings
+from drnet_jax.errors import UserError
+from drnet_jax.export import contract as contract_lib
+from drnet_jax.export.contract import Contract
+from drnet_jax.run import paths
+from drnet_jax.serve import choice as choice_lib
+from drnet_jax.serve.choice import Choice, How
+from drnet_jax.serve.engines import Engine
+
+if TYPE_CHECKING:
+  from drnet_jax.run import workdir
+
+_JAX = ('jax', 'f32')
+
+
+class Loaded(NamedTuple):
+  """A model that is ready.
+
+  Attributes:
+    contract: of it.
+    engine: that runs it.
+    digest: of its weights, as records know them; '' of an exported folder.
+    runtime: a line for people.
+    member: reads the model itself, for `export`.
+  """
+
+  contract: Contract
+  engine: Engine
+  digest: str
+  runtime: str
+  member: 'Callable[[], workdir.Trained] | None' = None
+
+
+def of_folder(folder: str, how: How) -> Loaded:
+  """What `export` wrote.
+
+  Raises:
+    UserError: it was not exported to that runtime's format.
+  """
+  fields = contract_lib.read_fields(folder)
+  contract, formats = Contract.from_json(fields), fields['formats']
+  runtime = how.runtime
+  if runtime == 'jax':
+    raise UserError(
+      f"{folder} was exported: run it with runtime 'onnx', 'openvino' or "
+      "'stablehlo'"
+    )
+  tried = choice_lib.candidates(how) if 'onnx' in formats else []
+  if runtime == 'auto' and not tried:
+    runtime = 'stablehlo' if 'stablehlo' in formats else 'onnx'
+    tried = [(runtime, 'f32')]
+  needed = 'stablehlo' if runtime == 'stablehlo' else 'onnx'
+  if needed not in formats:
+    raise UserError(
+      f'{folder} was exported to {", ".join(formats)} only, not to {needed}'
+    )
+  if runtime == 'stablehlo':
+    from drnet_jax.serve import compiled
+
+    engine = compiled.exported(
+      folder, contract, fields['stablehlo_weights'], how.batch
+    )
+    return Loaded(contract, engine, '', runtime)
+  # Not JAX's, which would have to be compiled: they agreed when it was written.
+  model = cache.key(cache.stamps([folder]))
+  found = _choose(model, how, folder, contract, tried)
+  return _of_graphs(found, folder, contract, '', how)
+
+
+def of_run(path: str, how: How, decode: str) -> Loaded:
+  """A workdir's latest weights, or those of one checkpoint.
+
+  Raises:
+    UserError: no run, no weights, or a runtime that cannot run them.
+  """
+
+  def member():
+    from drnet_jax import mesh
+    from drnet_jax.run import workdir
+
+    return workdir.load(path, mesh.create(1))
+
+  run = _fingerprint(path, decode)
+  known = cache.read_json('runs', run) if run else None
+  if known and how.runtime in ('auto', 'onnx', 'openvino'):
+    if ready := _of_known(known, how, member):
+      return ready
+  from drnet_jax.serve import compiled
+
+  trained = member()
+  loaded, model = of_trained(trained, how, decode)
+  if run and model and compiled.is_known(trained):
+    known = {'model': model, 'digest': loaded.digest}
+    cache.write_json('runs', run, known)
+  return loaded
+
+
+def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
+  """A run whose graphs are there, if it is known how to run them."""
+  folder = cache.folder('models', known['model'])
+  if folder is None:
+    return None
+  contract = Contract.from_json(contract_lib.read_fields(folder))
+  tried = choice_lib.candidates(how)
+  if how.runtime == 'auto':
+    beside = [_JAX] if choice_lib.is_beside_jax(how) else []
+    found = choice_lib.remembered(known['model'], how, [*beside, *tried])
+    if found is None or found.runtime == 'jax':
+      return None
+  else:
+    found = _choose(known['model'], how, folder, contract, tried)
+  ready = _of_graphs(found, folder, contract, known['digest'], how)
+  return ready._replace(member=member)
+
+
+def of_trained(
+  trained: 'workdir.Trained', how: How, decode: str
+) -> tuple[Loaded, str]:
+  """A model in memory.
+
+  Returns:
+    It, and the key of its graphs in the cache; '' where it has none.
+
+  Raises:
+    UserError: weights that are not finite, or a runtime that cannot run them.
+  """
+  from drnet_jax.serve import compiled
+
+  contract = Contract.of(trained, decode=decode)
+
+  def loaded(engine: Engine, runtime: str) -> Loaded:
+    return Loaded(contract, engine, trained.digest, runtime, lambda: trained)
+
+  compiled.check(trained, how.runtime)
+  in_jax = compiled.prefers_jax(trained)
+  if how.runtime == 'jax' or (how.runtime == 'auto' and in_jax):
+    engine = compiled.in_jax(trained, contract, how.batch)
+    return loaded(engine, 'jax'), ''
+  if how.runtime == 'stablehlo':
+    engine = compiled.in_stablehlo(trained, contract, how.batch)
+    return loaded(engine, 'stablehlo'), ''
+  tried = choice_lib.candidates(how)
+  model = compiled.key(trained, contract)
+  folder = cache.folder('models', model)
+  try:
+    if tried and folder is None:
+      write = functools.partial(_write_graphs, trained, contract)
+      folder = cache.make_folder('models', model, write)
+  except UserError:
+    # No `onnx` to write with, or nothing that it can write.
+    if how.runtime != 'auto':
+      raise
+    tried = []
+  if not tried:
+    engine = compiled.in_jax(trained, contract, how.batch)
+    return loaded(engine, 'jax'), ''
+  found = _choose(model, how, folder, contract, tried, trained)
+  if found.runtime == 'jax':
+    engine = compiled.in_jax(trained, contract, how.batch)
+    return loaded(engine, found.said), model
+  ready = _of_graphs(found, folder, contract, trained.digest, how)
+  return ready._replace(member=lambda: trained), model
+
+
+def _write_graphs(trained, contract: Contract, folder: str) -> None:
+  from drnet_jax.export import package, programs
+
+  made = programs.programs(trained, contract)
+  package.write_onnx(folder, made, fold_norms=True)
+  fields = contract.to_json() | {'formats': ['onnx']}
+  settings.write_json(os.path.join(folder, contract_lib.FILE), fields)
+
+
+def _choose(
+  model: str,
+  how: How,
+  folder: str,
+  contract: Contract,
+  tried: list[tuple[str, str]],
+  trained: Any = None,
+) -> Choice:
+  """One of the candidates; `trained` is run by JAX besides."""
+  makers: dict[tuple[str, str], Callable[[], Engine]] = {}
+  if trained is not None and choice_lib.is_beside_jax(how):
+    makers[_JAX] = functools.partial(_small, trained, contract, how)
+  # float32 first: the others are compared with it.
+  for key in sorted(tried, key=lambda key: key[1] != 'f32'):
+    makers[key] = functools.partial(
+      choice_lib.engine, *key, folder, contract, how.batch
+    )
+  if len(makers) == 1:
+    ((runtime, precision),) = makers
+    return Choice(runtime, precision, choice_lib.name(runtime, precision))
+  return choice_lib.remembered(model, how, list(makers)) or choice_lib.choose(
+    model, how, makers, contract
+  )
+
+
+def _small(trained, contract: Contract, how: How) -> Engine:
+  """JAX, compiled for the one batch that is timed."""
+  from drnet_jax.serve import compiled
+
+  return compiled.in_jax(
+    trained, contract, how.batch or choice_lib.BATCH, few=True
+  )
+
+
+def _of_graphs(
+  found: Choice, folder: str, contract: Contract, digest: str, how: How
+) -> Loaded:
+  engine = choice_lib.engine(
+    found.runtime, found.precision, folder, contract, how.batch
+  )
+  return Loaded(contract, engine, digest, found.said)
+
+
+def _fingerprint(path: str, decode: str) -> str | None:
+  """Of all that a run's weights and contract are read from; None: unreadable.
+
+  It need not be known which checkpoint counts: a change of any is a change.
+  """
+  root, *only = paths.parts(path)
+  files = ('config.json', 'classes.json', 'checkpoints')
+  try:
+    found = cache.stamps([os.path.join(root, name) for name in files])
+  except OSError:  # being written
+    return None
+  return cache.key(found, only, decode, cache.code()) if found else None

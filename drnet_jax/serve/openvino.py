@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported ONNX graphs in OpenVINO, on the CPU.
+
+A single image has all threads to itself, in a program for a batch of one. Many
+share the cores: each core has a batch of its own, without a word to the others.
+A program is compiled when it is first run, so that neither time nor memory goes
+to sizes, or ways to run them, that nobody asks for.
+"""
+
+import collections
+import functools
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.errors import UserError
+from drnet_jax.export.contract import PREDICTOR, Contract
+
+# What OpenVINO calls an ability of the processor, and what it is asked for by;
+# the fastest first.
+_ABILITIES = (('BF16', 'bf16'), ('FP16', 'f16'), ('FP32', 'f32'))
+_TELEMETRY = 'openvino_telemetry'
+# Fewer images than these cost more each: a batch is not cut smaller.
+_LEAST_BATCH = 4
+
+
+@functools.cache
+def core() -> Any:
+  """OpenVINO, which finds out about the processor once.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  # OpenVINO reports over the network, from a forked process, that it was
+  # imported. Where it finds no telemetry it keeps to itself.
+  hidden = _TELEMETRY not in sys.modules
+  if hidden:
+    sys.modules[_TELEMETRY] = None
+  try:
+    import openvino
+  except ImportError as error:
+    raise UserError(
+      "runtime='openvino' needs OpenVINO: pip install 'drnet_jax[openvino]'"
+    ) from error
+  finally:
+    if hidden:
+      del sys.modules[_TELEMETRY]
+  return openvino.Core()
+
+
+def precisions(abilities: Iterable[str]) -> list[str]:
+  """What to compute in: the fastest that the processor has, then float32.
+
+  Args:
+    abilities: as OpenVINO lists them, OPTIMIZATION_CAPABILITIES.
+  """
+  found = [name for ability, name in _ABILITIES if ability in {*abilities}]
+  return list(dict.fromkeys([*found[:1], 'f32']))
+
+
+def abilities() -> list[str]:
+  """Those of this processor."""
+  return list(core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))
+
+
+def check(precision: str) -> None:
+  """Raises UserError unless this processor computes in a precision."""
+  there = [name for ability, name in _ABILITIES if ability in abilities()]
+  if precision not in (*there, 'f32'):
+    raise UserError(
+      f'precision = {precision!r}: this processor has {", ".join(there)} only'
+    )
+
+
+def named(precision: str) -> str:
+  """A path, for people."""
+  return 'openvino' if precision == 'f32' else f'openvino in {precision}'
+
+
+class OpenVinoEngine:
+  """See the module.
+
+  Args:
+    folder: from `package.write`.
+    contract: its contract.
+    precision: 'f32', 'bf16' or 'f16'.
+    batch: for bulk work; 0 for what suits.
+
+  Raises:
+    UserError: OpenVINO is not installed, or the processor has not that
+      precision.
+  """
+
+  best_batch = 16
+
+  def __init__(
+    self,
+    folder: str,
+    contract: Contract,
+    *,
+    precision: str = 'f32',
+    batch: int = 0,
+  ):
+    check(precision)
+    self.name = named(precision)
+    self.best_batch = batch or self.best_batch
+    # One for each core, and one that waits for the first to be free.
+    self.in_flight = (os.cpu_count() or 1) + 1
+
+    def network(name: str) -> Network:
+      return Network(os.path.join(folder, f'{name}.onnx'), precision)
+
+    self._predictor = network(PREDICTOR) if contract.routes else None
+    self._networks = [network(name) for name in contract.programs]
+
+  def bucket(self, option: int, count: int) -> int:
+    return count  # any batch will do
+
+  def pool(self, option: int) -> None:
+    return None
+
+  def log_p(self, images: np.ndarray) -> Any:
+    return self._predictor(images)
+
+  def run(self, option: int, inputs: np.ndarray) -> tuple[Any, None]:
+    return self._networks[option](inputs), None
+
+
+class Network:
+  """One graph: for a single image, and for many.
+
+  Args:
+    path: of the ONNX file.
+    precision: of the computation.
+  """
+
+  def __init__(self, path: str, precision: str):
+    # Its weights are mapped, not read.
+    self._model = core().read_model(path)
+    self._precision = precision
+    self._lock = threading.Lock()
+    self._single = self._bulk = None
+
+  def __call__(self, images: np.ndarray) -> Any:
+    """[B, K] of uint8 [B, S, S, 3]; `numpy.asarray` waits."""
+    with self._lock:
+      if len(images) == 1:
+        self._single = self._single or self._for_one(images.shape)
+        # A request is one caller's at a time, and its output the next one's.
+        found = self._single.infer({0: images}, share_inputs=True)
+        return next(iter(found.values()))
+      self._bulk = self._bulk or _Bulk(self._compile('THROUGHPUT'))
+      return self._bulk.start(images)
+
+  def _for_one(self, shape: tuple[int, ...]) -> Any:
+    fixed = self._model.clone()  # constants are shared
+    fixed.reshape(list(shape))
+    return self._compile('LATENCY', fixed).create_infer_request()
+
+  def _compile(self, hint: str, model: Any = None) -> Any:
+    settings = {
+      'PERFORMANCE_HINT': hint,
+      'INFERENCE_PRECISION_HINT': self._precision,
+      # Batches of several sizes run at once, each size with threads of its
+      # own: pinned, those of two sizes may share a core while another is idle.
+      'ENABLE_CPU_PINNING': False,
+    }
+    return core().compile_model(model or self._model, 'CPU', settings)
+
+
+class _Bulk:
+  """A request for each core, in turn: the oldest is the first to be free.
+
+  Args:
+    compiled: the program.
+  """
+
+  def __init__(self, compiled: Any):
+    count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
+    self._requests = collections.deque(
+      _Request(compiled.create_infer_request()) for _ in range(count)
+    )
+
+  def start(self, images: np.ndarray) -> Any:
+    """Runs images, a piece of them on each core; does not wait.
+
+    Into how many pieces depends on nothing but their number: with its batch
+    the last digits of an answer may change.
+    """
+    count = max(1, min(len(self._requests), len(images) // _LEAST_BATCH))
+    return _Joined([self._begin(x) for x in np.array_split(images, count)])
+
+  def _begin(self, images: np.ndarray) -> '_Answer':
+    request = self._requests.popleft()
+    self._requests.append(request)
+    return request.start(images)
+
+
+class _Request:
+  """A request of OpenVINO, and whose answer it is working on."""
+
+  def __init__(self, request: Any):
+    self._request = request
+    self._answer: _Answer | None = None
+
+  def start(self, images: np.ndarray) -> '_Answer':
+    if self._answer is not None:
+      self._answer.settle()
+    self._request.start_async({0: images}, share_inputs=True)
+    self._answer = _Answer(self._request, images)
+    return self._answer
+
+
+class _Answer:
+  """What a request will have found; kept when it goes on to the next images.
+
+  Args:
+    request: that works on it.
+    images: that it reads meanwhile.
+  """
+
+  def __init__(self, request: Any, images: np.ndarray):
+    self._request, self._images = request, images
+    self._lock = threading.Lock()
+    self._value: np.ndarray | Exception | None = None
+
+  def settle(self) -> None:
+    """Waits for it."""
+    with self._lock:
+      if self._value is None:
+        try:
+          self._request.wait()
+          self._value = self._request.get_output_tensor(0).data.copy()
+        except RuntimeError as error:
+          self._value = error  # for whoever asks for this answer
+        self._request = self._images = None
+
+  def get(self) -> np.ndarray:
+    """[B, K]."""
+    self.settle()
+    if isinstance(self._value, Exception):
+      raise self._value
+    return self._value
+
+
+class _Joined:
+  """The answers to the pieces of a batch, as one array."""
+
+  def __init__(self, answers: list[_Answer]):
+    self._answers = answers
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None):
+    found = np.concatenate([answer.get() for answer in self._answers])
+    return found if dtype is None else found.astype(dtype)

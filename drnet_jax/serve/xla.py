@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks as XLA programs, compiled ahead of time."""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from drnet_jax import routing
+from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.package import STABLEHLO_WEIGHTS
+from drnet_jax.export.programs import Program
+
+# Weights as constants of a program make XLA's CPU code a fifth faster at batch
+# 1, but each program then holds a copy.
+MOST_BAKED_BYTES = 2**30
+# Batches that nobody has fetched.
+IN_FLIGHT = 4
+CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
+
+
+def buckets(batch: int, cpu_batch: int = CPU_BATCH) -> list[int]:
+  """Batch sizes to compile for: one, a full batch, and what is left over.
+
+  Args:
+    batch: a full one; 0 for what suits the device.
+    cpu_batch: what suits a CPU.
+  """
+  cpu = jax.default_backend() == 'cpu'
+  batch = batch or (cpu_batch if cpu else _ACCELERATOR_BATCH)
+  return sorted({1, max(batch // 4, 1), batch})
+
+
+class XlaEngine:
+  """Programs compiled ahead of time, one per size and bucket.
+
+  Args:
+    name: of the path, for people.
+    programs: as from `export.programs`.
+    contract: of the model.
+    batches: bucket sizes to compile for; a batch is padded to the next.
+  """
+
+  in_flight = IN_FLIGHT
+
+  def __init__(
+    self,
+    name: str,
+    programs: Mapping[str, Program],
+    contract: Contract,
+    *,
+    batches: Sequence[int],
+  ):
+    self.name = name
+    self._batches = sorted(set(batches))
+    self.best_batch = self._batches[-1]
+    self._programs = contract.programs
+    weight_bytes = sum(
+      x.nbytes for p in programs.values() for x in jax.tree.leaves(p.weights)
+    )
+    cpu = jax.default_backend() == 'cpu'
+    self._compiled = in_parallel(
+      {
+        (name, batch): functools.partial(
+          _compile,
+          program,
+          batch,
+          baked=cpu and batch == 1 and weight_bytes <= MOST_BAKED_BYTES,
+        )
+        for name, program in programs.items()
+        for batch in self._batches
+      }
+    )
+
+  def bucket(self, option: int, count: int) -> int:
+    return routing.bucket(count, self._batches)
+
+  def pool(self, option: int) -> None:
+    return None
+
+  def log_p(self, images: np.ndarray) -> jax.Array:
+    return self._run(PREDICTOR, images)
+
+  def run(self, option: int, inputs: np.ndarray) -> tuple[jax.Array, None]:
+    return self._run(self._programs[option], inputs), None
+
+  def _run(self, name: str, images: np.ndarray) -> jax.Array:
+    batch = routing.bucket(len(images), self._batches)
+    return self._compiled[name, batch](padded(images, batch))
+
+
+def in_parallel(jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+  """Results of jobs that compile: XLA does so outside of Python's lock."""
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    futures = {key: threads.submit(job) for key, job in jobs.items()}
+    return {key: future.result() for key, future in futures.items()}
+
+
+def padded(images: np.ndarray, batch: int) -> np.ndarray:
+  """Images, and black ones up to a number."""
+  missing = batch - len(images)
+  if not missing:
+    return images
+  return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
+
+
+def _compile(program: Program, batch: int, *, baked: bool):
+  function, weights, side_px = program
+  images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
+  if baked:
+    return jax.jit(functools.partial(function, weights)).lower(images).compile()
+  compiled = jax.jit(function).lower(weights, images).compile()
+  return functools.partial(compiled, weights)
+
+
+def exported_programs(
+  folder: str, contract: Contract, shared: Mapping[str, Sequence[str]]
+) -> dict[str, Program]:
+  """The StableHLO programs of an export folder.
+
+  Args:
+    folder: from `package.write`.
+    contract: its contract.
+    shared: for programs that take their weights as arguments, what these are
+      called in the folder's `weights.npz`.
+  """
+  sides = {
+    name: view.side_px
+    for name, view in zip(contract.programs, contract.views, strict=True)
+  }
+  if contract.routes:
+    sides[PREDICTOR] = contract.predictor_view.side_px
+  arrays = {}
+  if shared:
+    with np.load(os.path.join(folder, STABLEHLO_WEIGHTS)) as file:
+      arrays = {name: jax.device_put(file[name]) for name in file.files}
+  found = {}
+  for name, side_px in sides.items():
+    with open(os.path.join(folder, f'{name}.stablehlo'), 'rb') as file:
+      exported = jax.export.deserialize(bytearray(file.read()))
+    if name in shared:
+      weights = [arrays[key] for key in shared[name]]
+      found[name] = Program(exported.call, weights, side_px)
+    else:
+      found[name] = Program(_without_weights(exported.call), (), side_px)
+  return found
+
+
+def _without_weights(call: Callable) -> Callable:
+  return lambda weights, images: call(images)

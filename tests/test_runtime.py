@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which runtime is chosen, that it answers as JAX does, and what it needs."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import compilations, encoded, pictures, tiny_exits, tiny_trained
+
+from drnet_jax import cache
+from drnet_jax.choosing import policy
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.errors import UserError
+from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.serve import choice, openvino, parity
+from drnet_jax.serve.choice import How
+from drnet_jax.serve.classifier import Classifier
+
+ROOT = pathlib.Path(__file__).parents[1]
+needs_openvino = pytest.mark.skipif(
+  importlib.util.find_spec('openvino') is None,
+  reason='OpenVINO is not installed',
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  choice.machine.cache_clear()
+
+
+@pytest.fixture(scope='module')
+def trained():
+  return tiny_trained()
+
+
+@pytest.fixture(scope='module')
+def ladder(trained):
+  small = tiny_trained(has_router=False, resolutions=(16, 32), spread=2.0)
+  return {'small': small, 'large': trained}
+
+
+# What a processor can.
+
+
+@pytest.mark.parametrize(
+  'abilities, expected',
+  [
+    (['FP32', 'INT8', 'BIN', 'EXPORT_IMPORT'], ['f32']),  # AVX2
+    (['FP32', 'INT8', 'BIN', 'BF16', 'EXPORT_IMPORT'], ['bf16', 'f32']),
+    (['FP32', 'FP16', 'INT8', 'BF16'], ['bf16', 'f32']),  # AMX
+    (['FP32', 'FP16', 'INT8'], ['f16', 'f32']),  # ARM
+    ([], ['f32']),
+  ],
+)
+def test_the_fastest_precision_of_a_processor_comes_first(abilities, expected):
+  assert openvino.precisions(abilities) == expected
+
+
+def test_precisions_are_candidates_as_the_processor_has_them(monkeypatch):
+  monkeypatch.setattr(choice, 'is_installed', lambda module: True)
+  monkeypatch.setattr(openvino, 'abilities', lambda: ['FP32', 'BF16'])
+  in_halves, whole = ('openvino', 'bf16'), ('openvino', 'f32')
+  assert choice.candidates(How()) == [('onnx', 'f32'), in_halves, whole]
+  assert choice.candidates(How('openvino')) == [in_halves, whole]
+  assert choice.candidates(How('openvino', 'f32')) == [whole]
+  assert choice.candidates(How('auto', 'f32')) == [('onnx', 'f32'), whole]
+  assert choice.candidates(How('auto', 'bf16')) == [in_halves]
+  assert choice.candidates(How('onnx')) == [('onnx', 'f32')]
+
+
+@pytest.mark.parametrize(
+  'how, message',
+  [
+    ({'precision': 'f64'}, "'f64' is not one of"),
+    ({'runtime': 'jax', 'precision': 'bf16'}, "needs runtime='openvino'"),
+    ({'runtime': 'tvm'}, "'tvm' is not one of"),
+  ],
+)
+def test_what_cannot_be_asked_for(trained, how, message):
+  with pytest.raises(UserError, match=message):
+    Classifier.of(trained, **how)
+
+
+@needs_openvino
+def test_openvino_is_told_the_precision(trained):
+  """Left alone it rounds to bfloat16 wherever the processor can."""
+  has = [p for a, p in openvino._ABILITIES if a in openvino.abilities()]
+  assert 'f32' in has
+  engine = Classifier.of(trained, runtime='openvino').engine
+  compiled = engine._networks[0]._compile('LATENCY')
+  told = compiled.get_property('INFERENCE_PRECISION_HINT')
+  assert told.to_string() in ('f32', has[0])
+  for precision in {'bf16', 'f16'} - {*has}:
+    with pytest.raises(UserError, match='this processor has f32 only'):
+      Classifier.of(trained, runtime='openvino', precision=precision)
+
+
+# Choosing.
+
+
+class Imaginary:
+  """Takes its time and says something."""
+
+  best_batch, in_flight = 2, 1
+
+  def __init__(self, seconds, off=0.0):
+    self._seconds, self._off = seconds, off
+
+  def log_p(self, images):
+    return np.log(self.run(0, images)[0])
+
+  def run(self, option, images):
+    time.sleep(self._seconds)
+    bright = images.mean((1, 2, 3)) / 255 * 0.9 + self._off
+    return np.stack([bright, 1 - bright], 1), None
+
+
+def imagined(**engines):
+  return {
+    (name, 'bf16' if 'half' in name else 'f32'): (lambda e=e: e)
+    for name, e in engines.items()
+  }
+
+
+def test_the_fastest_that_agrees_is_chosen_once(trained):
+  contract = Classifier.of(trained, runtime='jax', batch=1).contract
+  tried = imagined(
+    jax=Imaginary(0.02),
+    onnx=Imaginary(0.01),
+    wrong=Imaginary(0.0, off=0.001),
+    half=Imaginary(0.005, off=0.001),
+    half_off=Imaginary(0.0, off=0.09),
+  )
+  tried['broken', 'f32'] = lambda: 1 // 0
+  assert choice.remembered('a model', How(), list(tried)) is None
+  found = choice.choose('a model', How(), tried, contract)
+  assert (found.runtime, found.precision) == ('half', 'bf16')
+  assert 'wrong is left out: a probability is 0.001 off' in found.said
+  assert 'half_off is left out' in found.said and 'jax' in found.said
+  assert 'broken is left out: integer division' in found.said
+  again = choice.remembered('a model', How(), list(tried))
+  assert again == found
+  # Another model, another way to ask, others to choose from: not that.
+  assert choice.remembered('another', How(), list(tried)) is None
+  assert choice.remembered('a model', How(batch=1), list(tried)) is None
+  assert choice.remembered('a model', How(), list(tried)[1:]) is None
+  for file in pathlib.Path(cache.path('choices')).iterdir():
+    file.write_text('{"runtime": ')  # damaged
+  assert choice.remembered('a model', How(), list(tried)) is None
+
+
+@pytest.mark.parametrize('batch', [0, 1])
+def test_auto_agrees_and_is_measured_once(trained, batch, monkeypatch):
+  first = Classifier.of(trained, batch=batch)
+  assert first.engine.name in first.runtime and 'the fastest' in first.runtime
+  monkeypatch.setattr(choice, 'choose', None)
+  second = Classifier.of(trained, batch=batch)
+  assert second.runtime == first.runtime
+  reference = Classifier.of(trained, runtime='jax', batch=4)
+  assert parity.compare(reference, second, list(pictures(40))).holds
+
+
+def test_without_anything_else_it_is_jax(trained, monkeypatch):
+  monkeypatch.setattr(choice, 'is_installed', lambda module: False)
+  assert Classifier.of(trained, batch=1).runtime == 'jax'
+  assert not os.path.exists(cache.path('models'))
+
+
+def test_an_exported_folder_is_run_in_what_there_is(
+  trained, tmp_path, monkeypatch
+):
+  folder = str(tmp_path / 'out')
+  Classifier.of(trained, runtime='jax', batch=1).export(
+    folder, formats=('onnx', 'stablehlo')
+  )
+  monkeypatch.setattr(choice, 'is_installed', lambda module: False)
+  assert Classifier.load(folder, batch=1).runtime == 'stablehlo'
+  monkeypatch.setattr(
+    choice, 'is_installed', lambda module: module == 'onnxruntime'
+  )
+  assert Classifier.load(folder, batch=1).runtime == 'onnx'
+
+
+def test_exits_are_jax(ladder):
+  exits = tiny_exits()
+  members = {'exits': exits, 'sizes': ladder['large']}
+  both = Classifier.of_ladder(members, batch=1)
+  assert both.runtime.startswith('exits: jax; sizes: ')
+
+
+def test_what_cannot_be_written_as_a_graph_is_jax(trained, monkeypatch):
+  from drnet_jax.export import package
+
+  def refuse(*arguments, **options):
+    raise UserError('cannot export')
+
+  monkeypatch.setattr(package, 'write_onnx', refuse)
+  assert Classifier.of(trained, batch=1).runtime == 'jax'
+  with pytest.raises(UserError, match='cannot export'):
+    Classifier.of(trained, runtime='onnx')
+
+
+# OpenVINO answers as JAX does.
+
+
+def same(ours, theirs, images):
+  """Every option and every kind of policy, in bulk, singly and in a stream."""
+  options = len(ours.contract.options)
+  every = tuple(range(options))
+  policies = [policy.fixed(j) for j in every]
+  policies.append(Policy(every, None, (0.4,) * (options - 1)))
+  if ours.contract.routes:
+    policies.append(ours.contract.as_trained)
+  for chosen in policies:
+    ours.policy = theirs.policy = chosen
+    found = parity.compare(ours, theirs, images)
+    assert found.holds and not found.ties, found
+    expected = theirs.predict(images)
+    singly = [theirs.predict([x])[0] for x in images[:10]]
+    with theirs.stream(deadline_ms=1e5, batch=4) as stream:
+      futures = [stream.submit(x) for x in images]
+    streamed = [future.result() for future in futures]
+    for answers in (singly, streamed):
+      for a, b in zip(answers, expected, strict=False):
+        assert a.ran == b.ran
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+  'kind, decode',
+  [
+    ('drnet', 'full'),
+    ('drnet', 'scaled'),
+    ('fixed', 'full'),
+    ('ladder', 'full'),
+    ('exported', 'full'),
+  ],
+)
+def test_openvino_answers_as_jax(ladder, kind, decode, tmp_path):
+  images = list(pictures(40))
+  how = {'decode': decode, 'batch': 8}
+  if kind == 'ladder':
+    ours, theirs = (
+      Classifier.of_ladder(ladder, runtime=runtime, **how)
+      for runtime in ('jax', 'openvino')
+    )
+  else:
+    trained = ladder['large']
+    if kind == 'fixed':
+      trained = tiny_trained(
+        has_router=False, resolutions=(32,), resolution_aware_bn=False
+      )
+    ours = Classifier.of(trained, runtime='jax', **how)
+    if kind == 'exported':
+      ours.export(str(tmp_path / 'out'), formats=('onnx',))
+      theirs = Classifier.load(str(tmp_path / 'out'), runtime='openvino')
+    else:
+      theirs = Classifier.of(trained, runtime='openvino', **how)
+  assert 'openvino' in theirs.engine.name
+  same(ours, theirs, images)
+
+
+@needs_openvino
+def test_openvino_makes_only_what_is_run(trained):
+  engine = Classifier.of(trained, runtime='openvino').engine
+  images = pictures(40)
+  engine.run(1, images[:1])
+  made = [(x._single, x._bulk) for x in engine._networks]
+  assert [x is None for pair in made for x in pair].count(False) == 1
+  # More batches under way than there are requests, in any order of asking.
+  said = [engine.run(2, images[i : i + 5])[0] for i in range(0, 40, 5)]
+  whole = np.asarray(engine.run(2, images)[0])
+  for i in reversed(range(8)):
+    np.testing.assert_allclose(
+      np.asarray(said[i]), whole[5 * i : 5 * i + 5], atol=1e-6
+    )
+
+
+# What is kept.
+
+
+def test_a_run_is_read_once_and_its_changes_are_seen(run, tmp_path):
+  import shutil
+
+  path = str(tmp_path / 'run')
+  shutil.copytree(run, path)
+  first = Classifier.load(path, runtime='onnx')
+  with compilations() as compiled:
+    second = Classifier.load(path, runtime='onnx')
+  assert not compiled and second.contract == first.contract
+  images = list(pictures(20, side=64))
+
+  def said(classifier):
+    return np.stack([x.probabilities for x in classifier.predict(images)])
+
+  np.testing.assert_array_equal(said(first), said(second))
+  other = tiny_trained(
+    num_classes=10, resolutions=(16, 32, 64), predictor_px=16, spread=2.0
+  )
+  with Checkpoints(path, 'finetune', keep=None) as checkpoints:
+    checkpoints.save_weights(8, other.params, other.batch_stats)
+  third = Classifier.load(path, runtime='onnx')
+  assert third.contract.origin == 'stage finetune, step 8'
+  assert np.abs(said(third) - said(second)).max() > 0.01
+  step = os.path.join(path, 'checkpoints', 'finetune', '7')
+  np.testing.assert_array_equal(
+    said(Classifier.load(step, runtime='onnx')), said(first)
+  )
+  # It can still be exported: the weights are read for that.
+  second.export(str(tmp_path / 'out'), formats=('onnx',))
+  assert 'contract.json' in os.listdir(tmp_path / 'out')
+
+
+def test_weights_are_told_apart(trained):
+  one = Classifier.of(trained, runtime='onnx')
+  two = Classifier.of(tiny_trained(spread=2.0), runtime='onnx')
+  assert len(os.listdir(cache.path('models'))) == 2
+  a, b = (c.predict([pictures(1)[0]])[0].probabilities for c in (one, two))
+  assert np.abs(a - b).max() > 1e-3
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(trained, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', '/proc/nothing')
+  reference = Classifier.of(trained, runtime='jax', batch=4)
+  found = Classifier.of(trained, runtime='onnx')
+  assert parity.compare(reference, found, list(pictures(10))).holds
+
+
+def test_of_two_that_write_at_once_one_is_kept():
+  def write(folder):
+    pathlib.Path(folder, 'file').write_text('written')
+
+  def write_slowly(folder):
+    write(folder)
+    cache.make_folder('kind', 'key', write)  # another is faster
+
+  made = cache.make_folder('kind', 'key', write_slowly)
+  assert os.listdir(cache.path('kind')) == ['key']
+  assert os.listdir(made) == ['file']
+
+
+def test_what_nobody_asks_for_is_cleared_away():
+  old = cache.make_folder('kind', 'old', lambda folder: None)
+  new = cache.make_folder('kind', 'new', lambda folder: None)
+  for folder in (old, new):
+    os.utime(folder, (0, 0))
+  assert cache.folder('kind', 'new')  # asked for
+  cache.make_folder('kind', 'another', lambda folder: None)
+  assert sorted(os.listdir(cache.path('kind'))) == ['another', 'new']
+
+
+# What a command imports.
+
+COUNT = """
+import sys
+from drnet_jax.__main__ import main
+sys.argv = ['drnet_jax', *sys.argv[1:]]
+main()
+heavy = ('jax', 'jaxlib', 'flax', 'orbax', 'optax', 'grain', 'matplotlib',
+         'tensorflow_datasets', 'scipy', 'sklearn', 'ml_collections', 'yaml',
+         'onnx', 'torch', 'openvino', 'onnxruntime')
+there = [name for name in heavy if name in sys.modules]
+print('imported', ' '.join(there))
+"""
+
+
+def imported(*arguments):
+  done = subprocess.run(
+    [sys.executable, '-c', COUNT, *arguments],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  line = done.stdout.splitlines()[-1]
+  assert line.startswith('imported')
+  return set(line.split()[1:]), done.stderr
+
+
+@pytest.fixture
+def photo(tmp_path):
+  path = tmp_path / 'photo.png'
+  path.write_bytes(encoded(pictures(1, side=64)[0]))
+  return str(path)
+
+
+def test_an_exported_folder_is_run_by_one_runtime_alone(
+  trained, photo, tmp_path
+):
+  folder = str(tmp_path / 'out')
+  Classifier.of(trained, runtime='jax', batch=1).export(
+    folder, formats=('onnx',)
+  )
+  ask = ('predict', f'--workdir={folder}', photo)
+  _, said = imported(*ask)  # finds out which
+  found, again = imported(*ask)
+  assert said == again and said.startswith('Runs in ')
+  assert len(found) == 1 and found < {'onnxruntime', 'openvino'}
+  found, _ = imported(*ask, '--runtime=onnx')
+  assert found == {'onnxruntime'}
+
+
+def test_a_run_needs_jax_once(run, photo):
+  ask = ('predict', f'--workdir={run}', '--runtime=onnx', photo)
+  found, _ = imported(*ask)
+  assert {'jax', 'orbax'} < found
+  assert not found & {'grain', 'matplotlib', 'tensorflow_datasets'}
+  found, said = imported(*ask)
+  assert found == {'onnxruntime'} and said == 'Runs in onnx\n'
+
+
+@needs_openvino
+def test_openvino_tells_nobody_that_it_was_imported():
+  program = """
+import os, sys
+os.fork = None
+from drnet_jax.serve import openvino
+openvino.core()
+assert 'openvino' in sys.modules
+assert not [name for name in sys.modules if 'openvino_telemetry' in name]
+"""
+  subprocess.run(
+    [sys.executable, '-c', program],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    check=True,
+  )
+
+
+def test_help_imports_next_to_nothing():
+  found, _ = imported('predict', '--help')
+  assert not found
