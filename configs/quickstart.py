@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     },
     'predictor_px': 32,
     'image_px': 64,
-    'resolutions': (32, 48, 64),
+    'resolutions': (32, 44, 64),
     'resolution_aware_bn': True,
     'antialias': True,
     'mean': (0.5, 0.5, 0.5),
@@ -84,18 +84,18 @@ def get_config() -> ml_collections.ConfigDict:
   }
   schedule = {  # optim.schedule
     'kind': 'cosine',
-    'lr': 0.003,
+    'lr': 0.01,
     'warmup_epochs': 0.5,
     'decay_epochs': 1,  # of kind 'step' only
     'decay_factor': 0.1,  # of kind 'step' only
   }
   config.pretrain = {  # train.Stage
     'step': 'pretrain',
-    'epochs': 5.0,
+    'epochs': 3.0,
     'batch_size': 64,
     'accumulate': 1,  # steps to an update
     'ema_decay': 0.0,
-    'eval_every_epochs': 1.0,
+    'eval_every_epochs': 0.0,  # the end of the stage only
     'schedule': schedule,
     'optimizer': optimizer,
     'objective': {  # steps.pretrain.PretrainObjective
@@ -106,27 +106,27 @@ def get_config() -> ml_collections.ConfigDict:
   }
   config.finetune = {  # train.Stage
     'step': 'routed',
-    'epochs': 4.0,
+    'epochs': 3.0,
     'batch_size': 128,
     'accumulate': 1,  # steps to an update
     'ema_decay': 0.0,
-    'eval_every_epochs': 1.0,
-    'schedule': schedule | {'lr': 0.0015},
+    'eval_every_epochs': 0.0,  # the end of the stage only
+    'schedule': schedule | {'lr': 0.004},
     'optimizer': optimizer,
     'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'all',
-      'explore': 0.25,
+      'explore': 0.5,
       'loss': 'expected',
-      'statistics': 'batch',
+      'statistics': 'fresh',
       'tau': (1.0, 1.0),
       'tau_epochs': 0,
       'eta': 1.0,
       'eta_warmup_epochs': 1,
-      'target_gmacs': 0.006,  # 44 % of the full size
+      'target_gmacs': 0.0061,  # 45 % of the full size
       'target_epochs': 0,
-      'usage_weight': 0.0,
-      'bucket_growth': 1.5,  # few programs: a short run is mostly compiling
+      'usage_weight': 1.0,  # else the largest size is soon out of use
+      'bucket_growth': 2.9,  # few programs: a short run is mostly compiling
       'costs': (),  # C_j: GMACs; or milliseconds from `calibrate --measure`
     },
   }
