@@ -375,8 +375,7 @@ def test_the_prose_on_the_quick_start_is_that_of_its_csv():
 
 def test_the_quick_start_wins_plainly():
   fixed = {
-    px: column(quickstart_rows(f'fixed {px} px'), 'top1')
-    for px in (32, 44, 64)
+    px: column(quickstart_rows(f'fixed {px} px'), 'top1') for px in (32, 44, 64)
   }
   assert np.all(fixed[64] > fixed[44] + 2) and np.all(fixed[44] > fixed[32] + 2)
   best = quickstart_rows('best policy')
@@ -389,6 +388,7 @@ def test_the_quick_start_wins_plainly():
     shares = [float(row[f'share of {px} px']) for px in (32, 44, 64)]
     assert min(shares) >= 0.05
     assert limit > np.median(fixed[64]) - 1
+
 
 def test_the_prose_on_input_is_that_of_its_csv():
   default = next(
