@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,
     'classes': '',
     'class_map': '',
+    'unlabelled': '',
     'images_per_class': 0,
     'held_out': 0.0,
     'max_bad_images': 0,

@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,  # False: squash, the paper's '256 x 256' literally
     'classes': '',
     'class_map': '',
+    'unlabelled': '',
     'images_per_class': 0,
     'held_out': 10_000.0,
     'max_bad_images': 10,

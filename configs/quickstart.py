@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     'keep_aspect': True,
     'classes': '',
     'class_map': '',  # what the model calls classes of the data
+    'unlabelled': '',  # a folder of more images, without a class
     'images_per_class': 0,
     'held_out': 0.0,  # training images set aside as the split 'held_out'
     'max_bad_images': 0,

@@ -13,7 +13,8 @@ def cross_entropy(
 
   Args:
     logits: [..., K].
-    labels: int, broadcast to [...], or distributions, float, to [..., K].
+    labels: int, broadcast to [...], or distributions, float, to [..., K];
+      zeros where an image has no label: its loss is 0.
     label_smoothing: share of the target spread evenly over the K classes.
 
   Returns:
@@ -26,9 +27,18 @@ def cross_entropy(
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   if label_smoothing:
-    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    uniform = jnp.where(
+      has_label(labels), -jax.nn.log_softmax(logits).mean(-1), 0.0
+    )
     loss = (1 - label_smoothing) * loss + label_smoothing * uniform
   return loss
+
+
+def has_label(labels: jax.Array) -> jax.Array:
+  """Which images have one, bool [...]: it is not a distribution of zeros."""
+  if _are_distributions(labels):
+    return labels.any(-1)
+  return jnp.ones(labels.shape, bool)
 
 
 def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -39,10 +49,10 @@ def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
     labels: see `cross_entropy`.
 
   Returns:
-    bool [...].
+    bool [...]; False of images without a label.
   """
   if _are_distributions(labels):
-    labels = labels.argmax(-1)
+    labels = jnp.where(has_label(labels), labels.argmax(-1), -1)
   return logits.argmax(-1) == labels
 
 
@@ -53,6 +63,7 @@ def blended(
 
   The cross-entropy against them is that against the labels and that against the
   teacher, in these shares (Hinton et al., arXiv:1503.02531, temperature 1).
+  What a label lacks to 1 is the teacher's too: all of an image without one.
 
   Args:
     labels: int [B] or float [B, K].
@@ -65,7 +76,9 @@ def blended(
   teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
   if not _are_distributions(labels):
     labels = jax.nn.one_hot(labels, teacher.shape[-1])
-  return (1 - share) * labels + share * jax.nn.softmax(teacher)
+  of_labels = (1 - share) * labels
+  rest = 1 - of_labels.sum(-1, keepdims=True)
+  return of_labels + rest * jax.nn.softmax(teacher)
 
 
 def ensemble(logits: jax.Array, labels: jax.Array) -> jax.Array:

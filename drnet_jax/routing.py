@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def straight_through(
@@ -85,6 +86,11 @@ def _next_rung(size: int, growth: float, multiple: int) -> int:
 def bucket(count: int, ladder: Sequence[int]) -> int:
   """The smallest rung of the ladder that holds `count` images."""
   return ladder[bisect.bisect_left(ladder, count)]
+
+
+def evenly_spread(count: int, batch: int) -> np.ndarray:
+  """Indices into a device's batch: the same images on any number of devices."""
+  return np.arange(count) * batch // max(count, 1)
 
 
 def slots(

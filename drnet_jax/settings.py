@@ -26,7 +26,12 @@ from drnet_jax.errors import UserError
 # Fields that older versions did not have, and what they did: by section, those
 # of stages by the part of a stage.
 _ADDED = {
-  'data': {'max_pixels': 0, 'keys': ['image', 'label'], 'class_map': ''},
+  'data': {
+    'max_pixels': 0,
+    'keys': ['image', 'label'],
+    'class_map': '',
+    'unlabelled': '',
+  },
   'optimizer': {'head_lr': 1.0},
   'objective': {'teacher': 'largest'},  # of steps that can distil
 }

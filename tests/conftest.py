@@ -67,6 +67,16 @@ _NETWORK = {
 }
 
 
+RANET = {
+  'stem': 'cifar',
+  'width': 4,
+  'growth': 4,
+  'levels': (1, 2),
+  'factors': (2, 1),
+  'layers': 1,
+}
+
+
 def tiny_model(**changes):
   """A DRNet of three sizes that compiles in a second."""
   settings = {
@@ -161,14 +171,7 @@ def recorded(trained, images, labels=None):
 def tiny_exits():
   """A network whose four exits disagree, as if it had been trained."""
   model = models.create_ranet(
-    network={
-      'stem': 'cifar',
-      'width': 4,
-      'growth': 4,
-      'levels': (1, 2),
-      'factors': (2, 1),
-      'layers': 1,
-    },
+    network=RANET,
     image_px=16,
     mean=(0.5,) * 3,
     std=(0.25,) * 3,

@@ -27,9 +27,24 @@ def augmented(batch, *, step=5, devices=1, **changes):
 
 @functools.cache
 def compiled(devices, **changes):
-  settings = {'flip': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'num_classes': 5}
+  settings = {
+    'flip': 0.0,
+    'mixup': 0.0,
+    'cutmix': 0.0,
+    'unlabelled': False,
+    'num_classes': 5,
+  }
   mesh = mesh_lib.create(devices)
   return mesh, BatchAugmentation(**settings | changes).compiled(mesh)
+
+
+def test_no_label_is_a_distribution_of_zeros():
+  batch = jax.device_get(random_batch(8, image_px=8))
+  batch['label'] = np.where(np.arange(8) % 2, batch['label'], -1)
+  found = augmented(batch, unlabelled=True)
+  expected = np.eye(5)[batch['label']] * (batch['label'] >= 0)[:, None]
+  np.testing.assert_array_equal(found['label'], expected)
+  np.testing.assert_array_equal(found['image'], batch['image'])
 
 
 def test_half_of_the_images_are_mirrored_and_nothing_else():
@@ -104,7 +119,9 @@ def test_with_both_each_batch_takes_one_of_them():
 
 
 def test_odd_batches_cannot_be_paired():
-  settings = BatchAugmentation(flip=0, mixup=0.2, cutmix=0, num_classes=5)
+  settings = BatchAugmentation(
+    flip=0, mixup=0.2, cutmix=0, unlabelled=False, num_classes=5
+  )
   with pytest.raises(UserError, match='batch_size = 15 is odd'):
     settings.check_batch(15, 'config.pretrain.batch_size')
 

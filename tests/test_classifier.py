@@ -12,7 +12,13 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from conftest import compilations, recorded, tiny_trained
+from conftest import (
+  compilations,
+  encoded,
+  pictures,
+  recorded,
+  tiny_trained,
+)
 from PIL import Image
 
 from drnet_jax.choosing import policy, record
@@ -44,21 +50,6 @@ def dial_at_rest(request):
   if 'classifier' in request.fixturenames:
     shared = request.getfixturevalue('classifier')
     shared.policy = shared.contract.as_trained
-
-
-def pictures(count, *, side=32, seed=0):
-  """Pictures of differing brightness and contrast: the router tells them."""
-  rng = np.random.default_rng(seed)
-  low = rng.integers(0, 200, (count, 1, 1, 3))
-  span = rng.integers(1, 56, (count, 1, 1, 1))
-  noise = rng.integers(0, 1000, (count, side, side, 3))
-  return (low + noise % span).astype(np.uint8)
-
-
-def encoded(image, format='PNG', **options):
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, format, **options)
-  return file.getvalue()
 
 
 def reference(trained, images):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn import datasets as sklearn_datasets
+from test_sources import DATA
 
 from drnet_jax import settings
 from drnet_jax.data import scaled_digits, sources
@@ -18,28 +19,15 @@ from drnet_jax.errors import UserError
 @pytest.fixture(scope='module')
 def data(data_dir):
   return Data(
-    name='scaled_digits',
-    data_dir=data_dir,
-    train_split='originals',
-    validation_split='validation',
-    test_split='test',
-    epoch_images=0,
-    augmentation='compose_digits',
-    flip=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    rand_augment=(),
-    resize_px=0,
-    keep_aspect=True,
-    classes='',
-    class_map='',
-    images_per_class=0,
-    held_out=0,
-    max_bad_images=0,
-    max_pixels=0,
-    keys=('image', 'label'),
-    threads=1,
-    workers=0,
+    **DATA
+    | {
+      'name': 'scaled_digits',
+      'data_dir': data_dir,
+      'train_split': 'originals',
+      'validation_split': 'validation',
+      'test_split': 'test',
+      'augmentation': 'compose_digits',
+    }
   )
 
 

@@ -8,15 +8,14 @@ import json
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import compilations, recorded, tiny_trained
+from conftest import RANET, compilations, recorded, tiny_exits, tiny_trained
 from PIL import Image
 
 from configs import cifar10_ranet_tiny
-from drnet_jax import models, settings
+from drnet_jax import settings
 from drnet_jax.bench import inference, subjects
 from drnet_jax.bench import models as models_bench
 from drnet_jax.choosing import calibration as calibration_lib
@@ -31,40 +30,10 @@ from drnet_jax.run import evaluate, train, workdir
 from drnet_jax.serve.answers import Failure
 from drnet_jax.serve.classifier import Classifier
 
-NETWORK = {
-  'stem': 'cifar',
-  'width': 4,
-  'growth': 4,
-  'levels': (1, 2),
-  'factors': (2, 1),
-  'layers': 1,
-}
-
 
 @pytest.fixture(scope='module')
 def trained():
-  """A network whose exits disagree, as if it had been trained."""
-  model = models.create_ranet(
-    network=NETWORK,
-    image_px=16,
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
-    num_classes=5,
-  )
-  params, batch_stats = model.init(jax.random.key(0))
-  network = params['network']
-  for k in range(1, len(model.options) + 1):
-    head = network[f'exit{k}']['head']
-    head['kernel'] = head['kernel'] * 6
-  return workdir.Trained(
-    model=model,
-    params=params,
-    batch_stats=batch_stats,
-    has_router=False,
-    class_names=tuple('abcde'),
-    config=cifar10_ranet_tiny.get_config(),
-    origin='a test',
-  )
+  return tiny_exits()
 
 
 @pytest.fixture(scope='module')
@@ -264,7 +233,7 @@ def run(tmp_path_factory):
   )
   config = cifar10_ranet_tiny.get_config()
   with config.unlocked():
-    config.model.network = NETWORK | {'first_blocks': 1, 'more_blocks': 1}
+    config.model.network = RANET | {'first_blocks': 1, 'more_blocks': 1}
   config.model.image_px = 16
   config.data.update(
     name='packed',
@@ -376,6 +345,14 @@ def test_mistakes_in_a_config(run, tmp_path, change, message):
   config.update_from_flattened_dict(change)
   with pytest.raises(UserError, match=message):
     train.train(config, str(tmp_path))
+
+
+def test_images_without_a_class_need_a_teacher(run, tmp_path):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  config = workdir.read_config(run)
+  config.data.unlabelled = str(tmp_path)
+  with pytest.raises(UserError, match="'exits' learns from labels: config.ex"):
+    train.train(config, str(tmp_path / 'run'))
 
 
 def test_benchmark_compares_with_the_last_exit(trained):

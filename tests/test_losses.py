@@ -49,6 +49,20 @@ def test_smoothed_cross_entropy_is_optax_on_smoothed_labels():
   )
 
 
+def test_without_a_label_there_is_no_loss_and_the_teacher_is_all():
+  logits = jax.random.normal(jax.random.key(0), (2, 5))
+  labels = jnp.array([[0.0, 0.25, 0.75, 0.0, 0.0], [0.0] * 5])
+  loss = losses.cross_entropy(logits, labels, label_smoothing=0.1)
+  assert loss[0] > 0 and loss[1] == 0
+  assert losses.has_label(labels).tolist() == [True, False]
+  assert not losses.right(logits, labels)[1]
+  targets = losses.blended(labels, logits, share=0.4)
+  teacher = jax.nn.softmax(logits)
+  np.testing.assert_allclose(
+    targets, [0.6 * labels[0] + 0.4 * teacher[0], teacher[1]], rtol=1e-5
+  )
+
+
 def test_an_ensemble_weighs_who_answers_well():
   labels = jax.random.randint(jax.random.key(0), (200,), 0, 5)
   noise = jax.random.normal(jax.random.key(1), (3, 200, 5))

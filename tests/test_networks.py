@@ -165,33 +165,49 @@ def test_padding_as_tensorflow_pads():
     layers.conv(1, 3, padding='valid', dtype='float32', name='c')
 
 
-def test_depthwise_convolution_and_its_gradient():
-  """What CPUs run in its place is the convolution."""
+@pytest.mark.parametrize('groups', [1, 6])
+@pytest.mark.parametrize(
+  'side, stride, padding',
+  [
+    (1, 1, 'SAME'),
+    (1, 2, [(0, 0)] * 2),
+    (3, 1, 'SAME'),
+    (5, 2, [(2, 2)] * 2),
+    (2, 2, 'SAME'),
+  ],
+)
+def test_convolutions_of_cpus(monkeypatch, groups, side, stride, padding):
+  """What runs in the place of a convolution is it, and so are gradients."""
+  monkeypatch.setattr(layers, '_MANY_PIXELS', 72)
   keys = jax.random.split(jax.random.key(0), 3)
-  for side, stride, padding in ((3, 1, 'SAME'), (5, 2, [(2, 2)] * 2)):
-    x = jax.random.normal(keys[0], (2, 9, 8, 6))
-    kernel = jax.random.normal(keys[1], (side, side, 1, 6))
+  x = jax.random.normal(keys[0], (6, 9, 8, 6))
+  features = 6 if groups == 6 else 4
+  kernel = jax.random.normal(keys[1], (side, side, 6 // groups, features))
 
-    def run(function, x, kernel, stride=stride, padding=padding):
-      return function(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=6,
-      )
+  def run(function):
+    return lambda x, kernel: function(
+      x,
+      kernel,
+      (stride, stride),
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
+    )
 
-    ours, pullback = jax.vjp(
-      lambda x, k, run=run: run(layers._depthwise, x, k), x, kernel
-    )
-    theirs, expected = jax.vjp(
-      lambda x, k, run=run: run(jax.lax.conv_general_dilated, x, k), x, kernel
-    )
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    cotangent = jax.random.normal(keys[2], ours.shape)
-    for a, b in zip(pullback(cotangent), expected(cotangent), strict=True):
-      np.testing.assert_allclose(a, b, atol=1e-4)
+  ours = run(layers._depthwise if groups > 1 else layers._dense)
+  found, pullback = jax.vjp(ours, x, kernel)
+  wanted, expected = jax.vjp(run(jax.lax.conv_general_dilated), x, kernel)
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+  cotangent = jax.random.normal(keys[2], found.shape)
+  for a, b in zip(pullback(cotangent), expected(cotangent), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+  half = jnp.bfloat16
+  _, pullback = jax.vjp(ours, x.astype(half), kernel.astype(half))
+  for a, b in zip(
+    pullback(cotangent.astype(half)), expected(cotangent), strict=True
+  ):
+    assert a.dtype == half
+    np.testing.assert_allclose(a.astype(float), b, atol=0.3, rtol=0.05)
 
 
 @pytest.mark.parametrize(

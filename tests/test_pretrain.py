@@ -61,13 +61,15 @@ def test_gradient_is_that_of_the_summed_losses(distill):
   assert_trees_close(new.params, expected)
 
 
-@pytest.mark.parametrize('mixed', [False, True])
-def test_every_size_learns_from_the_ensemble(mixed):
-  """With smoothed labels, also where mixup has blended them."""
+@pytest.mark.parametrize('kind', ['plain', 'mixed', 'some without'])
+def test_every_size_learns_from_the_ensemble(kind):
+  """With smoothed labels, also where mixup has blended them, or none is."""
   model, batch = tiny_model(), random_batch(16)
   labels = jax.nn.one_hot(batch['label'], 5)
-  if mixed:
+  if kind == 'mixed':
     labels = batch['label'] = 0.7 * labels + 0.3 * labels[::-1]
+  if kind == 'some without':
+    labels = batch['label'] = labels.at[::3].set(0.0)
   state = make_state(model, mesh_lib.create(1))
 
   def total(params):
@@ -89,7 +91,10 @@ def test_every_size_learns_from_the_ensemble(mixed):
       ]
     )
     teacher = jax.lax.stop_gradient(losses.ensemble(logits, batch['label']))
-    targets = 0.7 * labels + 0.3 * jax.nn.softmax(teacher)
+    teacher = jax.nn.softmax(teacher)
+    targets = 0.7 * labels + 0.3 * teacher
+    if kind == 'some without':
+      targets = targets.at[::3].set(teacher[::3])
     smooth = optax.smooth_labels(targets, 0.1)
     return optax.softmax_cross_entropy(logits, smooth).mean(1).sum()
 

@@ -86,10 +86,18 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(monkeypatch):
   assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_workdir_is_a_folder(monkeypatch):
+def test_home_is_known_in_every_argument(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
-  with flagsaver.flagsaver(workdir='~/runs/a'):
-    assert cli.workdir() == '/home/me/runs/a'
+  given = '--workdir=~/a,~/b,c~d --to=~ ~/x~/y a=~no_such_user/b'.split()
+  wanted = '--workdir=/home/me/a,/home/me/b,c~d --to=/home/me /home/me/x~/y '
+  assert cli.with_home(given) == [*wanted.split(), given[-1]]
+  with flagsaver.flagsaver(workdir=None):
+    left = cli.keep_overrides(['main', '--workdir=~/a', '--config.x=~/b'])
+    assert left == ['main', '--config.x=/home/me/b']
+    assert cli.workdir() == '/home/me/a'
+
+
+def test_a_workdir_is_a_folder():
   with flagsaver.flagsaver(workdir='gs://bucket/a'):
     with pytest.raises(UserError, match='gs://bucket/a: runs live in folders'):
       cli.workdir()

@@ -34,6 +34,7 @@ DATA = {
   'keep_aspect': True,
   'classes': '',
   'class_map': '',
+  'unlabelled': '',
   'images_per_class': 0,
   'held_out': 0,
   'max_bad_images': 0,
@@ -108,6 +109,37 @@ def test_images_can_be_held_out_by_number_or_by_share(folder, held_out):
   assert len(data.open('held_out').examples) == 3
   with pytest.raises(UserError, match='held_out = 0.01 of 12 images'):
     Data(**fields | {'held_out': 0.01}).open('held_out')
+
+
+@pytest.mark.parametrize('kind', ['folder', 'packed'])
+def test_images_without_a_class_are_trained_on_too(request, tmp_path, kind):
+  path = request.getfixturevalue(kind)
+  more = tmp_path / 'more' / 'deep'
+  more.mkdir(parents=True)
+  for i in range(2):
+    (more / f'{i}.png').write_bytes(picture(4, i))
+  data = Data(
+    **DATA | {'name': kind, 'data_dir': path, 'unlabelled': str(more.parent)}
+  )
+  labelled = data.open('train')
+  source = data.with_unlabelled(labelled)
+  assert source.class_names == labelled.class_names
+  found = [(e['label'], shade(e)) for e in source.examples]
+  first = [(e['label'], shade(e)) for e in labelled.examples]
+  assert found == [*first, (-1, 200), (-1, 201)]
+  assert source.examples.name(len(first)) == str(more / '0.png')
+  (batch,) = itertools.islice(
+    data.train_batches(
+      source, size_px=8, batch_size=len(found), seed=0, start_step=0
+    ),
+    1,
+  )
+  assert sorted(batch['label'].tolist()) == sorted(x for x, _ in found)
+  empty = dataclasses.replace(data, unlabelled=str(tmp_path / 'train' / 'none'))
+  with pytest.raises(UserError, match="none' holds no image; .*cannot be read"):
+    empty.with_unlabelled(labelled)
+  with pytest.raises(UserError, match="needs name = 'folder' or 'packed'"):
+    dataclasses.replace(data, name='cifar10').with_unlabelled(labelled)
 
 
 def test_some_classes_in_their_own_order(folder, some_classes):

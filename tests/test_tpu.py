@@ -259,7 +259,9 @@ def test_what_goes_with_a_step():
   model, mesh, lowering = drnet(), abstract_mesh(256, 256), Lowering()
   state, batch = abstract_state(mesh, model), batch_of(mesh, 224)
   key = ahead.KEY
-  augment = BatchAugmentation(flip=0.5, mixup=0.2, cutmix=1.0, num_classes=9)
+  augment = BatchAugmentation(
+    flip=0.5, mixup=0.2, cutmix=1.0, unlabelled=False, num_classes=9
+  )
   call = augment.compiled(mesh)
   (jitted,) = (cell.cell_contents for cell in call.__closure__)
   lowering.add(jitted.trace(*batch.values(), key, state.step))

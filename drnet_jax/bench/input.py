@@ -141,6 +141,7 @@ def _data(name: str, data_dir: str) -> Data:
     keep_aspect=True,
     classes='',
     class_map='',
+    unlabelled='',
     images_per_class=0,
     held_out=0,
     max_bad_images=0,

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import logging as python_logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -35,7 +36,7 @@ WORKDIR = flags.DEFINE_string(
 
 
 def workdir() -> str:
-  """What --workdir names, `~` expanded.
+  """What --workdir names.
 
   Raises:
     UserError: it is missing, or not a folder of this machine.
@@ -47,12 +48,12 @@ def workdir() -> str:
       f'--workdir={WORKDIR.value}: runs live in folders; mount the bucket '
       '(with gcsfuse, s3fs or rclone) and name the folder'
     )
-  return os.path.expanduser(WORKDIR.value)
+  return WORKDIR.value
 
 
 def model() -> str | list[str]:
   """What --workdir names: one run, or a ladder of several, with commas."""
-  paths = [os.path.expanduser(p) for p in workdir().split(',') if p]
+  paths = [p for p in workdir().split(',') if p]
   return paths[0] if len(paths) == 1 else paths
 
 
@@ -104,7 +105,7 @@ def run_command(command: Callable[[], None]) -> None:
 def parse_flags(arguments: Sequence[str]) -> list[str]:
   """absl's parsing, with a mistake told in one line and exit status 2."""
   try:
-    return flags.FLAGS(with_config(arguments))
+    return flags.FLAGS(with_config(with_home(arguments)))
   except flags.Error as error:
     what = str(error).strip()
     if 'get_config() missing' in what:  # of a set, after a traceback
@@ -128,6 +129,17 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     what = ' '.join(str(what).split())
     print(f'error: --config has no field {what}', file=sys.stderr)
     sys.exit(2)
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+  """Arguments with `~` and `~name` replaced wherever a path may begin.
+
+  Shells do so at the beginning of an argument only, not after `=` or a comma.
+  """
+  return [
+    re.sub('(?<![^=,])~[^/,]*', lambda x: os.path.expanduser(x[0]), argument)
+    for argument in arguments
+  ]
 
 
 def with_config(arguments: Sequence[str]) -> list[str]:
@@ -155,6 +167,7 @@ def keep_overrides(arguments: Sequence[str]) -> list[str]:
   For commands that use a run whose data may have moved; of one with a --config
   of its own they go there too.
   """
+  arguments = with_home(arguments)
   overrides = [a for a in arguments if a.startswith('--config.')]
   if not any(a.split('=')[0] in ('--config', '-config') for a in arguments):
     arguments = [a for a in arguments if a not in overrides]

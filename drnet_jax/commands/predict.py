@@ -55,7 +55,6 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   paths, wrong = [], []
   for argument in arguments:
     left_out = collections.Counter()
-    argument = os.path.expanduser(argument)
     if os.path.isdir(argument):
       found, what = folder.images(argument, left_out), 'folder'
     elif os.path.exists(argument):

@@ -8,6 +8,7 @@ process has a run of neighbours of the global batch, so that images lie in it in
 one order on any number of processes.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -21,6 +22,7 @@ import numpy as np
 from drnet_jax import settings
 from drnet_jax.data import (
   classes,
+  folder,
   pixels,
   rand_augment,
   random_crop,
@@ -92,6 +94,8 @@ class Data:
     class_map: file that says what the model calls classes of the data, see
       `classes.read_map`; '' where names are the same.
     images_per_class: training images to keep of each, see `sources.load`.
+    unlabelled: a folder of images that are trained on as well, without a class:
+      a teacher says what they show, see `steps.pretrain`; '' for none.
     held_out: images of the training split that are set aside, drawn with a
       fixed seed; they are the split 'held_out'. Below 1 it is a share of them.
     max_bad_images: unreadable images to do without, in each split and process;
@@ -124,6 +128,7 @@ class Data:
   keep_aspect: bool
   classes: settings.Path
   images_per_class: settings.Whole
+  unlabelled: settings.Path
   held_out: settings.NotNegative
   max_bad_images: settings.Whole
   max_pixels: settings.Whole
@@ -181,6 +186,27 @@ class Data:
         source, examples=selection.Some(source.examples, rows)
       )
     return source
+
+  def with_unlabelled(self, source: sources.Source) -> sources.Source:
+    """The training split and, labelled -1, the images without a class.
+
+    Raises:
+      UserError: there are none, or they cannot stand beside the data set's.
+    """
+    if not self.unlabelled:
+      return source
+    field = f'config.data.unlabelled = {self.unlabelled!r}'
+    if self.name not in ('folder', 'packed'):
+      raise UserError(
+        f"{field} needs name = 'folder' or 'packed', not {self.name!r}"
+      )
+    left_out: collections.Counter[str] = collections.Counter()
+    paths = folder.images(self.unlabelled, left_out)
+    if not paths:
+      raise UserError(f'{field} holds no image; {folder.describe(left_out)}')
+    more = folder.Files(tuple(paths), (-1,) * len(paths))
+    examples = selection.Joined(source.examples, more)
+    return dataclasses.replace(source, examples=examples)
 
   def class_names(self) -> tuple[str, ...]:
     """In label order, of the training split; does not read images."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping some classes of a data set, and some images of each."""
+"""Some classes or images of a data set, or those of two."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -65,3 +65,26 @@ class Some:
 
   def name(self, i: int) -> str:
     return self.examples.name(int(self.rows[i]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """Two data sets' examples, one after the other; see `sources.Examples`."""
+
+  first: Any
+  second: Any
+
+  def __len__(self) -> int:
+    return len(self.first) + len(self.second)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    examples, j = self._place(i)
+    return examples[j]
+
+  def name(self, i: int) -> str:
+    examples, j = self._place(i)
+    return examples.name(j)
+
+  def _place(self, i: SupportsIndex) -> tuple[Any, int]:
+    i, count = int(i), len(self.first)
+    return (self.first, i) if i < count else (self.second, i - count)

@@ -150,6 +150,7 @@ class StageRunner:
       flip=data.flip,
       mixup=data.mixup,
       cutmix=data.cutmix,
+      unlabelled=bool(data.unlabelled),
       num_classes=len(source.class_names),
     )
     augmentation.check_batch(self._step_images, field)
@@ -185,6 +186,11 @@ class StageRunner:
     objective = settings.call(
       step_class.objective_class, stage.objective, f'{where}.objective'
     )
+    if data.unlabelled and not getattr(objective, 'distill', 0):
+      raise UserError(
+        f'config.data.unlabelled is set, and {name!r} learns from labels: '
+        f"{where} needs step = 'pretrain' and objective.distill > 0"
+      )
     self._step = step_class(
       model,
       self._optimizer,

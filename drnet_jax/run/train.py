@@ -84,6 +84,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
       data.open(split, names)
       for split in (data.train_split, data.validation_split)
     )
+  source = data.with_unlabelled(source)
   model = workdir.create_model(run.model, names)
   data.check_side(model.image_px)
   # All stages before the first is run: a mistake in the last shows at once.

@@ -30,12 +30,14 @@ class BatchAugmentation:
     cutmix: alpha of cutmix (arXiv:1905.04899): a box of another image is
       pasted, its area drawn likewise; 0 for none. With both, each batch takes
       one of the two at even odds.
+    unlabelled: whether images may be without a label, which is -1.
     num_classes: of the labels.
   """
 
   flip: float
   mixup: float
   cutmix: float
+  unlabelled: bool
   num_classes: int
 
   @property
@@ -56,9 +58,9 @@ class BatchAugmentation:
 
     Its batch, which it takes over, has 'image' uint8 [B, H, H, 3] and 'label'
     int [B]. It returns images of the same shape and type; the labels become
-    float [B, K] if images are mixed.
+    float [B, K] if images are mixed or without one, which is then zeros.
     """
-    if not (self.flip or self.mixes):
+    if not (self.flip or self.mixes or self.unlabelled):
       return lambda batch, key, step: batch
     # The images' memory is taken over; the labels change their type.
     augment = jax.jit(
@@ -80,12 +82,12 @@ def _augment(settings: BatchAugmentation, images, labels, key, step):
   if settings.flip:
     flipped = jax.random.bernoulli(flip_key, float(settings.flip), labels.shape)
     images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+  if settings.mixes or settings.unlabelled:
+    labels = jax.nn.one_hot(labels, settings.num_classes)
   if settings.mixes:
     weight = _weights(settings, mix_key, images.shape[1])
     images = _mix(images, weight[..., None])
-    labels = _mix(
-      jax.nn.one_hot(labels, settings.num_classes), weight.mean(dtype=float)
-    )
+    labels = _mix(labels, weight.mean(dtype=float))
   return images, labels
 
 

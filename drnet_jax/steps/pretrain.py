@@ -24,7 +24,8 @@ class PretrainObjective:
   Attributes:
     label_smoothing: see `losses.cross_entropy`.
     distill: share of what a size learns that is what a teacher says of the
-      image, in place of the label; 0 for the paper's loss.
+      image, in place of the label; 0 for the paper's loss. Of an image without
+      a label it is all.
     teacher: 'largest': the largest size teaches the smaller ones. 'ensemble':
       the weighted mean of all sizes' logits teaches every size (RS-Net,
       arXiv:2007.09558), see `losses.ensemble`. It keeps what all sizes
@@ -98,7 +99,8 @@ class PretrainStep(WholeStep):
         name: jax.tree.map(jnp.add, grads['norm'][name], norm)
       }
       total += loss
-      metrics[f'top1_r{size_px}'] = losses.right(logits, labels).mean()
+      right, known = losses.right(logits, labels), losses.has_label(labels)
+      metrics[f'top1_r{size_px}'] = right.sum() / jnp.maximum(known.sum(), 1)
       if distill and not has_ensemble and size_px == max(model.resolutions):
         targets = losses.blended(labels, logits, share=distill)
 

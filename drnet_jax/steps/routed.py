@@ -129,8 +129,9 @@ class RoutedStep:
         f'objective.explore = {objective.explore} of {local} images per device '
         'rounds to zero images'
       )
-    self._explored = _evenly_spread(num_explored, local)
-    self._refreshed = _evenly_spread(max(round(REFRESHED * local), 1), local)
+    self._explored = routing.evenly_spread(num_explored, local)
+    num_refreshed = max(round(REFRESHED * local), 1)
+    self._refreshed = routing.evenly_spread(num_refreshed, local)
     self.ladder = routing.bucket_ladder(
       local,
       growth=objective.bucket_growth,
@@ -424,8 +425,7 @@ class RoutedStep:
       {'norm': norm_stats, 'predictor': routed.stats},
       chosen=self._chosen_sets(routed.counts.sum(0) > 0),
     )
-    share = routed.h.mean(0)
-    p = routed.p
+    share, p = routed.h.mean(0), routed.p
     metrics = {
       'loss': learned.loss + self._eta(step) * hinge,
       'cross_entropy': learned.loss,
@@ -473,40 +473,26 @@ class RoutedStep:
   def _learn_arguments(self, size_index, state, batch):
     """Shapes and shardings of what `learn` takes of one size."""
     images, labels = batch['image'], batch['label']
-    batch_size, sizes = len(labels), self._model.resolutions
     shared, norm, stats = self._set(size_index, state)
 
     def by_batch(*shape, dtype=jnp.float32):
+      shape = (len(labels), *shape)
       return jax.ShapeDtypeStruct(shape, dtype, sharding=self._by_batch)
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated)
     learned = Learned(
       shared=shared,
-      dh=by_batch(batch_size, len(sizes)),
+      dh=by_batch(len(self._model.resolutions)),
       loss=scalar,
       top1=scalar,
     )
-    return (
-      learned,
-      norm,
-      shared,
-      norm,
-      stats,
-      images,
-      labels,
-      by_batch(batch_size, dtype=jnp.int32),
-      ahead.KEY,
-      state.step,
-    )
+    choice = by_batch(dtype=jnp.int32)
+    of_size, of_batch = (norm, shared, norm, stats), (images, labels, choice)
+    return learned, *of_size, *of_batch, ahead.KEY, state.step
 
 
 def _dropout_key(key, step, number):
   return jax.random.fold_in(jax.random.fold_in(key, step), number)
-
-
-def _evenly_spread(count: int, batch: int) -> np.ndarray:
-  """Indices into a device's batch: the same images on any number of devices."""
-  return np.arange(count) * batch // max(count, 1)
 
 
 def _zeros(tree, shardings):
