@@ -88,33 +88,32 @@ def column(rows, name):
   return np.array([100 * float(row[name]) for row in rows])
 
 
+def quickstart_rows(policy):
+  """Of each of the three seeds."""
+  return [r for r in raw('quickstart') if r['policy'] == policy]
+
+
 def quickstart():
-  rows = [r for r in raw('quickstart') if r['gradient'] == 'all, expected']
-  gmacs = {px: float(rows[0][f'gmacs_{px}']) for px in (32, 48, 64)}
-
-  def scores(name):
-    return median_range(column(rows, name))
-
-  def of_full(cost):
-    return f'{100 * cost / gmacs[64]:.1f}'
-
-  return [
-    ['fixed 32 px', scores('fixed_32'), of_full(gmacs[32])],
-    ['fixed 48 px', scores('fixed_48'), of_full(gmacs[48])],
-    ['fixed 64 px', scores('fixed_64'), '100'],
-    [
-      "routed (`gradient='all'`, expected cross-entropy)",
-      scores('routed'),
-      scores('cost'),
-    ],
-    ["best fixed at the router's cost", scores('best_fixed'), 'the same'],
-    ["random at the router's cost", scores('random'), 'the same'],
-    [
-      'oracle (smallest size that is right)',
-      scores('oracle'),
-      of_full(np.median([float(r['oracle_gmacs']) for r in rows])),
-    ],
-  ]
+  names = {
+    'fixed 32 px': 'fixed 32 px',
+    'fixed 44 px': 'fixed 44 px',
+    'fixed 64 px': 'fixed 64 px',
+    'best policy': 'best policy',
+    'router as trained': 'router as trained',
+    'cascade': 'cascade, at no higher cost than the best policy',
+    'router': 'router, the same',
+    'best fixed': "best fixed at the best policy's cost",
+    'random': "random at the best policy's cost",
+    'oracle': 'oracle (smallest size that is right)',
+  }
+  full = column(quickstart_rows('fixed 64 px'), 'gmacs')
+  found = []
+  for policy, name in names.items():
+    if rows := quickstart_rows(policy):
+      cost = 100 * column(rows, 'gmacs') / full[: len(rows)]
+      cells = [median_range(x) for x in (column(rows, 'top1'), cost)]
+      found.append([name, *cells])
+  return found
 
 
 def imagenet_sizes():
@@ -184,11 +183,17 @@ def budget():
   return found
 
 
-def test_the_best_policy_is_no_worse_than_the_best_family():
-  assert len(by_budget()) == 24
+def test_the_best_policy_against_the_best_family():
+  """At how many budgets it is level on test images, as the README says."""
+  behind = []
   for rows in by_budget().values():
     top1 = {family: float(r['test_top1']) for family, r in rows.items()}
-    assert top1['best'] >= max(top1.values()) - 0.003
+    behind.append(max(top1.values()) - top1['best'])
+  assert (
+    f'At {sum(x <= 0.003 for x in behind)} of the {len(behind)} budgets'
+    in PROSE
+  )
+  assert max(behind) == pytest.approx(0.008)
 
 
 def ladder():
@@ -357,41 +362,38 @@ def test_every_table_has_a_source():
 
 
 def test_the_prose_on_the_quick_start_is_that_of_its_csv():
-  rows = raw('quickstart')
-  ours = [r for r in rows if r['gradient'] == 'all, expected']
-  papers = [r for r in rows if r['gradient'] == 'chosen']
+  quick = ' '.join((RESULTS / 'quickstart.md').read_text().split())
 
-  def gain(rows, rival):
-    return median_range(column(rows, 'routed') - column(rows, rival), form='+')
+  def gain(rival):
+    return median_range(column(quickstart_rows(rival), 'gain'), form='+')
 
-  def rho(rows):
-    values = [float(r['spearman_rho']) for r in rows]
-    return median_range(values, 2).replace('-0', '-')
-
-  saved = 100 - 100 * column(ours, 'routed_gmacs') / column(ours, 'gmacs_48')
-
-  def over(words):
-    middle, around = words.split(' ', 1)
-    return f'{middle} points {around}'
-
-  fresh = {row['policy']: row for row in raw('quickstart_fresh')}
-  routed, full = fresh['routed'], fresh['fixed 64 px']
-  share = float(routed['gmacs']) / float(full['gmacs'])
-
+  papers, ours = (
+    [r for r in raw('quickstart_old') if r['gradient'] == gradient]
+    for gradient in ('chosen', 'all, expected')
+  )
   for said in (
-    f'64 px has {100 * float(full["top1"]):.1f} % and the router '
-    f'{100 * float(routed["top1"]):.1f} % at {100 * share:.1f} %',
-    f'**{over(gain(ours, "best_fixed"))} over the best fixed size**',
-    f'and {gain(ours, "random")} over random',
-    f"Spearman's rho {rho(ours)}.",
+    f'**{gain("best fixed")} points over the best fixed size**',
+    f'and {gain("random")} over random',
     median_range(column(papers, 'routed')).replace(' ', ' % ', 1)
-    + f' at {np.median(column(papers, "cost")):.1f} %, which is '
-    + f'{gain(papers, "best_fixed")} over the best fixed size, '
-    + f'rho {rho(papers)}.',
-    f'saves {np.median(saved):.0f} % of the cost for '
-    f'{over(gain(ours, "fixed_48"))}.',
+    + f' at {np.median(column(papers, "cost")):.1f} %',
+    median_range(column(ours, 'routed')).replace(' ', ' % ', 1)
+    + f' at {np.median(column(ours, "cost")):.1f} %',
   ):
-    assert said in PROSE
+    assert said in f'{PROSE} {quick}', said
+
+
+def test_the_quick_start_wins_plainly():
+  fixed = [
+    column(quickstart_rows(f'fixed {px} px'), 'top1') for px in (32, 44, 64)
+  ]
+  assert (np.diff(fixed, axis=0) > 1).all(), 'accuracy rises with the size'
+  best, full = (quickstart_rows(x) for x in ('best policy', 'fixed 64 px'))
+  assert len(best) == 3
+  assert (column(best, 'gmacs') / column(full, 'gmacs') < 0.57).all()
+  for rival in ('best fixed', 'random'):
+    assert (column(quickstart_rows(rival), 'gain_low') > 0).all()
+  for rival in ('router', 'cascade'):
+    assert (column(quickstart_rows(rival), 'gain') > 0.4).all()
 
 
 def test_the_prose_on_input_is_that_of_its_csv():
