@@ -340,7 +340,7 @@ def test_nothing_is_compiled_after_loading(trained):
 def test_broken_weights_are_told(trained):
   broken = jax.tree.map(lambda x: x * np.nan, trained.params['base'])
   params = trained.params | {'base': broken}
-  bad = type(trained)(**vars(trained) | {'params': params})
+  bad = dataclasses.replace(trained, params=params)
   with pytest.raises(UserError, match='weights hold NaN'):
     Classifier.of(bad, runtime='jax', batch=1)
 

@@ -223,7 +223,10 @@ def equations(jaxpr, where=''):
   for equation in jaxpr.eqns:
     here = f'{where}/{equation.source_info.name_stack}'
     yield here, equation
-    for value in equation.params.values():
+    values = [*equation.params.values()]
+    if platforms := equation.params.get('branches_platforms'):
+      values = [equation.params['branches'][platforms.index(None)]]
+    for value in values:
       inner = getattr(value, 'jaxpr', None)
       if inner is not None:
         yield from equations(inner, f'{here}/{equation.params.get("name", "")}')

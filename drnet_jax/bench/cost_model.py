@@ -150,10 +150,13 @@ def _convolved_bytes(jaxpr) -> int:
     if equation.primitive.name == 'conv_general_dilated':
       ends = (equation.invars[0], equation.outvars[0])
       total += sum(v.aval.size * v.aval.dtype.itemsize for v in ends)
-    for value in equation.params.values():
-      inner = getattr(value, 'jaxpr', None)
-      if inner is not None:
-        total += _convolved_bytes(inner)
+    inner = [*equation.params.values()]
+    if platforms := equation.params.get('branches_platforms'):
+      # Written for several platforms: the one that is for all of them.
+      inner = [equation.params['branches'][platforms.index(None)]]
+    total += sum(
+      _convolved_bytes(x.jaxpr) for x in inner if hasattr(x, 'jaxpr')
+    )
   return total
 
 
