@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of PyTorch weights: what is read, and what is refused."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -250,11 +252,14 @@ def test_imported_runs_can_be_used_and_exported(tmp_path, data_dir):
     trained.model.logits_at(trained.params, trained.batch_stats, images, 32),
     model.logits_at(params, stats, images, 32),
   )
-  again, _ = weights.load(path, model, fresh, mesh, reset_head=False)
+  load_run = functools.partial(
+    weights.load, path, model, fresh, mesh, class_names=trained.class_names
+  )
+  again, _ = load_run(reset_head=False)
   np.testing.assert_array_equal(
     again['base']['head']['kernel'], params['base']['head']['kernel']
   )
-  reset, _ = weights.load(path, model, fresh, mesh, reset_head=True)
+  reset, _ = load_run(reset_head=True)
   np.testing.assert_array_equal(
     reset['base']['head']['kernel'], fresh[0]['base']['head']['kernel']
   )
