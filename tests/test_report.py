@@ -636,6 +636,62 @@ def test_rows_are_compared_with_the_network_of_one_size(experiment):
   assert rows['the same'].over_fixed is None
 
 
+@pytest.fixture(scope='module')
+def one_network_each(calibrated, tmp_path_factory):
+  """The calibrated run's sizes again, each as a network of its own."""
+  ours = evaluated.read(str(calibrated)).record
+  path = tmp_path_factory.mktemp('each')
+  for j, name in enumerate(ours.options.names):
+    record = make_record(
+      ours.top1[:, [j]],
+      None,
+      names=[name],
+      gmacs=ours.gmacs[[j]],
+      extra={'index': ours.extra['index']},
+    )
+    write_run(path / f'alone_{j}', record)
+  return [str(path / f'alone_{j}') for j in range(3)]
+
+
+def test_networks_of_one_size_are_rivals_too(
+  calibrated, one_network_each, tmp_path
+):
+  paths = ','.join([str(calibrated), *one_network_each])
+  with flagsaver.flagsaver(workdir=paths, report_to=str(tmp_path)):
+    command.run([])
+  run = evaluated.read(str(calibrated))
+  rows = rows_of(tmp_path, 'budgets.csv')
+  policies = {c.point.policy for c in run.budgets['best']}
+  assert len(rows) == len(policies) > 8
+  for row in rows:
+    # The same answers at the same costs, so the same rival.
+    for end in ('', '_low', '_high'):
+      assert row[f'over_networks{end}'] == row[f'over_fixed{end}']
+    judged = scores.judge(
+      run.record,
+      next(
+        c.point.policy
+        for c in run.budgets['best']
+        if str(c.budget) == row['budget_gmacs']
+      ),
+      name='policy',
+    )
+    assert float(row['top1']) == pytest.approx(judged.policy.top1.value)
+    gain = judged.best_fixed.gain
+    found = [float(row[f'over_fixed{end}']) for end in ('', '_low', '_high')]
+    assert found == pytest.approx([gain.value, gain.low, gain.high], abs=1e-9)
+  text = (tmp_path / 'report.md').read_text()
+  assert text.count('| one | ') == 8 + 3  # in this table and in three others
+  # Without such networks there is no such rival.
+  with flagsaver.flagsaver(
+    workdir=f'{calibrated},{calibrated}', report_to=str(tmp_path)
+  ):
+    command.run([])
+  assert {row['over_networks'] for row in rows_of(tmp_path, 'budgets.csv')} == {
+    ''
+  }
+
+
 def test_the_report_of_a_set(experiment):
   with flagsaver.flagsaver(workdir=str(experiment)):
     command.run([])

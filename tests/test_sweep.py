@@ -60,6 +60,16 @@ def test_rows_share_a_first_stage(file):
   assert all('--config.seed=3' in j.arguments for j in (first, low, high))
 
 
+def test_weights_to_begin_with_are_given_where_no_stage_is_shared(file):
+  given = ['--config.init_from=weights.npz']
+  with pytest.raises(UserError, match='init_from is set by the sweep'):
+    sweep.plan(file, 'out', given)
+  photos = next(str(path) for path in SETS if path.stem == 'photos')
+  jobs = sweep.plan(photos, 'out', given)
+  assert len(jobs) == 6
+  assert all(job.arguments[-1:] == tuple(given) for job in jobs)
+
+
 @pytest.mark.parametrize('path', SETS, ids=lambda path: path.stem)
 def test_sets_fill_the_tables_of_the_paper(path):
   module = sweep._load(str(path))

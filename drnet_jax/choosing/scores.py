@@ -306,6 +306,36 @@ def judge(
   )
 
 
+def over_networks(
+  record: Record,
+  policy: Policy,
+  right: np.ndarray,
+  gmacs: np.ndarray,
+  resamples: int = RESAMPLES,
+) -> Interval:
+  """Top-1 of a policy less that of other networks at its cost.
+
+  Of the best of them, or the best mixture of two: as `Judgement.best_fixed`.
+
+  Args:
+    record: that the policy is played on.
+    policy: of any family.
+    right: bool [N, M], which of the record's images each network classifies
+      correctly.
+    gmacs: [M], cost of each.
+    resamples: of the images, for the interval.
+  """
+  decided = decide(policy, record, record.costs)
+  ours = record.right[np.arange(len(right)), decided.column]
+  columns = np.column_stack([ours, decided.cost, right]).astype(np.float64)
+
+  def gain(means: np.ndarray) -> float:
+    return means[0] - np.interp(means[1], *upper_hull(gmacs, means[2:]))
+
+  samples = resampled_means(columns, record.groups, resamples)
+  return interval(gain(columns.mean(0)), np.array([gain(m) for m in samples]))
+
+
 def difference(
   ours: np.ndarray,
   theirs: np.ndarray,

@@ -134,10 +134,18 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
       raise UserError(
         f'{override!r} is not of the form --config.<field>=<value>'
       )
-    if field in ('--config.stages', '--config.init_from'):
+    if field == '--config.stages':
       raise UserError(f'{field} is set by the sweep; edit the set file')
   configs = _rows(_load(path), path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
+  stages = [key for key in keys.values() if key]
+  if len(set(stages)) < len(stages) and any(
+    x.startswith('--config.init_from=') for x in overrides
+  ):
+    raise UserError(
+      '--config.init_from is set by the sweep, for rows that share their first '
+      'stage; edit the set file'
+    )
   shared: dict[str, Job] = {}
   jobs = []
   for name, config in configs.items():

@@ -11,11 +11,19 @@ import numpy as np
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.scores import Interval, Judgement, Scored
-from drnet_jax.report import page, plots, run_page, run_rows, wording
+from drnet_jax.report import (
+  page,
+  plots,
+  run_page,
+  run_rows,
+  set_budgets,
+  wording,
+)
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.paper_tables import TABLES, PaperRow
 from drnet_jax.report.run_set import RunSet
+from drnet_jax.report.set_budgets import Budget
 from drnet_jax.report.wording import Answer, percent, percent_interval
 from drnet_jax.tables import write_csv
 
@@ -38,9 +46,10 @@ class Row:
   Attributes:
     name: of the row.
     run: what was evaluated.
-    scored: its router, or its largest size if it has none.
-    found: the router as trained among its rivals; None if it has none.
-    over_fixed: its top-1 less that of the same network trained without a router
+    scored: its router, without one its best policy, or its largest size if
+      nothing chooses.
+    found: the router or policy among its rivals; None if it has none.
+    over_fixed: its top-1 less that of the same network where nothing chooses
       (the most expensive of the set), on the same images; None if it is that
       network, or if there is none.
   """
@@ -59,12 +68,12 @@ def rows(runs: RunSet) -> dict[str, Row]:
     if run is None:
       continue
     if run.path not in by_path:
-      router = run.router_judgement
+      judged = run.router_judgement or run.judgement
       largest = run.record.gmacs.argmax()
       scored = (
-        router.policy if router else run_rows.fixed_options(run.record)[largest]
+        judged.policy if judged else run_rows.fixed_options(run.record)[largest]
       )
-      by_path[run.path] = Row(name, run, scored, router)
+      by_path[run.path] = Row(name, run, scored, judged)
     found[name] = dataclasses.replace(by_path[run.path], name=name)
   return {
     name: dataclasses.replace(row, over_fixed=_over_fixed(row, found))
@@ -86,33 +95,29 @@ def _over_fixed(row: Row, found: Mapping[str, Row]) -> Interval | None:
 
 def _paired(ours: EvaluatedRun, theirs: EvaluatedRun) -> Interval | None:
   """None where they were not tested on the same images."""
-  records = ours.record, theirs.record
-  same = all(
-    np.array_equal(*(get(r) for r in records))
-    for get in (lambda r: r.label, lambda r: r.extra.get('index'))
-  )
-  if not same:
+  if not set_budgets.is_on_same_images(ours, theirs):
     return None
-  return scores.difference(_right(ours), _right(theirs), records[0].groups)
+  return scores.difference(_right(ours), _right(theirs), ours.record.groups)
 
 
 def _right(run: EvaluatedRun) -> np.ndarray:
   """Whether each image is classified correctly as the run is scored."""
-  record = run.record
-  if run.router is None:
+  record, policy = run.record, run.router or run.policy
+  if policy is None:
     return record.top1[:, record.gmacs.argmax()].astype(float)
-  column = policy_lib.decide(run.router, record, record.costs).column
+  column = policy_lib.decide(policy, record, record.costs).column
   return record.right[np.arange(len(column)), column].astype(float)
 
 
 def write(runs: RunSet, directory: str) -> Page:
   """Writes the report of several runs.
 
-  That is `index.html`, which needs no other file, `report.md`, `runs.csv` and
-  the figures as svg.
+  That is `index.html`, which needs no other file, `report.md`, `runs.csv`,
+  where runs are calibrated `budgets.csv`, and the figures as svg.
   """
   found = rows(runs)
-  report = _page(runs, found)
+  budgets = set_budgets.of(_runs(found))
+  report = _page(runs, found, budgets)
   page.write(report, directory)
   lines = [
     _csv_row(number, name, found.get(name))
@@ -120,6 +125,9 @@ def write(runs: RunSet, directory: str) -> Page:
     for name in names
   ]
   write_csv(os.path.join(directory, 'runs.csv'), lines)
+  if budgets:
+    lines = [set_budgets.csv_row(budget) for budget in budgets]
+    write_csv(os.path.join(directory, 'budgets.csv'), lines)
   return report
 
 
@@ -134,7 +142,9 @@ def _tables(runs: RunSet) -> dict[int | None, list[str]]:
   return found | {None: others} if others else found
 
 
-def _page(runs: RunSet, found: Mapping[str, Row]) -> Page:
+def _page(
+  runs: RunSet, found: Mapping[str, Row], budgets: Sequence[Budget]
+) -> Page:
   each = _each_run(found)
   shown = next((row.run for row in each if row.found), None)
   return Page(
@@ -147,6 +157,7 @@ def _page(runs: RunSet, found: Mapping[str, Row]) -> Page:
         _table_section(number, names, found)
         for number, names in _tables(runs).items()
       ),
+      *([set_budgets.section(budgets)] if budgets else []),
       _rivals(each),
       *(_galleries(shown) if shown else []),
       _made_with(each),
@@ -162,42 +173,46 @@ def _each_run(found: Mapping[str, Row]) -> list[Row]:
   return list(first.values())
 
 
+def _runs(found: Mapping[str, Row]) -> dict[str, EvaluatedRun]:
+  return {row.name: row.run for row in _each_run(found)}
+
+
 def _answers(found: Sequence[Row]) -> list[Answer]:
-  routed = [row for row in found if row.found]
-  if not routed:
+  choosing = [row for row in found if row.found]
+  if not choosing:
     what = 'Fixed sizes' if found else 'Nothing yet'
-    return [Answer('What is shown?', what, 'No evaluated run has a router.')]
-  savings = sorted(row.found.saving.value for row in routed)
-  better = [row for row in routed if row.found.best_fixed.gain.sign > 0]
-  worse = [row for row in routed if row.found.best_fixed.gain.sign < 0]
-  trained = [row for row in routed if row.over_fixed]
+    return [Answer('What is shown?', what, 'Nothing chooses in any of them.')]
+  savings = sorted(row.found.saving.value for row in choosing)
+  better = [row for row in choosing if row.found.best_fixed.gain.sign > 0]
+  worse = [row for row in choosing if row.found.best_fixed.gain.sign < 0]
+  trained = [row for row in choosing if row.over_fixed]
   beats = [row for row in trained if row.over_fixed.sign > 0]
   return [
     Answer(
-      'How much does routing save?',
+      'How much does choosing save?',
       f'{percent(savings[0], 0)} to {percent(savings[-1], 0)} %',
       "Of the multiply-adds of each run's own largest size, predictor counted, "
-      f'over {_count(routed)}.',
+      f'over {_count(choosing)}.',
     ),
     Answer(
       'Against a network trained at one size?',
       f'{len(beats)} of {len(trained)} better' if trained else 'Not run',
-      'Top-1 of the router less that of the most expensive network trained '
-      'without one, on the same images: '
+      'Top-1 of the router, or without one of the best policy, less that of '
+      'the most expensive network where nothing chooses, on the same images: '
       + (_listed(trained, lambda row: row.over_fixed) or 'there is none here.'),
     ),
     Answer(
       'Is the gain real?',
-      f'{len(better)} of {len(routed)} yes',
+      f'{len(better)} of {len(choosing)} yes',
       'Against the best fixed size of the same weights at the same cost: '
       f'{len(better)} better, {len(worse)} worse, the others undecided. '
-      + _listed(routed, lambda row: row.found.best_fixed.gain),
+      + _listed(choosing, lambda row: row.found.best_fixed.gain),
     ),
   ]
 
 
-def _count(routed: Sequence[Row]) -> str:
-  return 'one run' if len(routed) == 1 else f'{len(routed)} runs'
+def _count(some: Sequence[Row]) -> str:
+  return 'one run' if len(some) == 1 else f'{len(some)} runs'
 
 
 def _listed(some: Sequence[Row], difference) -> str:
@@ -286,7 +301,8 @@ def table(
     rows=cells,
     note='Empty: not run, or not printed. Brackets: 95 % bootstrap intervals '
     'over the test images; they do not cover the variation between training '
-    'runs. A run without a router is scored at its largest size.',
+    'runs. A run without a router is scored by its best policy, and where '
+    'nothing chooses at its largest size.',
   )
 
 
@@ -370,11 +386,11 @@ def _rivals(found: Sequence[Row]) -> Section:
       + [wording.points(r.gain) for r in rivals]
     )
   return Section(
-    title='Each router against its rivals',
+    title='Each against its rivals',
     text=[
-      'Top-1 of the router less that of the rival, in points, on the same '
-      'weights and images. All but the first and the last have the cost of the '
-      'router. Each run has a page of its own in its workdir.'
+      'Top-1 of the router, or of the best policy, less that of the rival, in '
+      'points, on the same weights and images. All but the first and the last '
+      'have its cost. Each run has a page of its own in its workdir.'
     ],
     tables=[
       Table(
