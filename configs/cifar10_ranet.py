@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     'validation_split': 'test',
     'test_split': 'test',
     'epoch_images': 0,
+    'least_epoch_images': 0,
     'augmentation': 'random_shift',
     'flip': 0.5,
     'mixup': 0.0,

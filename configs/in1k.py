@@ -54,6 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     'validation_split': 'held_out',
     'test_split': 'validation',
     'epoch_images': 0,
+    'least_epoch_images': 0,
     'augmentation': 'random_resized_crop',
     'flip': 0.5,
     'mixup': 0.0,

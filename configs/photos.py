@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.data_dir = 'photos'
   config.data.held_out = 0.1  # of the training images; or a number of them
   config.data.validation_split = 'held_out'
+  config.data.least_epoch_images = 1500  # a few steps do not teach a classifier
   config.data.test_split = 'val'
   config.data.resize_px = 0
   config.data.threads = 2

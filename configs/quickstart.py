@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     'validation_split': 'validation',
     'test_split': 'test',
     'epoch_images': 6144,  # each a fresh composition
+    'least_epoch_images': 0,
     'augmentation': 'compose_digits',
     'flip': 0.0,  # a mirrored digit is no digit
     'mixup': 0.0,  # alpha; 0 is off

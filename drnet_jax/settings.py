@@ -40,6 +40,7 @@ _ADDED = {
     'keys': ['image', 'label'],
     'class_map': '',
     'unlabelled': '',
+    'least_epoch_images': 0,
   },
   'optimizer': {'head_lr': 1.0},
   'objective': {'teacher': 'largest'},  # of steps that can distil

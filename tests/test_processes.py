@@ -109,6 +109,7 @@ def test_a_mistake_that_one_process_meets_ends_all(root):
     test_split='val',
     augmentation='random_resized_crop',
     epoch_images=0,
+    least_epoch_images=0,
     max_bad_images=0,
   )
   path = os.path.join(root, 'mistaken')

@@ -25,6 +25,7 @@ DATA = {
   'validation_split': 'val',
   'test_split': 'val',
   'epoch_images': 0,
+  'least_epoch_images': 0,
   'augmentation': 'random_resized_crop',
   'flip': 0.0,
   'mixup': 0.0,
@@ -109,6 +110,27 @@ def test_images_can_be_held_out_by_number_or_by_share(folder, held_out):
   assert len(data.open('held_out').examples) == 3
   with pytest.raises(UserError, match='held_out = 0.01 of 12 images'):
     Data(**fields | {'held_out': 0.01}).open('held_out')
+
+
+def test_an_epoch_of_few_images_may_take_them_more_than_once(folder):
+  def steps(**changes):
+    data = Data(**DATA | {'data_dir': folder} | changes)
+    source = data.open('train')
+    return data, source, data.steps_per_epoch(source, batch_size=4)
+
+  assert steps()[-1] == steps(least_epoch_images=8)[-1] == 3
+  assert steps(epoch_images=5, least_epoch_images=8)[-1] == 2
+  data, source, count = steps(least_epoch_images=39)
+  assert count == 9
+  batches = data.train_batches(
+    source, size_px=8, batch_size=4, seed=0, start_step=0
+  )
+  shades = [
+    shade
+    for b in itertools.islice(batches, count)
+    for shade in b['image'][:, 0, 0, 0]
+  ]
+  assert {*np.unique(shades, return_counts=True)[1]} == {3}
 
 
 @pytest.mark.parametrize('kind', ['folder', 'packed'])

@@ -46,6 +46,7 @@ def make_config(data_dir):
     test_split='val',
     augmentation='random_resized_crop',
     epoch_images=0,
+    least_epoch_images=0,
   )
   config.eval_batch_size = 8
   config.model.base = config.model.predictor = _NETWORK

@@ -132,6 +132,7 @@ def _data(name: str, data_dir: str) -> Data:
     validation_split='train',
     test_split='train',
     epoch_images=0,
+    least_epoch_images=0,
     augmentation='random_resized_crop',
     flip=0.0,
     mixup=0.0,

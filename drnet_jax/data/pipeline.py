@@ -83,6 +83,8 @@ class Data:
     validation_split: watched during training.
     test_split: for the report, and for nothing else.
     epoch_images: images in one epoch; 0 for the length of the split.
+    least_epoch_images: that an epoch has where the split is shorter, by taking
+      images more than once: a few steps teach little.
     augmentation: 'random_resized_crop'; 'random_shift', CIFAR's; or
       'compose_digits' (for the split 'originals' of scaled_digits).
     flip, mixup, cutmix: see `steps.augment.BatchAugmentation`.
@@ -113,6 +115,7 @@ class Data:
   validation_split: str
   test_split: str
   epoch_images: settings.Whole
+  least_epoch_images: settings.Whole
   augmentation: Literal['random_resized_crop', 'random_shift', 'compose_digits']
   flip: settings.Share
   mixup: settings.NotNegative
@@ -224,7 +227,7 @@ class Data:
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
     """Whole batches in one epoch, at least one."""
     images = self.epoch_images or len(source.examples)
-    return max(images // batch_size, 1)
+    return max(max(images, self.least_epoch_images) // batch_size, 1)
 
   def train_batches(
     self,
