@@ -83,8 +83,8 @@ class Data:
     validation_split: watched during training.
     test_split: for the report, and for nothing else.
     epoch_images: images in one epoch; 0 for the length of the split.
-    least_epoch_images: that an epoch has where the split is shorter, by taking
-      images more than once: a few steps teach little.
+    least_epoch_images: in that case an epoch has at least so many, some images
+      more than once: a few steps teach little.
     augmentation: 'random_resized_crop'; 'random_shift', CIFAR's; or
       'compose_digits' (for the split 'originals' of scaled_digits).
     flip, mixup, cutmix: see `steps.augment.BatchAugmentation`.
@@ -226,8 +226,8 @@ class Data:
 
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
     """Whole batches in one epoch, at least one."""
-    images = self.epoch_images or len(source.examples)
-    return max(max(images, self.least_epoch_images) // batch_size, 1)
+    images = max(len(source.examples), self.least_epoch_images)
+    return max((self.epoch_images or images) // batch_size, 1)
 
   def train_batches(
     self,

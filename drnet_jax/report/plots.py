@@ -263,6 +263,37 @@ def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
 
 
 @matplotlib.rc_context(_STYLE)
+def budgets(
+  policies: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  fixed: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  label: str,
+) -> str:
+  """Top-1 in % over cost: policies of some runs, and what is held against them.
+
+  Args:
+    policies: costs and top-1 of the best for each budget, by the run's name.
+    fixed: of fixed options, by what they are of; those of a run have its
+      colour.
+    label: of the cost.
+  """
+  figure, (axes,) = _figure(3.6 + 0.2 * len(fixed))
+  palette = (_GREEN, _PURPLE, _BLUE, _GREY, _INK)
+  colours = dict(zip(policies, palette, strict=False))
+  for name, (cost, top1) in policies.items():
+    colour = colours.get(name, _INK)
+    axes.plot(cost, top1, color=colour, lw=1.6, label=f'{name}, best policy')
+  for name, (cost, top1) in fixed.items():
+    colour, style = colours.get(name, _RED), 'o:' if name in colours else 's--'
+    what = f'{name}, fixed sizes' if name in colours else name
+    axes.plot(cost, top1, style, color=colour, lw=1, ms=4, label=what)
+  axes.set_xlim(left=0)
+  axes.set_xlabel(label)
+  axes.set_ylabel('top-1, %')
+  figure.legend(loc='outside lower center')
+  return _svg(figure, 'budgets')
+
+
+@matplotlib.rc_context(_STYLE)
 def points(
   named: Mapping[str, tuple[int, float, float, Interval | None]],
   name: str,

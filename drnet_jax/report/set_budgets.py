@@ -14,7 +14,7 @@ import numpy as np
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.scores import Interval
-from drnet_jax.report import wording
+from drnet_jax.report import plots, wording
 from drnet_jax.report.evaluated import Checked, EvaluatedRun
 from drnet_jax.report.page import Section, Table
 
@@ -31,13 +31,16 @@ class Budget:
     checked: the policy and its score.
     over_fixed: its top-1 less that of the best fixed size, or mixture of two,
       of the same weights at its cost.
-    over_networks: the same of the networks of one size; None without any.
+    networks: of one size: which images each classifies correctly, bool [N, M],
+      and their costs, [M]; None without any.
+    over_networks: as `over_fixed`, of these networks.
   """
 
   name: str
   run: EvaluatedRun
   checked: Checked
   over_fixed: Interval
+  networks: tuple[np.ndarray, np.ndarray] | None
   over_networks: Interval | None
 
 
@@ -47,24 +50,28 @@ def of(runs: Mapping[str, EvaluatedRun]) -> list[Budget]:
   for name, run in runs.items():
     if len(run.record.options) < 2:
       continue
-    rivals = _rivals(run, runs)
+    networks = _of_one_size(run, runs)
     policies = {}
     for checked in run.budgets.get('best', ()):
       policies.setdefault(checked.point.policy, checked)
-    found += [_budget(name, run, c, rivals) for c in policies.values()]
+    found += [_budget(name, run, c, networks) for c in policies.values()]
   return found
 
 
-def _rivals(
+def _of_one_size(
   run: EvaluatedRun, runs: Mapping[str, EvaluatedRun]
-) -> list[EvaluatedRun]:
-  return [
-    other
+) -> tuple[np.ndarray, np.ndarray] | None:
+  records = [
+    other.record
     for other in runs.values()
     if len(other.record.options) == 1
     and (other.data, other.network) == (run.data, run.network)
     and is_on_same_images(run, other)
   ]
+  if not records:
+    return None
+  right, gmacs = zip(*((r.top1, r.gmacs) for r in records), strict=True)
+  return np.concatenate(right, 1), np.concatenate(gmacs)
 
 
 def is_on_same_images(ours: EvaluatedRun, theirs: EvaluatedRun) -> bool:
@@ -80,22 +87,20 @@ def _budget(
   name: str,
   run: EvaluatedRun,
   checked: Checked,
-  rivals: Sequence[EvaluatedRun],
+  networks: tuple[np.ndarray, np.ndarray] | None,
 ) -> Budget:
-  record, policy = run.record, checked.point.policy
-
   def over(right: np.ndarray, gmacs: np.ndarray) -> Interval:
-    return scores.over_networks(record, policy, right, gmacs)
+    policy = checked.point.policy
+    return scores.over_networks(run.record, policy, right, gmacs)
 
-  over_networks = None
-  if rivals:
-    records = [other.record for other in rivals]
-    over_networks = over(
-      np.concatenate([r.top1 for r in records], 1),
-      np.concatenate([r.gmacs for r in records]),
-    )
-  over_fixed = over(record.top1, record.gmacs)
-  return Budget(name, run, checked, over_fixed, over_networks)
+  return Budget(
+    name,
+    run,
+    checked,
+    over_fixed=over(run.record.top1, run.record.gmacs),
+    networks=networks,
+    over_networks=over(*networks) if networks else None,
+  )
 
 
 def section(budgets: Sequence[Budget]) -> Section:
@@ -113,6 +118,7 @@ def section(budgets: Sequence[Budget]) -> Section:
       'one size are the rows trained for one size each. Of both, the best or '
       'a mixture of two, at the cost of the policy.'
     ],
+    figures={'budgets': _figure(budgets)},
     tables=[
       Table(
         header=[
@@ -128,6 +134,26 @@ def section(budgets: Sequence[Budget]) -> Section:
       )
     ],
   )
+
+
+def _figure(budgets: Sequence[Budget]) -> str:
+  """Top-1 over cost: policies, fixed sizes, and networks of one size."""
+  scale, unit = plots.unit(budgets[0].run.record)
+  policies, fixed = {}, {}
+
+  def hull(right: np.ndarray, gmacs: np.ndarray):
+    cost, top1 = scores.upper_hull(gmacs, right.mean(0))
+    return scale * cost, 100 * top1
+
+  for budget in budgets:
+    got, record = budget.checked.got, budget.run.record
+    cost, top1 = policies.setdefault(budget.name, ([], []))
+    cost.append(scale * got.gmacs)
+    top1.append(100 * got.top1)
+    fixed[budget.name] = hull(record.top1, record.gmacs)
+    if budget.networks:
+      fixed['networks of one size'] = hull(*budget.networks)
+  return plots.budgets(policies, fixed, f'average cost of an image, {unit}')
 
 
 def _cells(budget: Budget) -> list[str]:
