@@ -15,6 +15,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 # Nothing that was worked out before, nothing left behind.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['XDG_CACHE_HOME'] = _CACHE.name

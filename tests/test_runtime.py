@@ -416,6 +416,28 @@ def test_a_run_needs_jax_once(run, photo):
   assert found == {'onnxruntime'} and said == 'Runs in onnx\n'
 
 
+def test_onnxruntime_tells_nobody_what_it_runs(trained, photo, tmp_path):
+  folder = str(tmp_path / 'out')
+  classifier = Classifier.of(trained, runtime='jax', batch=1)
+  classifier.export(folder, formats=('onnx',))
+  (tmp_path / 'home').mkdir()
+  home = dict.fromkeys(('HOME', 'XDG_CACHE_HOME'), str(tmp_path / 'home'))
+  environment = os.environ | home | {'PYTHONPATH': str(ROOT)}
+  del environment['ORT_DISABLE_TELEMETRY']
+  ours = ['-m', 'drnet_jax', 'predict', f'--workdir={folder}', '--runtime=onnx']
+  for command in (ours, [os.path.join(folder, 'run.py')]):
+    done = subprocess.run(
+      [sys.executable, *command, photo],
+      env=environment,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # It keeps a number for the machine, and what it has not sent yet.
+    left = {path.name for path in (tmp_path / 'home').rglob('*')}
+    assert not left & {'deviceid', 'onnxruntime.db'}
+
+
 @needs_openvino
 def test_openvino_tells_nobody_that_it_was_imported():
   program = """

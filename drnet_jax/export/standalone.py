@@ -11,7 +11,6 @@ import sys
 import zlib
 
 import numpy as np
-import onnxruntime
 
 if __package__:
   from drnet_jax.data import pixels, transforms
@@ -26,11 +25,12 @@ class Model:
   def __init__(self, folder, *, policy='usual', gmacs=np.inf):
     with open(os.path.join(folder, 'contract.json')) as file:
       self.contract = contract = json.load(file)
-    rows = [row for row in contract['policies'] if row['family'] == policy]
-    rows = [row for row in rows if (row['gmacs'] or 0) <= gmacs]
-    if not rows:
+    named = (row for row in contract['policies'] if row['family'] == policy)
+    if not (rows := [x for x in named if (x['gmacs'] or 0) <= gmacs]):
       raise ValueError(f'no policy {policy!r} within {gmacs} GMACs')
     self.policy = rows[-1]
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # else it reports home
+    import onnxruntime
 
     names = [contract['programs'][j] for j in self.policy['path']]
     names += ['predictor'] if self.policy['start'] else []

@@ -53,6 +53,9 @@ def onnx_session(path: str):
   Raises:
     UserError: onnxruntime is not installed.
   """
+  # It would report over the network what is run, and leave the machine a number
+  # to be known by.
+  os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
   try:
     import onnxruntime
   except ImportError as error:
