@@ -183,6 +183,7 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
     what = 'Fixed sizes' if found else 'Nothing yet'
     return [Answer('What is shown?', what, 'Nothing chooses in any of them.')]
   savings = sorted(row.found.saving.value for row in choosing)
+  ends = dict.fromkeys(percent(x, 0) for x in (savings[0], savings[-1]))
   better = [row for row in choosing if row.found.best_fixed.gain.sign > 0]
   worse = [row for row in choosing if row.found.best_fixed.gain.sign < 0]
   trained = [row for row in choosing if row.over_fixed]
@@ -190,7 +191,7 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
   return [
     Answer(
       'How much does choosing save?',
-      f'{percent(savings[0], 0)} to {percent(savings[-1], 0)} %',
+      f'{" to ".join(ends)} %',
       "Of the multiply-adds of each run's own largest size, predictor counted, "
       f'over {_count(choosing)}.',
     ),
