@@ -38,6 +38,42 @@ _CALLS = {
 }
 
 
+def _broadcast(x, *, shape, broadcast_dimensions, **_):
+  new = [d for d in range(len(shape)) if d not in broadcast_dimensions]
+  return np.broadcast_to(np.expand_dims(x, new), shape)
+
+
+def _iota(*, dtype, shape, dimension, **_):
+  numbers = np.arange(shape[dimension], dtype=dtype)
+  return _broadcast(numbers, shape=shape, broadcast_dimensions=(dimension,))
+
+
+# What numpy computes, of floats and truths: most of what resizes and norms have
+# in constants. For each of these XLA would compile a program.
+_NUMPY: dict[str, Callable] = {
+  'abs': np.abs,
+  'add': np.add,
+  'and': np.logical_and,
+  'broadcast_in_dim': _broadcast,
+  'convert_element_type': lambda x, new_dtype, **_: x.astype(new_dtype),
+  'div': np.divide,
+  'ge': np.greater_equal,
+  'gt': np.greater,
+  'iota': _iota,
+  'le': np.less_equal,
+  'lt': np.less,
+  'max': np.maximum,
+  'min': np.minimum,
+  'mul': np.multiply,
+  'ne': np.not_equal,
+  'reduce_sum': lambda x, axes, **_: x.sum(axes),
+  'reshape': lambda x, new_sizes, **_: x.reshape(new_sizes),
+  'rsqrt': lambda x, **_: 1 / np.sqrt(x),
+  'select_n': lambda which, no, yes, **_: np.where(which, yes, no),
+  'sub': np.subtract,
+}
+
+
 def trace(function: Callable, image: jax.ShapeDtypeStruct) -> 'Program':
   """Traces a function.
 
@@ -220,11 +256,15 @@ def _evaluate(equation, inputs, outputs) -> None:
   params = {k: concrete(v) for k, v in params.items()}
   if params.get('new_dtype') is not None:
     params['new_dtype'] = _widened(params['new_dtype'])
-  results = equation.primitive.bind(
-    *(jnp.asarray(x.constant) for x in inputs), **params
-  )
-  if not equation.primitive.multiple_results:
-    results = [results]
+  constants = [x.constant for x in inputs]
+  if name in _NUMPY and all(x.dtype.kind in 'fb' for x in constants):
+    if isinstance(_NUMPY[name], np.ufunc):
+      params = {}  # types, which are those of the inputs
+    results = [_NUMPY[name](*constants, **params)]
+  else:
+    results = equation.primitive.bind(*map(jnp.asarray, constants), **params)
+    if not equation.primitive.multiple_results:
+      results = [results]
   for output, result in zip(outputs, results, strict=True):
     output.constant = np.asarray(result)
 
