@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 0,
     'least_epoch_images': 0,
     'augmentation': 'random_shift',
+    'least_crop': 0.08,
     'flip': 0.5,
     'mixup': 0.0,
     'cutmix': 0.0,

@@ -56,6 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 0,
     'least_epoch_images': 0,
     'augmentation': 'random_resized_crop',
+    'least_crop': 0.08,  # of an image's area
     'flip': 0.5,
     'mixup': 0.0,
     'cutmix': 0.0,

@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     'epoch_images': 6144,  # each a fresh composition
     'least_epoch_images': 0,
     'augmentation': 'compose_digits',
+    'least_crop': 0.08,
     'flip': 0.0,  # a mirrored digit is no digit
     'mixup': 0.0,  # alpha; 0 is off
     'cutmix': 0.0,  # alpha; 0 is off

@@ -15,7 +15,15 @@ SIGTERM, state saved), 76 or 134 (another process was lost): run the same
 command again on all processes.
 """
 
+# ruff: noqa: E402
+
 import sys
+
+from drnet_jax import memory
+
+if __name__ == '__main__':
+  memory.use_large_pages()  # before the imports, which take seconds
+
 from collections.abc import Sequence
 
 from absl import app, flags

@@ -41,6 +41,7 @@ _ADDED = {
     'class_map': '',
     'unlabelled': '',
     'least_epoch_images': 0,
+    'least_crop': 0.08,
   },
   'optimizer': {'head_lr': 1.0},
   'objective': {'teacher': 'largest'},  # of steps that can distil

@@ -34,7 +34,7 @@ LAYERS = [
   ['choosing'],
   ['routing', 'losses', 'resize', 'flops', 'mesh', 'terminal', 'tables'],
   ['settings', 'processes'],
-  ['errors', 'cache'],
+  ['errors', 'cache', 'memory'],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

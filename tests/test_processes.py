@@ -108,6 +108,7 @@ def test_a_mistake_that_one_process_meets_ends_all(root):
     validation_split='val',
     test_split='val',
     augmentation='random_resized_crop',
+    least_crop=0.08,
     epoch_images=0,
     least_epoch_images=0,
     max_bad_images=0,

@@ -50,6 +50,10 @@ def test_area_and_aspect_are_those_asked_for():
   aspect = width / height
   assert 0.72 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.37
   assert abs(np.log(aspect).mean()) < 0.06
+  most = crops(encoded(Image.fromarray(PLACES)), 64, least=0.5).astype(float)
+  width = (most[:, 32, -1, 0] - most[:, 32, 0, 0]) * 64 / 63
+  height = (most[:, -1, 32, 1] - most[:, 0, 32, 1]) * 64 / 63
+  assert 0.47 < (width * height / (WIDTH * HEIGHT)).min() < 0.6
 
 
 @codecs

@@ -27,6 +27,7 @@ DATA = {
   'epoch_images': 0,
   'least_epoch_images': 0,
   'augmentation': 'random_resized_crop',
+  'least_crop': 0.08,
   'flip': 0.0,
   'mixup': 0.0,
   'cutmix': 0.0,

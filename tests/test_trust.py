@@ -45,6 +45,7 @@ def make_config(data_dir):
     validation_split='held',
     test_split='val',
     augmentation='random_resized_crop',
+    least_crop=0.08,
     epoch_images=0,
     least_epoch_images=0,
   )

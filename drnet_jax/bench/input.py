@@ -134,6 +134,7 @@ def _data(name: str, data_dir: str) -> Data:
     epoch_images=0,
     least_epoch_images=0,
     augmentation='random_resized_crop',
+    least_crop=0.08,
     flip=0.0,
     mixup=0.0,
     cutmix=0.0,

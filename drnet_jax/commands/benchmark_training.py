@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from drnet_jax import memory
 from drnet_jax.commands import cli
 
 _STEPS = flags.DEFINE_integer('steps', 15, 'Timed steps of each kind.', 1)
@@ -28,6 +29,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 
 def run(arguments: Sequence[str]) -> None:
+  memory.use_large_pages()
   from drnet_jax import mesh, tables, terminal
   from drnet_jax.bench import training
 

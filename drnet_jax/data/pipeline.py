@@ -42,25 +42,29 @@ _BETWEEN = '\0'  # reasons why images cannot be read
 
 
 def _compose(
-  example: Example, rng: np.random.Generator, size_px: int, max_pixels: int
+  data: 'Data', example: Example, rng: np.random.Generator, size_px: int
 ) -> Example:
-  image = pixels.decode(example['image'], max_pixels=max_pixels)
+  image = pixels.decode(example['image'], max_pixels=data.max_pixels)
   return scaled_digits.compose_example(example | {'image': image}, rng, size_px)
 
 
 def _crop_for_training(
-  example: Example, rng: np.random.Generator, size_px: int, max_pixels: int
+  data: 'Data', example: Example, rng: np.random.Generator, size_px: int
 ) -> Example:
   image = random_crop.random_resized_crop(
-    example['image'], size_px, rng, max_pixels=max_pixels
+    example['image'],
+    size_px,
+    rng,
+    least=data.least_crop,
+    max_pixels=data.max_pixels,
   )
   return example | {'image': image}
 
 
 def _shift_for_training(
-  example: Example, rng: np.random.Generator, size_px: int, max_pixels: int
+  data: 'Data', example: Example, rng: np.random.Generator, size_px: int
 ) -> Example:
-  image = pixels.decode(example['image'], max_pixels=max_pixels)
+  image = pixels.decode(example['image'], max_pixels=data.max_pixels)
   image = transforms.random_shift(image, size_px, rng)
   return example | {'image': image}
 
@@ -87,6 +91,8 @@ class Data:
       more than once: a few steps teach little.
     augmentation: 'random_resized_crop'; 'random_shift', CIFAR's; or
       'compose_digits' (for the split 'originals' of scaled_digits).
+    least_crop: share of an image's area that random_resized_crop keeps at
+      least.
     flip, mixup, cutmix: see `steps.augment.BatchAugmentation`.
     rand_augment: () for none, or (operations, magnitude from 0 to 30), for
       instance (2, 9); see `rand_augment.apply`.
@@ -117,6 +123,7 @@ class Data:
   epoch_images: settings.Whole
   least_epoch_images: settings.Whole
   augmentation: Literal['random_resized_crop', 'random_shift', 'compose_digits']
+  least_crop: Annotated[float, settings.In('(0, 1]')]
   flip: settings.Share
   mixup: settings.NotNegative
   cutmix: settings.NotNegative
@@ -263,7 +270,7 @@ class Data:
 
     def prepare(i: int, rng: np.random.Generator) -> Example:
       def augment(example: Example) -> Example:
-        example = augmentation(example, rng, size_px, self.max_pixels)
+        example = augmentation(self, example, rng, size_px)
         if self.rand_augment:
           image = rand_augment.apply(example['image'], rng, *self.rand_augment)
           example['image'] = image

@@ -44,15 +44,17 @@ def random_resized_crop(
   rng: np.random.Generator,
   codec: Codec | None = None,
   *,
+  least: float = 0.08,
   max_pixels: int = 0,
 ) -> np.ndarray:
-  """Cuts 8 to 100 % of the area at an aspect of 3/4 to 4/3, and resizes it.
+  """Cuts a part of the image at an aspect of 3/4 to 4/3, and resizes it.
 
   Args:
     source: bytes of an image file, or its path.
     size_px: side of the result.
     rng: draws the crop.
     codec: by default the fastest there is.
+    least: share of the area that the part has at least.
     max_pixels: see `pixels.opened`.
 
   Returns:
@@ -65,7 +67,7 @@ def random_resized_crop(
   with pixels.opened(source, max_pixels) as image:
     if _is_plain_jpeg(image):
       width, height = image.size
-      box = _draw_box(width, height, rng)
+      box = _draw_box(width, height, least, rng)
       needed_px = transforms.DECODE_MARGIN * size_px
       spare = min(box[2] - box[0], box[3] - box[1]) // needed_px
       part = pixels.fraction(image, spare, max_pixels)
@@ -80,7 +82,7 @@ def random_resized_crop(
     decoded = pixels.to_rgb(image)
     del image  # with its own copy of the pixels
   height, width = decoded.shape[:2]
-  return _resized(decoded, _draw_box(width, height, rng), size_px, codec)
+  return _resized(decoded, _draw_box(width, height, least, rng), size_px, codec)
 
 
 @functools.cache
@@ -138,9 +140,11 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
   )
 
 
-def _draw_box(width: int, height: int, rng: np.random.Generator) -> Box:
+def _draw_box(
+  width: int, height: int, least: float, rng: np.random.Generator
+) -> Box:
   for _ in range(10):
-    area = height * width * rng.uniform(0.08, 1.0)
+    area = height * width * rng.uniform(least, 1.0)
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:

@@ -203,10 +203,15 @@ def _dense(x, kernel, strides, padding, **options):
     channels, features = view.shape[-1], gradient.shape[-1]
     return view.reshape(-1, channels).T @ gradient.reshape(-1, features)
 
-  of_cpu = multiply if kernel.shape[:2] == (1, 1) else convolve
+  of_cpu = quick = multiply if kernel.shape[:2] == (1, 1) else convolve
+
+  def spread(gradient, x, kernel):
+    (of_x,) = jax.linear_transpose(lambda x: quick(x, kernel), x)(gradient)
+    return of_x
+
   if x.shape[1] * x.shape[2] >= _MANY_PIXELS:
-    of_cpu = _with_filter_gradient(of_cpu, product, kernel, strides, padding)
-  elif of_cpu is convolve:
+    of_cpu = _with_gradients(quick, spread, product, kernel, strides, padding)
+  elif quick is convolve:
     return convolve(x, kernel)
   return lax.platform_dependent(x, kernel, cpu=of_cpu, default=convolve)
 
@@ -223,26 +228,85 @@ def _depthwise(x, kernel, strides, padding, **options):
 
   def shift_and_add(x, kernel):
     weights = kernel.reshape(-1, kernel.shape[-1])
-    views = _views(x, kernel, strides, padding)
+    views = _views(x, kernel, strides, 'VALID')
     return sum(view * w for view, w in zip(views, weights, strict=True))
 
   def product(view, gradient):
     ones = jnp.ones(math.prod(view.shape[:-1]))
     return ones @ (view * gradient).reshape(ones.size, -1)
 
-  of_cpu = _with_filter_gradient(
-    shift_and_add, product, kernel, strides, padding
-  )
+  def spread(gradient, x, kernel):
+    return _spread(gradient, kernel, strides, x.shape[1:3])
+
+  def of_cpu(x, kernel):
+    # Padded once, for the convolution and for the gradient of the filters.
+    x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
+    return _with_gradients(
+      shift_and_add, spread, product, kernel, strides, 'VALID'
+    )(x, kernel)
+
   return lax.platform_dependent(x, kernel, cpu=of_cpu, default=convolve)
 
 
-def _with_filter_gradient(convolve, product, kernel, strides, padding):
-  """A convolution whose filters get their gradient by matrix products.
+def _spread(gradient, kernel, strides, size):
+  """The gradient of the images of a depthwise convolution without padding.
 
-  Of a few images at a time, so that what the products take stays in the cache.
+  Sums of shifts of the padded gradient, one sum for all pixels that meet the
+  same weights. XLA would transpose `shift_and_add` into a sum of padded
+  products, and compute what precedes it (a norm's gradient) for each of them.
+
+  Args:
+    gradient: [B, h, w, C], of the convolution.
+    kernel: [side, side, 1, C].
+    strides: of the convolution, in height and in width.
+    size: (H, W) of the images.
+
+  Returns:
+    [B, H, W, C].
+  """
+  sides = kernel.shape[:2]
+  reach = [-(-k // s) for k, s in zip(sides, strides, strict=True)]
+  spans = [-(-n // s) for n, s in zip(size, strides, strict=True)]
+  pads = [
+    (r - 1, span - n)
+    for r, span, n in zip(reach, spans, gradient.shape[1:3], strict=True)
+  ]
+  gradient = jnp.pad(gradient, ((0, 0), *pads, (0, 0)))
+
+  def shifted(*of_weight):
+    top, left = (
+      r - 1 - k // s for r, k, s in zip(reach, of_weight, strides, strict=True)
+    )
+    return gradient[:, top : top + spans[0], left : left + spans[1]]
+
+  def pixels(row, column):
+    weights = itertools.product(
+      range(row, sides[0], strides[0]), range(column, sides[1], strides[1])
+    )
+    return sum(
+      (shifted(i, j) * kernel[i, j, 0] for i, j in weights),
+      jnp.zeros((len(gradient), *spans, kernel.shape[-1]), gradient.dtype),
+    )
+
+  rows = [
+    jnp.stack([pixels(row, column) for column in range(strides[1])], 3)
+    for row in range(strides[0])
+  ]
+  whole = [n * s for n, s in zip(spans, strides, strict=True)]
+  images = jnp.stack(rows, 2).reshape(len(gradient), *whole, -1)
+  return images[:, : size[0], : size[1]]
+
+
+def _with_gradients(convolve, spread, product, kernel, strides, padding):
+  """A convolution of quick gradients on CPUs.
+
+  That of the filters is matrix products, of a few images at a time, so that
+  what the products take stays in the cache.
 
   Args:
     convolve: from images and filters to the convolution.
+    spread: from the gradient of the convolution, images and filters to the
+      gradient of the images.
     product: from what one weight of each filter is multiplied with, and the
       gradient of the convolution, to the gradient of these weights.
     kernel, strides, padding: of the convolution.
@@ -250,8 +314,6 @@ def _with_filter_gradient(convolve, product, kernel, strides, padding):
 
   def backward(saved, gradient):
     x, kernel = saved
-    gradient = lax.optimization_barrier(gradient)
-    (of_x,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)
     some = math.gcd(len(x), 4)
 
     def add(total, part):
@@ -262,7 +324,7 @@ def _with_filter_gradient(convolve, product, kernel, strides, padding):
 
     parts = [a.reshape(-1, some, *a.shape[1:]) for a in (x, gradient)]
     of_kernel, _ = lax.scan(add, jnp.zeros_like(kernel, jnp.float32), parts)
-    return of_x, of_kernel.astype(kernel.dtype)
+    return spread(gradient, x, kernel), of_kernel.astype(kernel.dtype)
 
   function = jax.custom_vjp(convolve)
   function.defvjp(lambda *saved: (convolve(*saved), saved), backward)
