@@ -2,7 +2,7 @@
 """Large pages for commands that train on CPUs.
 
 On CPUs XLA takes the memory of each step afresh and gives it back after. The
-kernel then clears it page by page, which in pages of 4 KiB is a third of the
+kernel then clears it page by page, which in pages of 4 KiB is a quarter of the
 time of a step that needs gigabytes; in pages of 2 MiB it is hardly seen.
 """
 

@@ -19,6 +19,11 @@ os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 # Nothing that was worked out before, nothing left behind.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['XDG_CACHE_HOME'] = _CACHE.name
+# But what one test compiled, whoever needs it next: workers and the commands
+# that tests start inherit the first one's folder.
+_PROGRAMS = tempfile.TemporaryDirectory()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _PROGRAMS.name)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 import jax  # noqa: E402  (the flags must come first)
 import numpy as np  # noqa: E402

@@ -166,7 +166,6 @@ def shell(place, command, *, timeout=280):
   environment = os.environ | {
     'PATH': os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'],
     'PYTHONPATH': f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
-    'JAX_COMPILATION_CACHE_DIR': '/tmp/drnet_jax_test_cache',
   }
   return subprocess.run(
     ['bash', '-c', command],

@@ -56,11 +56,7 @@ def finished(config, tmp_path_factory):
 def command(verb, *arguments, timeout=200):
   """Runs one of our command lines as a user would: a verb, or 'main'."""
   module = ['drnet_jax.main'] if verb == 'main' else ['drnet_jax', verb]
-  environment = os.environ | {
-    'XLA_FLAGS': '',
-    'JAX_COMPILATION_CACHE_DIR': '/tmp/drnet_jax_test_cache',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-  }
+  environment = os.environ | {'XLA_FLAGS': ''}
   return subprocess.run(
     [sys.executable, '-m', *module, *arguments],
     cwd=ROOT,
