@@ -63,7 +63,7 @@ def test_a_command_begins_again_in_large_pages(tmp_path, monkeypatch):
     (None, '', None),
   ],
 )
-def test_where_it_is_of_no_use_nothing_begins_again(
+def test_a_command_begins_again_only_where_it_is_of_use(
   tmp_path, monkeypatch, kernel, told, begun
 ):
   monkeypatch.setenv('GLIBC_TUNABLES', told)
