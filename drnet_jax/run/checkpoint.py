@@ -66,6 +66,12 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=keep is not None
       ),
+      item_handlers={
+        'weights': ocp.StandardCheckpointHandler(),
+        'average': ocp.StandardCheckpointHandler(),
+        'optimizer': ocp.StandardCheckpointHandler(),
+        'row': ocp.JsonCheckpointHandler(),
+      },
     )
 
   def latest_step(self) -> int | None:
