@@ -3,8 +3,8 @@
 
 python -m drnet_jax.main --config=configs/cifar100_ranet.py --workdir=runs/ranet
 
-As configs/cifar10_ranet.py, budgeted models too. The paper's figures, read off
-a plot (ours are not measured yet):
+As configs/cifar10_ranet.py, preparing and budgeted models too. The paper's
+figures, read off a plot (ours are not measured yet):
 
   MMACs  15.8  31.3  44.7  50.4  60.7  63.7  90.3  95.0
   top-1  66.3  69.4  71.7  71.7  72.3  72.5  73.8  74.4

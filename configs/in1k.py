@@ -107,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
     'decay_epochs': 20,
     'decay_factor': 0.1,
   }
-  config.pretrain = {  # train.Stage
+  config.pretrain = {  # stage.Stage
     'step': 'pretrain',
     'epochs': 70.0,
     'batch_size': 256,
@@ -122,7 +122,7 @@ def get_config() -> ml_collections.ConfigDict:
       'teacher': 'largest',  # or the 'ensemble' of all sizes
     },
   }
-  config.finetune = {  # train.Stage
+  config.finetune = {  # stage.Stage
     'step': 'routed',
     'epochs': 100.0,
     'batch_size': 256,

@@ -92,7 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
     'decay_epochs': 1,  # of kind 'step' only
     'decay_factor': 0.1,  # of kind 'step' only
   }
-  config.pretrain = {  # train.Stage
+  config.pretrain = {  # stage.Stage
     'step': 'pretrain',
     'epochs': 3.0,
     'batch_size': 64,
@@ -107,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
       'teacher': 'largest',  # or the 'ensemble' of all sizes
     },
   }
-  config.finetune = {  # train.Stage
+  config.finetune = {  # stage.Stage
     'step': 'routed',
     'epochs': 4.0,
     'batch_size': 128,

@@ -6,6 +6,7 @@ deleted at any time, and is in its place whole or not at all, whoever else
 writes it. A file's key says all that it depends on, so nothing is ever changed.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -53,7 +54,7 @@ def stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
 
 @functools.cache
 def code() -> str:
-  """Of this package: its files as they are."""
+  """A key of this package's code: names, sizes and times of its files."""
   package = os.path.dirname(os.path.abspath(__file__))
   files = [x for x in stamps([package]) if x[0].endswith('.py')]
   return key(files)
@@ -65,9 +66,10 @@ def read_json(kind: str, name: str) -> Any:
   try:
     with open(file) as opened:
       found = json.load(opened)
-    os.utime(file)
   except (OSError, ValueError):
     return None
+  with contextlib.suppress(OSError):  # another's
+    os.utime(file)
   return found
 
 
@@ -84,10 +86,10 @@ def write_json(kind: str, name: str, value: Any) -> None:
 def folder(kind: str, name: str) -> str | None:
   """A folder that `make_folder` made; None if it did not."""
   found = path(kind, name)
-  try:
-    os.utime(found)
-  except OSError:
+  if not os.path.isdir(found):
     return None
+  with contextlib.suppress(OSError):  # another's
+    os.utime(found)
   return found
 
 
@@ -108,27 +110,25 @@ def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
     _clear(path(kind))
     partial = tempfile.mkdtemp(dir=path(kind))
   except OSError:
-    partial = _until_the_end()
-    write(partial)
-    return partial
+    return _until_the_end(write)
   try:
     write(partial)
     os.chmod(partial, 0o755)
     # Another process may have been faster; its folder is the same.
     with contextlib.suppress(OSError):
       os.rename(partial, path(kind, name))
+  except OSError:  # no room
+    return _until_the_end(write)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   return path(kind, name)
 
 
-def _until_the_end() -> str:
-  made = tempfile.TemporaryDirectory()
-  _TEMPORARY.append(made)
-  return made.name
-
-
-_TEMPORARY: list[tempfile.TemporaryDirectory] = []
+def _until_the_end(write: Callable[[str], None]) -> str:
+  made = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, made, ignore_errors=True)
+  write(made)
+  return made
 
 
 def _clear(kind: str) -> None:

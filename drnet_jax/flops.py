@@ -6,11 +6,31 @@ fall on padding; the literature's figures (ResNet-50 = 4.089 GMACs) count every
 tap, so we walk the jaxpr.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import jax
 from jax.extend import core
+
+
+@dataclasses.dataclass(frozen=True)
+class Macs:
+  """Multiply-adds of an image, at each option and in the predictor.
+
+  Attributes:
+    sizes: of the base network at each size; of a network with exits, up to each
+      exit.
+    predictor: 0 without one.
+  """
+
+  sizes: tuple[int, ...]
+  predictor: int
+
+  @property
+  def gmacs(self) -> tuple[float, ...]:
+    """`sizes`, in 1e9 multiply-adds."""
+    return tuple(macs / 1e9 for macs in self.sizes)
 
 
 def count_macs(function: Callable, *args, **kwargs) -> int:
@@ -52,16 +72,7 @@ def _count_equation(equation) -> int:
     return equation.outvars[0].aval.size * depth
   if name == 'cond':
     return max(_count(branch.jaxpr) for branch in params['branches'])
-  inner = sum(_count(sub) for sub in _inner_jaxprs(params))
+  inner = sum(_count(sub) for sub in core.jaxprs_in_params(params))
   if name == 'while' and inner:
     raise ValueError('cannot count the MACs of a while loop: unknown length')
   return inner * params.get('length', 1)
-
-
-def _inner_jaxprs(params):
-  for value in params.values():
-    for item in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(item, core.ClosedJaxpr):
-        yield item.jaxpr
-      elif isinstance(item, core.Jaxpr):
-        yield item

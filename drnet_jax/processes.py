@@ -115,7 +115,12 @@ def join(*, peer_timeout_s: int) -> None:
 
 
 def _first_of(names: tuple[str, ...]) -> int | None:
-  return next((int(os.environ[n]) for n in names if n in os.environ), None)
+  for name in names:
+    if text := os.environ.get(name):
+      if not text.isdecimal():
+        raise UserError(f'{name} = {text!r} in the environment is no number')
+      return int(text)
+  return None
 
 
 @contextlib.contextmanager

@@ -176,16 +176,16 @@ def _fits(hint: Any, value: Any) -> bool:
   if origin is Annotated:
     bounds = [x for x in inner[1:] if isinstance(x, In)]
     return _fits(inner[0], value) and all(value in x for x in bounds)
-  if origin is Literal:
-    return isinstance(value, str) and value in inner
+  if origin is Literal:  # not `in`: True == 1
+    return any(type(value) is type(x) and value == x for x in inner)
   if origin in (Union, types.UnionType):
     return any(_fits(x, value) for x in inner)
+  if origin is Sequence or inner[1:] == (...,):  # tuple[X, ...]
+    return is_list and all(_fits(inner[0], x) for x in value)
   if origin is tuple:
     return (
       is_list and len(value) == len(inner) and all(map(_fits, inner, value))
     )
-  if origin is Sequence:
-    return is_list and all(_fits(inner[0], x) for x in value)
   if origin is Mapping:
     return _is_section(value)
   if hint is float:
@@ -207,10 +207,10 @@ def _words(hint: Any) -> str:
     return 'one of ' + ', '.join(map(repr, inner))
   if origin in (Union, types.UnionType):
     return ' or '.join(map(_words, inner))
+  if origin is Sequence or inner[1:] == (...,):
+    return f'a list, each {_words(inner[0])}'
   if origin is tuple:
     return f'({", ".join(map(_words, inner))})'
-  if origin is Sequence:
-    return f'a list, each {_words(inner[0])}'
   return _KINDS.get(hint, 'a section of fields')
 
 
@@ -267,18 +267,20 @@ def overridden(
 
   config = config.copy_and_resolve_references()
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    'config',
-    config,
-    flag_values=values,
-    lock_config=False,
-    accept_new_attributes=True,  # that configs of older runs do without
-    sys_argv=list(overrides),
-  )
   try:
+    config_flags.DEFINE_config_dict(
+      'config',
+      config,
+      flag_values=values,
+      lock_config=False,
+      accept_new_attributes=True,  # that configs of older runs do without
+      sys_argv=list(overrides),
+    )
     values(['', *overrides])
   except flags.Error as error:
     raise UserError(str(error)) from error
+  except (LookupError, TypeError, ValueError) as error:
+    raise UserError(f'{" ".join(overrides)}: {error}') from error
   return config
 
 
@@ -297,7 +299,7 @@ def read_json(path: str) -> Any:
 
 def write_json(path: str, value: Any) -> None:
   """Writes a file that is there whole or not at all."""
-  partial = f'{path}.partial'
+  partial = f'{path}.{os.getpid()}.partial'
   with open(partial, 'w') as file:
     json.dump(value, file, indent=2)
   os.replace(partial, path)

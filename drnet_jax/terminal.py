@@ -10,7 +10,8 @@ from tqdm import tqdm
 def say(line: str) -> None:
   """Prints a line without tearing a progress bar."""
   if _is_main():
-    tqdm.write(line)
+    # Names of files need not be UTF-8.
+    tqdm.write(line.encode(errors='backslashreplace').decode())
 
 
 def _is_main() -> bool:

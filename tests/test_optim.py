@@ -106,6 +106,22 @@ def test_halfway_schedule():
     np.testing.assert_allclose(rate(step), value, rtol=1e-5)
 
 
+@pytest.mark.parametrize('epochs', [1, 2, 3, 5])
+def test_halfway_is_halfway_of_any_number_of_epochs(epochs):
+  rate = optim.schedule(
+    kind='halfway',
+    lr=1.0,
+    warmup_epochs=0,
+    epochs=epochs,
+    decay_epochs=0,
+    decay_factor=0.1,
+    steps_per_epoch=40,
+  )
+  steps = 40 * epochs
+  for share, expected in ((0.49, 1), (0.51, 0.1), (0.74, 0.1), (0.76, 0.01)):
+    assert rate(round(share * steps)) == pytest.approx(expected)
+
+
 def test_unknown_names():
   section = quickstart.get_config().finetune
   section.optimizer.name = 'sdg'

@@ -4,6 +4,7 @@
 import copy
 import importlib
 import math
+from typing import Literal
 
 import ml_collections
 import numpy as np
@@ -80,6 +81,8 @@ def test_every_field_refuses_what_it_cannot_be(name):
     (settings.Positive, (1e-9, 3), (0, math.inf)),
     (settings.Natural, (1, 2**31 - 1), (0, 1.0, 2**31)),
     (tuple[()] | tuple[int, int], ((), [2, 9]), ((2,), (2, 9, 1), ('a', 1))),
+    (tuple[int, ...], ((), (1, 2, 3), [4]), ((1, 'a'), 3, '12')),
+    (Literal[2, 3], (2, 3), (4, 2.0, True, '2')),
   ],
 )
 def test_bounds(hint, right, wrong):

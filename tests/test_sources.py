@@ -291,6 +291,14 @@ def test_arrays_of_a_packed_file_that_do_not_fit(packed, tmp_path):
     ({'label': arrays['label'][1:]}, '11 labels need as many splits'),
     ({'offsets': arrays['offsets'][::-1]}, 'offsets do not ascend'),
     ({'data': arrays['data'][:-9]}, 'offsets do not ascend within data'),
+    (
+      {'offsets': arrays['offsets'][::-1].astype(np.uint64)},
+      'offsets do not ascend',
+    ),
+    ({'label': arrays['label'] / 1}, 'label holds 12 of float64'),
+    ({'label': arrays['label'][:, None]}, 'label holds 12 x 1 of'),
+    ({'offsets': arrays['offsets'] / 1}, 'offsets holds 13 of float64'),
+    ({'class_name': np.array(['a', 'b', 'c'], object)}, 'no packed file'),
   ):
     np.savez(path, **arrays | changes)
     with pytest.raises(UserError, match=message):

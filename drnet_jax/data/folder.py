@@ -158,4 +158,6 @@ def _folders(path: str, what: str) -> list[str]:
       f'{path} holds no folders for {what}; expected <split>/<class>/*.jpg '
       'under config.data.data_dir'
     )
+  if odd := [x for x in found if x != x.encode(errors='replace').decode()]:
+    raise UserError(f'{path}: rename {odd[0]!r}: its name is not UTF-8')
   return found

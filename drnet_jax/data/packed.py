@@ -20,6 +20,8 @@ from drnet_jax.data import selection, text
 from drnet_jax.errors import UserError
 
 _SPLITS = ('train', 'val')
+# Arrays that it must have, and of which of numpy's kinds.
+_KINDS = {'data': 'u', 'offsets': 'iu', 'label': 'iu', 'class_name': 'SU'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +68,7 @@ def load(
   Raises:
     UserError: the file cannot be read, or the split holds nothing.
   """
-  file = _open(path)
-  try:
-    file = dict(file)
-  except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f'packed file {path} is damaged: {error}') from error
+  file = _read(path)
   _check(file, path)
   found = _names(file)
   names, indices = selection.classes(found, kept, path)
@@ -98,22 +96,34 @@ def load(
 
 def class_names(path: str) -> tuple[str, ...]:
   """Names of the classes."""
-  return _names(_open(path))
+  return _names(_read(path, ['class_name']))
 
 
-def _open(path: str) -> Mapping[str, np.ndarray]:
+def _read(path: str, only: Sequence[str] = ()) -> dict[str, np.ndarray]:
+  """Its arrays, or some of them."""
   try:
-    file = np.load(path, allow_pickle=False)
-    missing = {'data', 'offsets', 'label', 'class_name'} - set(file)
+    with np.load(path, allow_pickle=False) as file:
+      if missing := sorted(_KINDS.keys() - {*file}):
+        raise UserError(f'packed file {path} lacks {", ".join(missing)}')
+      arrays = {name: file[name] for name in only or file}
   except OSError as error:
     raise UserError(f'config.data.data_dir: {error}') from error
-  except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+  except (
+    ValueError,
+    EOFError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     raise UserError(
-      f'config.data.data_dir = {path!r} is damaged, or no packed file'
+      f'config.data.data_dir = {path!r} is damaged, or no packed file: {error}'
     ) from error
-  if missing:
-    raise UserError(f'packed file {path} lacks {", ".join(sorted(missing))}')
-  return file
+  for name, kinds in _KINDS.items():
+    x = arrays.get(name)
+    if x is not None and (x.ndim != 1 or x.dtype.kind not in kinds):
+      shape = ' x '.join(map(str, x.shape))
+      raise UserError(f'packed file {path}: {name} holds {shape} of {x.dtype}')
+  return arrays
 
 
 def _check(file: Mapping[str, np.ndarray], path: str) -> None:
@@ -127,11 +137,11 @@ def _check(file: Mapping[str, np.ndarray], path: str) -> None:
       f'packed file {path}: {len(label)} labels need as many splits and one '
       f'offset more, not {len(offsets)}'
     )
-  if (np.diff(offsets) < 0).any() or not (
+  if (np.diff(offsets.astype(np.int64)) < 0).any() or not (
     0 <= offsets[0] and offsets[-1] <= len(file['data'])
   ):
     raise UserError(f'packed file {path}: offsets do not ascend within data')
-  if label.min() < 0 or label.max() >= classes:
+  if len(label) and (label.min() < 0 or label.max() >= classes):
     raise UserError(
       f'packed file {path}: labels from {label.min()} to {label.max()}, for '
       f'{classes} classes'

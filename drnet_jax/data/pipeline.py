@@ -38,42 +38,7 @@ Example = dict[str, Any]
 HELD_OUT = 'held_out'
 
 _BUFFERED = 4  # batches ahead, of each process that makes them
-_BETWEEN = '\0'  # reasons why images cannot be read
-
-
-def _compose(
-  data: 'Data', example: Example, rng: np.random.Generator, size_px: int
-) -> Example:
-  image = pixels.decode(example['image'], max_pixels=data.max_pixels)
-  return scaled_digits.compose_example(example | {'image': image}, rng, size_px)
-
-
-def _crop_for_training(
-  data: 'Data', example: Example, rng: np.random.Generator, size_px: int
-) -> Example:
-  image = random_crop.random_resized_crop(
-    example['image'],
-    size_px,
-    rng,
-    least=data.least_crop,
-    max_pixels=data.max_pixels,
-  )
-  return example | {'image': image}
-
-
-def _shift_for_training(
-  data: 'Data', example: Example, rng: np.random.Generator, size_px: int
-) -> Example:
-  image = pixels.decode(example['image'], max_pixels=data.max_pixels)
-  image = transforms.random_shift(image, size_px, rng)
-  return example | {'image': image}
-
-
-_AUGMENTATIONS: dict[str, Callable] = {
-  'random_resized_crop': _crop_for_training,
-  'random_shift': _shift_for_training,
-  'compose_digits': _compose,
-}
+_SEPARATOR = '\0'  # of the reasons of several unreadable images, in one text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,17 +231,12 @@ class Data:
     Raises:
       UserError: more than `max_bad_images` cannot be read.
     """
-    augmentation, examples = _AUGMENTATIONS[self.augmentation], source.examples
+    examples = source.examples
 
     def prepare(i: int, rng: np.random.Generator) -> Example:
-      def augment(example: Example) -> Example:
-        example = augmentation(self, example, rng, size_px)
-        if self.rand_augment:
-          image = rand_augment.apply(example['image'], rng, *self.rand_augment)
-          example['image'] = image
-        return example
-
-      return self._first_readable(examples, i, augment)
+      return self._first_readable(
+        examples, i, lambda example: self._augmented(example, rng, size_px)
+      )
 
     data = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
     data = data.repeat().random_map(prepare)
@@ -286,10 +246,31 @@ class Data:
       for batch in batches:
         first, unreadable = batch.pop('first'), batch.pop('unreadable')
         for row in np.flatnonzero(unreadable != ''):
-          for k, reason in enumerate(unreadable[row].split(_BETWEEN)):
+          for k, reason in enumerate(unreadable[row].split(_SEPARATOR)):
             i = (first[row] + k) % len(examples)
             source.note_unreadable(i, reason, self.max_bad_images)
         yield batch
+
+  def _augmented(
+    self, example: Example, rng: np.random.Generator, size_px: int
+  ) -> Example:
+    """A training example: read, cut or composed, and RandAugment."""
+    encoded, limit = example['image'], self.max_pixels
+    if self.augmentation == 'random_resized_crop':
+      image = random_crop.random_resized_crop(
+        encoded, size_px, rng, least=self.least_crop, max_pixels=limit
+      )
+    else:
+      image = pixels.decode(encoded, max_pixels=limit)
+    if self.augmentation == 'random_shift':
+      image = transforms.random_shift(image, size_px, rng)
+    example = example | {'image': image}
+    if self.augmentation == 'compose_digits':
+      example = scaled_digits.compose_example(example, rng, size_px)
+    if self.rand_augment:
+      image = rand_augment.apply(example['image'], rng, *self.rand_augment)
+      example['image'] = image
+    return example
 
   def eval_batches(
     self,
@@ -332,8 +313,9 @@ class Data:
         reason = str(error)
       if not blank:
         whole = self._first_readable(examples, 0, show)
-        blank.update({k: np.zeros_like(v) for k, v in whole.items()})
-        del blank['first']
+        blank.update(  # at once: other threads look at it, too
+          {k: np.zeros_like(v) for k, v in whole.items() if k != 'first'}
+        )
       index = i if i < len(examples) else -1
       return blank | {'index': index, 'valid': False, 'unreadable': reason}
 
@@ -403,7 +385,7 @@ class Data:
     while len(reasons) <= self.max_bad_images:
       j = (i + len(reasons)) % len(examples)
       try:
-        found = {'first': i, 'unreadable': _BETWEEN.join(reasons)}
+        found = {'first': i, 'unreadable': _SEPARATOR.join(reasons)}
         return prepare(examples[j]) | found
       except UnreadableImage as error:
         reasons.append(str(error))

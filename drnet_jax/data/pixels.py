@@ -15,8 +15,7 @@
 
 Of a file nothing else than its pixels and its orientation is read: a photograph
 with damaged notes is a photograph. A file that ends early is refused, for what
-is missing would be shown as grey. The runtime of exports has the table in short
-(`export.standalone.read`).
+is missing would be shown as grey. Exports carry this file as it is.
 """
 
 import contextlib
@@ -24,6 +23,7 @@ import functools
 import io
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,15 +156,19 @@ def orientation(image: Image.Image) -> int:
   if not isinstance(exif, bytes):
     # A TIFF has it among its own tags.
     return getattr(image, 'tag_v2', {}).get(_ORIENTATION, 1)
-  start = max(exif.find(b'II*\0'), exif.find(b'MM\0*'))
-  order = 'little' if exif[start : start + 1] == b'I' else 'big'
+  # The first one: notes of the camera may have headers of their own.
+  header = re.search(rb'II\*\0|MM\0\*', exif)
+  if header is None:
+    return 1
+  start = header.start()
+  order = 'little' if header[0].startswith(b'I') else 'big'
 
   def number(place: int, size: int = 2) -> int:  # 0 where nothing is left
     return int.from_bytes(exif[place : place + size], order)
 
   first = start + number(start + 4, 4)
   for tag in range(first + 2, first + 2 + 12 * number(first), 12):
-    if start >= 0 and number(tag) == _ORIENTATION:
+    if number(tag) == _ORIENTATION:
       return number(tag + 8, 4 if number(tag + 2) == 4 else 2)
   return 1
 
@@ -223,8 +227,8 @@ def _unreadable(name: str) -> Iterator[None]:
     ) from error
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
     raise UnreadableImage(
-      f'{name} is too large an image: {e}. To read it set '
-      f'config.data.max_pixels, or {_LIMIT} in the environment.'
+      f'{name} is too large an image: {e}. To read it set {_LIMIT} in the '
+      'environment, or, to train and evaluate, config.data.max_pixels.'
     ) from e
   except Exception as error:  # MemoryError is one
     what = ' '.join(str(error).split())

@@ -106,7 +106,8 @@ class ShardWriter:
           self._sums |= future.result()
           lines = (f'{v}  {k}\n' for k, v in sorted(self._sums.items()))
           _write(os.path.join(self._directory, SUMS), ''.join(lines))
-      except OSError as error:
+      # ArrayRecord's are RuntimeErrors.
+      except (OSError, RuntimeError) as error:
         raise UserError(
           f'cannot write to {self._directory}: {error}. The same command goes '
           'on from here.'

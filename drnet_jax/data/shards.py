@@ -58,8 +58,7 @@ class Shards:
     self._parts = builder.info.splits[split].file_instructions
     self._ends = list(itertools.accumulate(part.take for part in self._parts))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      for _ in pool.map(_check, self._parts):
-        pass
+      list(pool.map(_check, self._parts))  # raises what they raise
 
   def __len__(self) -> int:
     return len(self._examples)

@@ -90,9 +90,10 @@ def load(
   images_per_class: int = 0,
   keys: Sequence[str] = ('image', 'label'),
 ) -> Source:
-  """Opens a split of a data set, preparing it where that needs no more.
+  """Opens a split of a data set, preparing it where TFDS can.
 
-  Never imports TensorFlow: TFDS data sets are ArrayRecord files read in place.
+  Reading never needs TensorFlow, for data sets of TFDS are ArrayRecord files
+  read in place; to prepare some of them it has to be installed.
 
   Args:
     name: as in TFDS, for instance 'scaled_digits' or 'cifar10'; 'folder' or
@@ -139,7 +140,14 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     builder.download_and_prepare()
   # What TFDS raises where files of a kind it cannot read without TensorFlow lie
   # there, where downloads by hand are missing, and where it cannot write.
-  except (NotImplementedError, AssertionError, OSError) as error:
+  # And, of data sets whose preparation needs TensorFlow, ImportError.
+  except (
+    NotImplementedError,
+    AssertionError,
+    ImportError,
+    OSError,
+    tfds.core.download.DownloadError,
+  ) as error:
     raise UserError(
       f'data set {builder.name!r} is not prepared as ArrayRecord in '
       f'{builder.data_path}, and cannot be from here: {error}. For ImageNet, '
@@ -212,7 +220,7 @@ def _numbers(name: str, data_dir: str, key: str) -> tuple[str, ...]:
   for split in builder.info.splits:
     labels = Shards(builder, split, ('', key), num_classes=None)
     found = (int(labels[i]['label']) for i in range(len(labels)))
-    largest = max(largest, *found)
+    largest = max([largest, *found])
   return tuple(map(str, range(largest + 1)))
 
 
@@ -221,7 +229,12 @@ def _tfds_builder(name: str, data_dir: str):
     return tfds.builder(
       name, data_dir=data_dir or None, file_format='array_record'
     )
-  except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError) as error:
+  except (
+    tfds.core.DatasetNotFoundError,
+    AssertionError,  # of a version
+    ValueError,
+    RuntimeError,
+  ) as error:
     raise UserError(f'config.data.name = {name!r}: {error}') from error
 
 

@@ -27,7 +27,7 @@ from drnet_jax.models import (
   resnet,
   resolution_norm,
 )
-from drnet_jax.models.drnet import DRNet, check_resolutions
+from drnet_jax.models.drnet import DRNet
 from drnet_jax.models.ranet import RANet
 
 Model = DRNet | RANet
@@ -120,10 +120,12 @@ def create_drnet(
   Raises:
     UserError: a value that cannot work, named as in the config.
   """
-  try:
-    sizes = check_resolutions(resolutions)
-  except ValueError as error:
-    raise UserError(f'config.model.resolutions: {error}') from error
+  sizes = tuple(resolutions)
+  if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+    raise UserError(
+      f'config.model.resolutions = {sizes} are not sizes in px, in ascending '
+      'order and without repeats'
+    )
   model = DRNet(
     base=_network('base', base, num_classes),
     predictor=(
@@ -205,18 +207,19 @@ def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
   name = arguments.pop('network', None)
   if isinstance(name, str) and name in NETWORKS:
     make = NETWORKS[name]
+    hints = _hints(make)
   elif isinstance(name, str) and ':' in name:
     module, _, attribute = name.partition(':')
     try:
       make = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+      hints = _hints(make)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
       raise UserError(f'{where}.network = {name!r}: {error}') from error
   else:
     raise UserError(
       f'{where}.network = {name!r} is neither one of {sorted(NETWORKS)} nor '
       "'package.module:Class'"
     )
-  hints = _hints(make)
   # What a name stands for is not to be changed under it: the depth of resnet18.
   fixed = set(getattr(make, 'keywords', ())) - {'dropout'}
   if strange := sorted(fixed & {*arguments} or {*arguments} - {*hints}):

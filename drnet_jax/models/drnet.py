@@ -21,7 +21,7 @@ sizes that were not chosen.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from drnet_jax import flops, resize, routing
+from drnet_jax.flops import Macs
 from drnet_jax.models import resolution_norm
-from drnet_jax.models.costs import Macs
 
 Tree = dict[str, Any]
 
@@ -195,16 +195,9 @@ class DRNet:
   def logits_at(
     self, params: Tree, batch_stats: Tree, images: jax.Array, size_px: int
   ) -> jax.Array:
-    """Inference of the base network at one size.
+    """Inference of the base network at one size: float32 [B, K].
 
-    Args:
-      params: the whole tree.
-      batch_stats: the whole tree.
-      images: uint8 [B, image_px, image_px, 3].
-      size_px: one of `resolutions`.
-
-    Returns:
-      float32 [B, K].
+    `params` and `batch_stats` are the whole trees, images as for `classify`.
     """
     variables = self.variables(params, batch_stats, size_px)
     logits = self.base.apply(variables, self.view(images, size_px), train=False)
@@ -248,6 +241,10 @@ class DRNet:
 
   def macs(self) -> Macs:
     """Multiply-adds of one image, from the networks' jaxprs."""
+    return self._macs
+
+  @functools.cached_property
+  def _macs(self) -> Macs:
     params, stats = jax.eval_shape(self.init, jax.random.key(0))
 
     def base(size_px: int) -> int:
@@ -281,16 +278,3 @@ class DRNet:
 
   def _blank(self, size_px: int) -> jax.Array:
     return jnp.zeros((1, size_px, size_px, 3))
-
-
-def check_resolutions(resolutions: Sequence[int]) -> tuple[int, ...]:
-  """Returns the sizes as a tuple, or raises ValueError saying what is wrong."""
-  sizes = tuple(resolutions)
-  if not sizes or any(not isinstance(r, int) or r < 1 for r in sizes):
-    raise ValueError(f'{sizes} are not sizes in px')
-  if sorted(set(sizes)) != list(sizes):
-    raise ValueError(
-      f'{sizes} are not in ascending order without repeats; '
-      f'write {tuple(sorted(set(sizes)))}'
-    )
-  return sizes

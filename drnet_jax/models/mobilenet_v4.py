@@ -3,11 +3,12 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
+from drnet_jax import settings
 from drnet_jax.models import layers
 
 
@@ -101,9 +102,9 @@ class MobileNetV4(nn.Module):
 
   num_classes: int
   stages: Sequence[Sequence[Conv | Fused | Inverted]]
-  dropout: float = 0.2
-  padding: str = 'symmetric'
-  dtype: Any = 'float32'
+  dropout: settings.BelowOne = 0.2
+  padding: layers.Padding = 'symmetric'
+  dtype: layers.DType = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from drnet_jax import resize
+from drnet_jax.flops import Macs
 from drnet_jax.models import ranet_blocks, ranet_network
-from drnet_jax.models.costs import Macs
 from drnet_jax.models.ranet_network import ResolutionAdaptiveNetwork, State
 
 Tree = dict[str, Any]
@@ -135,9 +135,11 @@ class RANet:
 
   def macs(self) -> Macs:
     """Multiply-adds of one image up to each exit, all exits before counted."""
-    return Macs(sizes=tuple(macs for macs, _ in self.costs()), predictor=0)
+    sizes = tuple(macs for macs, _ in self.macs_and_parameters)
+    return Macs(sizes=sizes, predictor=0)
 
-  def costs(self) -> list[tuple[int, int]]:
+  @functools.cached_property
+  def macs_and_parameters(self) -> list[tuple[int, int]]:
     """Multiply-adds and parameters up to each exit, as the authors count them.
 
     A ReLU counts one for each element, a pooling the size of its window for

@@ -230,7 +230,11 @@ class ResolutionAdaptiveNetwork(nn.Module):
       Logits float32 [B, K] of the exit, and the state after it.
     """
     if exit_number == 1:
-      state = State(self._stem(state, train=train), (), None)
+      widths = tuple(self.width * factor for factor in self.factors)
+      stem = Stem(
+        self.stem, widths, tuple(self.levels), self.dtype, name='stem'
+      )
+      state = State(stem(state, train=train), (), None)
     bases, taps, x = state.bases, state.taps, state.x
     coarser = ()
     for plan in self.stage_plan(exit_number):
@@ -264,15 +268,6 @@ class ResolutionAdaptiveNetwork(nn.Module):
       x=None if ends else x,
     )
 
-  def _stem(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
-    return Stem(
-      self.stem,
-      tuple(self.width * factor for factor in self.factors),
-      tuple(self.levels),
-      self.dtype,
-      name='stem',
-    )(x, train=train)
-
 
 def initial(key: jax.Array, variables: dict[str, Any]) -> dict[str, Any]:
   """Fresh variables of a network.
@@ -290,7 +285,8 @@ def initial(key: jax.Array, variables: dict[str, Any]) -> dict[str, Any]:
   uniform = jax.random.uniform(
     key, (sum(x.size for x in flat.values()),), minval=-1.0
   )
-  normal = np.sqrt(2) * jax.lax.erf_inv(uniform)
+  # Not of -1 itself, which is one draw in 2^23: its erf_inv is infinite.
+  normal = np.sqrt(2) * jax.lax.erf_inv(jnp.maximum(uniform, -1 + 2.0**-24))
   if not isinstance(uniform, jax.core.Tracer):
     uniform, normal = np.asarray(uniform), np.asarray(normal)
   values, start = {}, 0

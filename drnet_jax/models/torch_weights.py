@@ -9,6 +9,7 @@ every weight of the network must meet its match, in name and in shape.
 import argparse
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -81,13 +82,14 @@ def read(path: str) -> StateDict:
     ValueError,
     EOFError,
     zipfile.BadZipFile,
+    zlib.error,
     safetensors.SafetensorError,
   ) as error:
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
   found.pop('n_averaged', None)  # another count of PyTorch's
   state = _without_prefix(found)
   for name, x in state.items():
-    if x.dtype.kind not in 'fiuV':  # bfloat16 is of numpy's kind V
+    if x.dtype.kind not in 'fiu' and x.dtype.name != 'bfloat16':
       raise UserError(f'{path}: {name} holds {x.dtype}, no numbers')
   state = {
     name: np.asarray(x, np.float32)
@@ -119,7 +121,8 @@ def write(path: str, state: Mapping[str, np.ndarray]) -> None:
       torch.save({k: torch.from_numpy(x) for k, x in state.items()}, path)
     else:
       raise UserError(f'{path}: weights are written to {", ".join(ENDINGS)}')
-  except (OSError, safetensors.SafetensorError) as error:
+  # PyTorch's are RuntimeErrors.
+  except (OSError, RuntimeError, safetensors.SafetensorError) as error:
     raise UserError(f'cannot write {path}: {error}') from error
 
 
@@ -133,7 +136,7 @@ def to_variables(
   """A network's variables from a state dict.
 
   Args:
-    network: a ResNet, MobileNetV2 or EfficientNet.
+    network: of a kind in `_NAMINGS`.
     like: its variables, {'params': ..., 'batch_stats': ...}; arrays or shapes.
     state: from `read`, in any naming that `NAMINGS` has for the network.
     reset_head: keep the classifier of `like` and ignore the file's.
@@ -159,7 +162,8 @@ def to_variables(
     raise UserError(
       f'the weights are not those of this {type(network).__name__}: '
       f'{len(missing)} missing, {len(unused)} unused. '
-      f'{_listed(missing)} missing; {_listed(unused)} unused.'
+      f'{", ".join(missing) or "none"} missing; '
+      f'{", ".join(unused) or "none"} unused.'
     )
   variables, wrong, wrong_heads = dict(flat), [], []
   for path in flat.keys() - heads:
@@ -190,7 +194,7 @@ def to_state_dict(
   """A network's variables as a state dict that PyTorch loads strictly.
 
   Args:
-    network: a ResNet, MobileNetV2 or EfficientNet.
+    network: of a kind in `_NAMINGS`.
     variables: {'params': ..., 'batch_stats': ...}.
     naming: 'torchvision' or 'timm'.
 
@@ -203,7 +207,7 @@ def to_state_dict(
   state = {}
   for path, x in traverse_util.flatten_dict(dict(variables)).items():
     name = _torch_name(namings[naming], path)
-    state[name] = _to_torch(np.asarray(x, np.float32), path, name)
+    state[name] = _to_torch(np.asarray(x, np.float32), path)
     if path[-1] == 'mean':
       counter = name.removesuffix('running_mean') + _UNUSED
       state[counter] = np.zeros((), np.int64)
@@ -234,8 +238,7 @@ def load(
   Raises:
     UserError: see `to_variables`.
   """
-  some_set = model.norm_set(model.resolutions[0])
-  like = _base_variables(params, batch_stats, some_set)
+  like = model.variables(params, batch_stats, model.resolutions[0])
   variables = to_variables(model.base, like, state, reset_head=reset_head)
   stats = variables['batch_stats']
   shared, norm = resolution_norm.split(variables['params'], stats)
@@ -262,15 +265,8 @@ def export(
   """
   if size_px not in model.resolutions:
     raise UserError(f'{size_px} px is not one of {model.resolutions}')
-  variables = _base_variables(params, batch_stats, model.norm_set(size_px))
+  variables = model.variables(params, batch_stats, size_px)
   return to_state_dict(model.base, jax.device_get(variables), naming=naming)
-
-
-def _base_variables(params: Tree, batch_stats: Tree, norm_set: str) -> Tree:
-  return {
-    'params': resolution_norm.merge(params['base'], params['norm'][norm_set]),
-    'batch_stats': batch_stats['norm'][norm_set],
-  }
 
 
 def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
@@ -294,12 +290,13 @@ def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
         found = found[key]
         break
   if not isinstance(found, Mapping) or not all(
-    isinstance(x, torch.Tensor) for x in found.values()
+    isinstance(name, str) and isinstance(x, torch.Tensor)
+    for name, x in found.items()
   ):
     raise UserError(
       f'{path} holds no state dict; save model.state_dict() alone'
     )
-  return {name: x.float().numpy() for name, x in found.items()}
+  return {name: x.detach().float().numpy() for name, x in found.items()}
 
 
 def _without_prefix(state: StateDict) -> StateDict:
@@ -321,10 +318,6 @@ def _torch(path: str):
   return torch
 
 
-def _listed(names: list[str]) -> str:
-  return ', '.join(names) if names else 'none'
-
-
 def _torch_name(names: Mapping[str, str], path: tuple[str, ...]) -> str:
   collection, *module, leaf = path
   return f'{names["/".join(module)]}.{_LEAF_NAMES[collection, leaf]}'
@@ -339,7 +332,7 @@ def _from_torch(x: np.ndarray, rank: int) -> np.ndarray:
   return x.T if x.ndim == 2 else x
 
 
-def _to_torch(x: np.ndarray, path: tuple[str, ...], name: str) -> np.ndarray:
+def _to_torch(x: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
   if path[-1] != 'kernel':
     return x
   if x.ndim == 4:

@@ -43,7 +43,7 @@ def schedule(
     drops = {n - warmup: decay_factor for n in range(every, total, every)}
     after = optax.piecewise_constant_schedule(lr, drops)
   elif kind == 'halfway':
-    marks = (round(epochs * x) * steps_per_epoch for x in (0.5, 0.75))
+    marks = (round(epochs * x * steps_per_epoch) for x in (0.5, 0.75))
     drops = {max(mark, 1) - warmup: decay_factor for mark in marks}
     after = optax.piecewise_constant_schedule(lr, drops)
   else:

@@ -29,9 +29,9 @@ class RoutedObjective:
       sum_j h_j F_j(x), Eq. 4 read densely. 'expected': sum_j p_j CE_j.
     statistics: what the base network's norms use. 'batch': means and variances
       of the images that chose the size; the running ones follow, see
-      `resolution_norm.weighed`. 'fresh': the same, but those of a size with
-      fewer takers than `routed.REFRESHED` of the batch follow so many images of
-      it instead.
+      `resolution_norm.weighed`. 'fresh': the same, but the running statistics
+      of a size that less than `routed.REFRESHED` of the batch chose follow that
+      share of the batch, whatever those images chose.
       'running': those the stage began with, which stay (no dropout either).
     tau: temperature of the soft choice at the start and at the end of
       `tau_epochs`; geometric in between.
@@ -44,8 +44,9 @@ class RoutedObjective:
       expensive size.
     usage_weight: of AR-Net's uniform-usage loss.
     bucket_growth: see `routing.bucket_ladder`.
-    costs: C_j of the hinge at each size, for instance the milliseconds that
-      `drnet_jax calibrate --measure` prints; () for GMACs.
+    costs: C_j of the hinge at each size, for instance `costs.ms.options` of the
+      `calibration.json` that `drnet_jax calibrate --measure` leaves; () for
+      GMACs.
   """
 
   label_smoothing: settings.BelowOne
@@ -85,22 +86,23 @@ class RoutedObjective:
         f'objective.costs = {tuple(self.costs)} is not one cost for each of '
         f'{sizes}'
       )
+    if self.costs and len(set(self.costs)) == 1:
+      raise UserError('objective.costs are all the same: nothing to choose by')
 
   def schedules(
     self, steps_per_epoch: int, full_cost: float
   ) -> tuple[optax.Schedule, optax.Schedule, optax.Schedule]:
     """tau, eta and alpha by the step; alpha begins at the full cost."""
-    (start, end), steps = self.tau, _steps(self.tau_epochs, steps_per_epoch)
+
+    def steps(epochs: float) -> int:
+      return round(epochs * steps_per_epoch)
+
+    start, end = self.tau
+    length = max(steps(self.tau_epochs), 1)
     return (
-      optax.exponential_decay(start, max(steps, 1), end / start, end_value=end),
-      optim.ramp(
-        0.0, self.eta, _steps(self.eta_warmup_epochs, steps_per_epoch)
-      ),
-      optim.ramp(
-        full_cost,
-        self.target_gmacs,
-        _steps(self.target_epochs, steps_per_epoch),
-      ),
+      optax.exponential_decay(start, length, end / start, end_value=end),
+      optim.ramp(0.0, self.eta, steps(self.eta_warmup_epochs)),
+      optim.ramp(full_cost, self.target_gmacs, steps(self.target_epochs)),
     )
 
   def cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -125,7 +127,3 @@ class RoutedObjective:
       return self.cross_entropy(mixed, labels).mean()
     each = self.cross_entropy(logits, labels[:, None])
     return (p * each).sum(-1).mean()
-
-
-def _steps(epochs: float, steps_per_epoch: int) -> int:
-  return round(epochs * steps_per_epoch)

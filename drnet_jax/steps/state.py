@@ -116,7 +116,8 @@ def _norm_set(path) -> str | None:
 
 
 def _any_nonzero(tree: Any) -> jax.Array:
-  return jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(tree)]).any()
+  counts = [jnp.count_nonzero(x) for x in jax.tree.leaves(tree)]
+  return jnp.asarray(sum(counts) > 0)  # a network may have no norms
 
 
 def weights(state: TrainState) -> Weights:
