@@ -66,7 +66,7 @@ def make_record(
   if probabilities is not None:
     columns = options.columns
     p = np.asarray(probabilities, np.float32)
-    fields |= record_lib.said(p, columns) | {
+    fields |= record_lib.said(p, np.zeros(len(p), int), columns) | {
       'label': np.ones(len(p), int),
       'columns': columns,
       'top5': np.ones((len(p), len(columns)), bool),

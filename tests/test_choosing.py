@@ -3,6 +3,7 @@
 
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -82,8 +83,7 @@ def synthetic(count, *, seed=0, names=SIZES, gmacs=GMACS, router=True):
     costs=Costs('GMACs', tuple(gmacs), 0.2 * router, 'made up'),
     label=label,
     columns=options.columns,
-    **record.said(p, options.columns),
-    top5=record.in_top5(p, label, options.columns),
+    **record.said(p, label, options.columns),
     log_p=log_p.astype(np.float32) if router else None,
     draw=rng.random(count),
     extra={'index': np.arange(count)},
@@ -464,7 +464,7 @@ def test_columns_of_exits_are_neighbours():
 
 def test_what_columns_say():
   p = np.array([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]], np.float32)
-  said = record.said(p, [(0,), (1,), (0, 1)])
+  said = record.said(p, np.array([2]), [(0,), (1,), (0, 1)])
   assert said['predicted'].tolist() == [[0, 2, 2]]
   np.testing.assert_allclose(said['confidence'], [[0.5, 0.7, 0.45]], atol=1e-6)
   np.testing.assert_allclose(said['margin'], [[0.2, 0.5, 0.15]], atol=1e-6)
@@ -505,6 +505,54 @@ def test_records_of_version_0_4_are_read(tmp_path):
   assert scores.score(router(old), old, '').gmacs == 2.5
   (cascade, *_) = [p for p in search.cascades(old, old.costs)][-1:]
   assert cascade.policy.signal == 'probability' and cascade.top1 == 0.75
+
+
+def test_exits_of_a_network_stay_together_in_a_ladder():
+  """Their features are handed on: no other option may come between."""
+  exits = synthetic(200, names=('exit 1', 'exit 2', 'exit 3'), router=False)
+  sizes = synthetic(200, gmacs=(1.5, 3.0, 5.0), router=False)
+  both = record.join({'exits': exits, 'sizes': sizes})
+  paths = search.paths(both, both.costs)
+  assert len(paths) > 5 and any(len(path) == 3 for path in paths)
+  for path in paths:
+    places = [i for i, j in enumerate(path) if j < 3]
+    assert not places or places[-1] - places[0] == len(places) - 1
+
+
+def test_the_cheapest_of_a_ladder_that_is_right():
+  """Its options ascend in cost within a network only."""
+  right = np.array([[0, 1, 1], [0, 1, 0], [0, 0, 0]])
+  found = by_hand(right=right, choice=None)
+  found = dataclasses.replace(
+    found, costs=Costs('GMACs', (2.0, 3.0, 1.0), 0.0, '')
+  )
+  assert scores.smallest_sufficient(found).tolist() == [2, 1, 3]
+  bound = scores.oracle(found)
+  assert bound.gmacs == pytest.approx((1 + 3 + 1) / 3)
+  judged = scores.judge(found, policy_lib.fixed(1), name='it')
+  assert judged.oracle.gmacs.value == pytest.approx(bound.gmacs)
+
+
+def test_many_images_are_thinned_evenly(monkeypatch):
+  """In a folder they stand class by class."""
+  monkeypatch.setattr(calibration, '_MOST_IMAGES', 50)
+  made, seen = synthetic(200), []
+  monkeypatch.setattr(
+    search, 'frontiers', lambda r, costs: seen.append(r) or {'fixed': []}
+  )
+  calibration.Calibration.of(made, split='a split')
+  np.testing.assert_array_equal(seen[0].label, made.label[::4])
+
+
+def test_a_damaged_record_is_one_error(tmp_path):
+  path = tmp_path / 'record.npz'
+  record.save(synthetic(50), path)
+  whole = path.read_bytes()
+  assert os.listdir(tmp_path) == ['record.npz']
+  for data in (b'', whole[: len(whole) // 2], b'x' * 100):
+    path.write_bytes(data)
+    with pytest.raises(UserError, match='is damaged .*: delete it, then'):
+      record.load(path)
 
 
 def test_networks_are_joined():

@@ -2,6 +2,8 @@
 """What the demo page says is what the classifier says."""
 
 import concurrent.futures
+import copy
+import dataclasses
 import os
 import re
 import subprocess
@@ -216,6 +218,19 @@ def test_the_slider_reaches_every_policy(comparer):
     (slider.maximum, points[-1]),
   ):
     assert comparer.promise(page._within(at * unit, comparer)) == point
+
+
+def test_one_policy_for_every_budget_needs_no_slider(comparer):
+  best = comparer.calibration.points['GMACs']['best'][-1:]
+  calibration = dataclasses.replace(
+    comparer.calibration,
+    points={'GMACs': comparer.calibration.points['GMACs'] | {'best': best}},
+  )
+  alone = copy.copy(comparer)
+  alone.calibration = calibration
+  assert alone.budgets is None
+  slider, _ = page._slider(pytest.importorskip('gradio'), alone)
+  assert not slider.interactive and 'One policy is the best' in slider.info
 
 
 def test_a_model_without_a_router_has_fixed_sizes_only():

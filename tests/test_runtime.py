@@ -74,6 +74,18 @@ def test_precisions_are_candidates_as_the_processor_has_them(monkeypatch):
   assert choice.candidates(How('onnx')) == [('onnx', 'f32')]
 
 
+def test_openvino_that_cannot_be_imported_is_one_candidate_less(monkeypatch):
+  def fails():
+    raise UserError('libstdc++ is too old')
+
+  monkeypatch.setattr(choice, 'is_installed', lambda module: True)
+  monkeypatch.setattr(openvino, 'abilities', fails)
+  # `choose` leaves out what cannot be made.
+  assert choice.candidates(How()) == [('onnx', 'f32'), ('openvino', 'f32')]
+  with pytest.raises(UserError, match='too old'):
+    choice.candidates(How('openvino'))
+
+
 @pytest.mark.parametrize(
   'how, message',
   [
@@ -121,6 +133,17 @@ class Imaginary:
     return np.stack([bright, 1 - bright], 1), None
 
 
+class Overflowing(Imaginary):
+  """Half precision that does not last for the larger sizes."""
+
+  def __init__(self):
+    super().__init__(0.0)
+
+  def run(self, option, images):
+    said, state = super().run(option, images)
+    return said * (np.nan if option else 1.0), state
+
+
 def imagined(**engines):
   return {
     (name, 'bf16' if 'half' in name else 'f32'): (lambda e=e: e)
@@ -138,12 +161,14 @@ def test_the_fastest_that_agrees_is_chosen_once(trained):
     half_off=Imaginary(0.0, off=0.09),
   )
   tried['broken', 'f32'] = lambda: 1 // 0
+  tried['large', 'f32'] = Overflowing
   assert choice.remembered('a model', How(), list(tried)) is None
   found = choice.choose('a model', How(), tried, contract)
   assert (found.runtime, found.precision) == ('half', 'bf16')
   assert 'wrong is left out: a probability is 0.001 off' in found.said
   assert 'half_off is left out' in found.said and 'jax' in found.said
   assert 'broken is left out: integer division' in found.said
+  assert 'large is left out: a probability is nan off' in found.said
   again = choice.remembered('a model', How(), list(tried))
   assert again == found
   # Another model, another way to ask, others to choose from: not that.

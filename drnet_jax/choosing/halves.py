@@ -52,7 +52,9 @@ def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
   largest = float(theirs.top1[:, theirs.gmacs.argmax()].mean())
   for budget in budgets:
     for family in _FAMILIES:
-      within = [p for p in found.get(family, ()) if p.cost <= budget]
+      within = [
+        p for p in found.get(family, ()) if p.cost <= budget * (1 + 1e-9)
+      ]
       if not within:
         continue
       score = scores.score(within[-1].policy, theirs, family)

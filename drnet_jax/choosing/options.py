@@ -54,6 +54,15 @@ class Options:
       return 'size'
     return 'exit' if set(self.chain) == {0} else 'option'
 
+  def keeps_exits_together(self, path: Sequence[int]) -> bool:
+    """Whether no other option comes between two exits of one network.
+
+    Features are handed from an exit to the next, and kept nowhere else.
+    """
+    groups = itertools.groupby(self.chain[j] for j in path)
+    networks = [chain for chain, _ in groups if chain >= 0]
+    return len(set(networks)) == len(networks)
+
   @property
   def columns(self) -> tuple[tuple[int, ...], ...]:
     """Each option alone, then the sets of options whose mean may answer.

@@ -23,7 +23,6 @@ from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.record import Record
 
 FAMILIES = ('fixed', 'router', 'cascade', 'routed_cascade')
-ANSWERS = ('last', 'pooled')
 AT_ONCE = -np.inf  # as a threshold: every image leaves
 
 
@@ -185,13 +184,17 @@ class Decisions:
 
   Attributes:
     first, last: int [N], positions in the path.
+    option: int [N], at which the image ends.
     column: int [N], of the record, that answers.
+    right: bool [N], whether the answer is the label.
     cost: float64 [N], everything counted.
   """
 
   first: np.ndarray
   last: np.ndarray
+  option: np.ndarray
   column: np.ndarray
+  right: np.ndarray
   cost: np.ndarray
 
 
@@ -223,4 +226,11 @@ def decide(policy: Policy, record: Record, costs: Costs) -> Decisions:
       here = here[~policy.leaves(i, signal[here, said])]
   paid = costs.of_path(record.options, path)[first, last]
   overhead = costs.predictor if policy.start is not None else 0.0
-  return Decisions(first, last, column, paid + overhead)
+  return Decisions(
+    first=first,
+    last=last,
+    option=np.asarray(path)[last],
+    column=column,
+    right=record.right[np.arange(count), column],
+    cost=paid + overhead,
+  )

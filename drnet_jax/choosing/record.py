@@ -6,6 +6,8 @@ it: on the same weights and the same images.
 """
 
 import dataclasses
+import os
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -14,9 +16,12 @@ import numpy as np
 from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.errors import UserError
 
-SIGNALS = ('margin', 'probability')
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
 _GROUP = 'original'  # field of the examples that are copies of one original
+_REMEDY = (
+  'delete it, then python -m drnet_jax.main --mode=evaluate --workdir=... '
+  'makes it anew'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,12 @@ class Record:
       np.arange(count) if found is None else np.unique(found, False, True)[1]
     )
 
+  def is_of_images_of(self, other: 'Record') -> bool:
+    """Whether both are of the same images, in the same order."""
+    return np.array_equal(self.label, other.label) and np.array_equal(
+      self.extra.get('index'), other.extra.get('index')
+    )
+
   def signal(self, name: str) -> np.ndarray:
     """float32 [N, A]: 'margin' or 'probability', how sure a column is."""
     return self.margin if name == 'margin' else self.confidence
@@ -111,26 +122,26 @@ class Record:
 
 
 def said(
-  probabilities: np.ndarray, columns: Sequence[tuple[int, ...]]
+  probabilities: np.ndarray,
+  label: np.ndarray,
+  columns: Sequence[tuple[int, ...]],
 ) -> dict[str, np.ndarray]:
-  """What columns say: 'predicted', 'confidence' and 'margin', [N, A] each.
+  """What columns say: four fields of a `Record`, [N, A] each.
 
   Args:
     probabilities: float32 [N, R, K].
+    label: int [N].
     columns: the options that each is the mean of.
   """
-  parts = []
+  rows, parts = np.arange(len(label)), []
   for options in columns:
     mean = pooled([probabilities[:, j] for j in options])
-    parts.append((mean.argmax(-1), *signals(mean)))
-  predicted, confidence, margin = (
-    np.stack(x, 1) for x in zip(*parts, strict=True)
-  )
-  return {
-    'predicted': predicted.astype(np.int32),
-    'confidence': confidence,
-    'margin': margin,
-  }
+    likelier = (mean > mean[rows, label][:, None]).sum(-1)
+    predicted = mean.argmax(-1).astype(np.int32)
+    parts.append((predicted, *signals(mean), likelier < 5))
+  names = ('predicted', 'confidence', 'margin', 'top5')
+  arrays = (np.stack(x, 1) for x in zip(*parts, strict=True))
+  return dict(zip(names, arrays, strict=True))
 
 
 def pooled(probabilities: Sequence[np.ndarray]) -> np.ndarray:
@@ -159,20 +170,6 @@ def checksum(view: np.ndarray) -> float:
   return zlib.crc32(view) / 2**32
 
 
-def in_top5(
-  probabilities: np.ndarray,
-  label: np.ndarray,
-  columns: Sequence[tuple[int, ...]],
-) -> np.ndarray:
-  """Whether fewer than five classes are likelier than the label: [N, A]."""
-  rows = np.arange(len(label))
-  found = []
-  for options in columns:
-    mean = pooled([probabilities[:, j] for j in options])
-    found.append((mean > mean[rows, label][:, None]).sum(-1) < 5)
-  return np.stack(found, 1)
-
-
 def join(records: Mapping[str, Record]) -> Record:
   """Several networks' records of the same images as one.
 
@@ -187,9 +184,7 @@ def join(records: Mapping[str, Record]) -> Record:
   several = list(records.values())
   first = several[0]
   for other in several[1:]:
-    if not np.array_equal(first.label, other.label) or not np.array_equal(
-      first.extra.get('index'), other.extra.get('index')
-    ):
+    if not first.is_of_images_of(other):
       raise ValueError('the records are of other images')
   options = Options.join({name: r.options for name, r in records.items()})
   probabilities = np.concatenate([r.probabilities for r in several], 1)
@@ -214,8 +209,7 @@ def join(records: Mapping[str, Record]) -> Record:
     ),
     label=first.label,
     columns=columns,
-    **said(probabilities, columns),
-    top5=in_top5(probabilities, first.label, columns),
+    **said(probabilities, first.label, columns),
     log_p=log_p,
     draw=(router or first).draw,
     extra=first.extra,
@@ -241,17 +235,23 @@ def save(record: Record, path: str) -> None:
     if getattr(record, name) is not None:
       arrays[name] = getattr(record, name)
   extra = {_EXTRA + k: v for k, v in record.extra.items()}
-  np.savez_compressed(path, **arrays, **extra)
+  partial = f'{path}.partial'
+  with open(partial, 'wb') as file:  # a name would get another ending
+    np.savez_compressed(file, **arrays, **extra)
+  os.replace(partial, path)
 
 
 def load(path: str) -> Record:
   """Reads what `save` wrote, or what versions 0.2 to 0.4 did.
 
   Raises:
-    UserError: its parts do not fit together.
+    UserError: it is damaged.
   """
-  with np.load(path) as file:
-    arrays = dict(file)
+  try:
+    with np.load(path) as file:
+      arrays = dict(file)
+  except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise UserError(f'{path} is damaged ({error}): {_REMEDY}') from error
   if 'resolutions' in arrays:  # as files of version 0.2 call it
     arrays['options'] = [f'{r} px' for r in arrays['resolutions']]
   options = Options.of(arrays['options'])
@@ -265,8 +265,7 @@ def load(path: str) -> Record:
   said = ('predicted', 'confidence', 'margin', 'top5')
   if not fits or any(arrays[k].shape != shape for k in said if k in arrays):
     raise UserError(
-      f'{path} is damaged, its parts do not fit together: delete it, then '
-      'python -m drnet_jax.main --mode=evaluate --workdir=... makes it anew'
+      f'{path} is damaged, its parts do not fit together: {_REMEDY}'
     )
   return Record(
     options=options,

@@ -17,9 +17,9 @@ from drnet_jax.choosing.policy import Policy, decide, fixed
 from drnet_jax.choosing.record import Record
 
 RESAMPLES = 1000
-_AT_ONCE = 20  # resamples averaged together
+_CHUNK = 20  # resamples averaged together
 _LEVEL = (0.025, 0.975)
-_MARGIN = 1.96  # standard errors of the same interval
+_Z = 1.96  # standard errors on either side of the same interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,13 @@ class Score:
 def score(policy: Policy, record: Record, name: str) -> Score:
   """Plays a policy on a record."""
   found = decide(policy, record, record.costs)
-  rows = np.arange(len(found.column))
-  last = np.asarray(policy.path)[found.last]
+  count, options = len(found.option), len(record.options)
   return Score(
     name=name,
     gmacs=float(found.cost.mean()),
-    top1=float(record.right[rows, found.column].mean()),
-    top5=float(record.top5[rows, found.column].mean()),
-    shares=np.bincount(last, minlength=len(record.options)) / len(rows),
+    top1=float(found.right.mean()),
+    top5=float(record.top5[np.arange(count), found.column].mean()),
+    shares=np.bincount(found.option, minlength=options) / count,
   )
 
 
@@ -64,21 +63,22 @@ def fixed_scores(record: Record) -> list[Score]:
 
 
 def smallest_sufficient(record: Record) -> np.ndarray:
-  """Index of the first option that is right about each image, int [N].
+  """Index of the cheapest option that is right about each image, int [N].
 
   R where none is. The paper's Figure 1.
   """
-  right = record.top1
-  return np.where(right.any(1), right.argmax(1), right.shape[1])
+  order = np.argsort(record.gmacs, kind='stable')
+  right = record.top1[:, order]
+  return np.where(right.any(1), order[right.argmax(1)], len(order))
 
 
 def oracle(record: Record) -> Score:
-  """Each image at the first option that is right about it.
+  """Each image at the cheapest option that is right about it.
 
-  Images that none gets right go to the first. Nothing can find this choice
+  Images that none gets right go to the cheapest. Nothing can find this choice
   without the label: a bound, not a rival.
   """
-  choice = smallest_sufficient(record) % len(record.options)
+  choice = _oracle_choice(record)
   rows = np.arange(len(choice))
   shares = np.bincount(choice, minlength=len(record.options)) / len(choice)
   return Score(
@@ -88,6 +88,11 @@ def oracle(record: Record) -> Score:
     top5=float(record.top5[rows, choice].mean()),
     shares=shares,
   )
+
+
+def _oracle_choice(record: Record) -> np.ndarray:
+  needed = smallest_sufficient(record)
+  return np.where(needed < len(record.options), needed, record.gmacs.argmin())
 
 
 def blind_shares(
@@ -235,20 +240,16 @@ def judge(
     resamples: of the images, for the intervals.
   """
   policies = {name: policy} | dict(others or {})
-  rows, options = np.arange(len(record.label)), len(record.options)
-  table = record.gmacs
+  options, table = len(record.options), record.gmacs
   decided = {k: decide(p, record, record.costs) for k, p in policies.items()}
-  needed = smallest_sufficient(record) % options
-  # Which option an image would get blindly: the one at which the policy ends.
-  last = np.asarray(policy.path)[decided[name].last]
+  bound = table[_oracle_choice(record)]
   parts = {
     'fixed': record.top1,
-    'right': np.stack(
-      [record.right[rows, d.column] for d in decided.values()], 1
-    ),
+    'right': np.stack([d.right for d in decided.values()], 1),
     'cost': np.stack([d.cost for d in decided.values()], 1),
-    'ends': np.eye(options)[last],
-    'oracle': np.stack([record.top1.any(1), table[needed]], 1),
+    # Which option an image would get blindly: the one where the policy ends.
+    'ends': np.eye(options)[decided[name].option],
+    'oracle': np.stack([record.top1.any(1), bound], 1),
   }
   columns = np.concatenate(list(parts.values()), 1, dtype=np.float64)
   ends = np.cumsum([x.shape[1] for x in parts.values()])[:-1]
@@ -311,7 +312,6 @@ def over_networks(
   policy: Policy,
   right: np.ndarray,
   gmacs: np.ndarray,
-  resamples: int = RESAMPLES,
 ) -> Interval:
   """Top-1 of a policy less that of other networks at its cost.
 
@@ -323,16 +323,15 @@ def over_networks(
     right: bool [N, M], which of the record's images each network classifies
       correctly.
     gmacs: [M], cost of each.
-    resamples: of the images, for the interval.
   """
   decided = decide(policy, record, record.costs)
-  ours = record.right[np.arange(len(right)), decided.column]
-  columns = np.column_stack([ours, decided.cost, right]).astype(np.float64)
+  columns = np.column_stack([decided.right, decided.cost, right])
+  columns = columns.astype(np.float64)
 
   def gain(means: np.ndarray) -> float:
     return means[0] - np.interp(means[1], *upper_hull(gmacs, means[2:]))
 
-  samples = resampled_means(columns, record.groups, resamples)
+  samples = resampled_means(columns, record.groups, RESAMPLES)
   return interval(gain(columns.mean(0)), np.array([gain(m) for m in samples]))
 
 
@@ -365,11 +364,11 @@ def resampled_means(
   sums = np.zeros((count, columns.shape[1]))
   np.add.at(sums, groups, columns)
   found = []
-  for start in range(0, resamples, _AT_ONCE):
+  for start in range(0, resamples, _CHUNK):
     drawn = np.asarray(
       [
         np.bincount(rng.integers(count, size=count), minlength=count)
-        for _ in range(min(_AT_ONCE, resamples - start))
+        for _ in range(min(_CHUNK, resamples - start))
       ],
       np.float64,
     )
@@ -412,20 +411,20 @@ def by_class(
   images: of many classes some lie beyond by chance.
   """
   decided = decide(policy, record, record.costs)
-  rows, groups = np.arange(len(record.label)), record.groups
+  groups = record.groups
   full = record.top1[:, record.gmacs.argmax()].astype(float)
-  change = record.right[rows, decided.column] - full
+  change = decided.right - full
   found = []
   for label in np.unique(record.label):
     mine = np.flatnonzero(record.label == label)
     mean = float(change[mine].mean())
-    margin = _MARGIN * _standard_error(change[mine] - mean, groups[mine])
+    half = _Z * _standard_error(change[mine] - mean, groups[mine])
     found.append(
       ClassEffect(
         name=class_names[label],
         images=len(mine),
         full=float(full[mine].mean()),
-        change=Interval(mean, mean - margin, mean + margin),
+        change=Interval(mean, mean - half, mean + half),
         gmacs=float(decided.cost[mine].mean()),
       )
     )
@@ -441,20 +440,21 @@ def _standard_error(residuals: np.ndarray, groups: np.ndarray) -> float:
   return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(residuals))
 
 
-def rank_correlations(record: Record, last: np.ndarray) -> dict[str, float]:
+def rank_correlations(record: Record, ends: np.ndarray) -> dict[str, float]:
   """Spearman's rho between where images end and each numeric extra field.
 
   Args:
     record: of some images.
-    last: int [N], index of the option at which each ends.
+    ends: int [N], index of the option at which each ends.
   """
-  if not np.ptp(last):
+  if not np.ptp(ends):
     return {}
   return {
-    name: _spearman(values, last)
+    name: _spearman(values, ends)
     for name, values in record.extra.items()
     if name not in ('index', 'original')
     and np.issubdtype(values.dtype, np.number)
+    and np.ptp(values)  # equal ones have no ranks
   }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from drnet_jax.choosing import exit_shares
+from drnet_jax.choosing import exit_shares, scores
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.options import FEW, MOST_TRIED, Costs
 from drnet_jax.choosing.policy import AT_ONCE, Dial, Policy, decide
@@ -62,7 +62,10 @@ def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
   routes = policy_lib.routes(record)
   found = {'fixed': [policy_lib.fixed(j) for j in range(len(record.options))]}
   if len(routes) > 1:
-    found['router'] = _dials(record, costs, routes)
+    dials = _dials(record, costs, routes, _BUDGETS)
+    found['router'] = [
+      policy_lib.router(costs, routes, **dial) for dial in ({}, *dials)
+    ]
   if len(record.options) > 1:
     found['cascade'] = _cascades(record, costs)
   if len(routes) > 1:
@@ -84,21 +87,12 @@ def cascades(record: Record, costs: Costs) -> list[Point]:
 
 def at(policy: Policy, record: Record, costs: Costs) -> Point:
   """What a policy gives on a record."""
-  found = decide(policy, record, costs)
-  rows = np.arange(len(found.column))
-  last = np.asarray(policy.path)[found.last]
-  in_gmacs = found
+  score = scores.score(policy, record, '')
+  cost = score.gmacs
   if costs.unit != record.costs.unit:
-    in_gmacs = decide(policy, record, record.costs)
-  return Point(
-    policy=policy,
-    cost=float(found.cost.mean()),
-    gmacs=float(in_gmacs.cost.mean()),
-    top1=float(record.right[rows, found.column].mean()),
-    shares=tuple(
-      (np.bincount(last, minlength=len(record.options)) / len(rows)).tolist()
-    ),
-  )
+    cost = float(decide(policy, record, costs).cost.mean())
+  shares = tuple(score.shares.tolist())
+  return Point(policy, cost, score.gmacs, score.top1, shares)
 
 
 def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
@@ -136,14 +130,15 @@ def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
   return np.concatenate([ends[:1], (found[1:] + found[:-1]) / 2, ends[1:]])
 
 
-def _dials(record: Record, costs: Costs, routes: tuple[int, ...]):
-  """The router as trained, and dials of evenly spread costs."""
+def _dials(
+  record: Record, costs: Costs, routes: tuple[int, ...], count: int, **spread
+) -> list[dict[str, float]]:
+  """Dials of evenly spread costs."""
   table = np.asarray(costs.options)[list(routes)]
   log_p = record.log_p[:, routes].astype(np.float64)
   lambdas = turns(log_p, table)
-  spread = np.linspace(table.min(), table.max(), _BUDGETS)
-  dials = [met(log_p, table, lambdas, budget) for budget in spread]
-  return [policy_lib.router(costs, routes, **dial) for dial in ({}, *dials)]
+  budgets = np.linspace(table.min(), table.max(), count, **spread)
+  return [met(log_p, table, lambdas, budget) for budget in budgets]
 
 
 def met(log_p, table, lambdas, budget: float) -> dict[str, float]:
@@ -184,11 +179,7 @@ def met(log_p, table, lambdas, budget: float) -> dict[str, float]:
 def _cascades(record: Record, costs: Costs) -> list[Policy]:
   found = []
   for path in paths(record, costs):
-    for answer in _answers(record, path):
-      plain = Policy(
-        path, None, (AT_ONCE,) * (len(path) - 1), answer, _signal(record)
-      )
-      found += _with_thresholds(plain, record, costs)
+    found += _with_thresholds(record, costs, path)
   if record.options.noun == 'exit':
     # Last: of equals the first stays, and those above lie between two images.
     found += [exit_shares.by_ratio(record, q) for q in exit_shares.RATIOS]
@@ -196,27 +187,21 @@ def _cascades(record: Record, costs: Costs) -> list[Policy]:
 
 
 def _routed_cascades(record, costs, routes) -> list[Policy]:
-  table = np.asarray(costs.options)[list(routes)]
-  log_p = record.log_p[:, routes].astype(np.float64)
-  lambdas = turns(log_p, table)
-  spread = np.linspace(table.min(), table.max(), _DIALS, endpoint=False)
-  dials = {met(log_p, table, lambdas, budget)['low'] for budget in spread}
+  costs_of_routes = tuple(costs.options[j] for j in routes)
+  dials = _dials(record, costs, routes, _DIALS, endpoint=False)
   found = []
-  for penalty in sorted(dials | {0.0}):
-    start = Dial(tuple(table.tolist()), penalty, penalty)
-    for answer in _answers(record, routes):
-      plain = Policy(
-        routes, start, (AT_ONCE,) * (len(routes) - 1), answer, _signal(record)
-      )
-      found += _with_thresholds(plain, record, costs)
+  for penalty in sorted({dial['low'] for dial in dials} | {0.0}):
+    start = Dial(costs_of_routes, penalty, penalty)
+    found += _with_thresholds(record, costs, routes, start)
   return found
 
 
 def paths(record: Record, costs: Costs) -> list[tuple[int, ...]]:
   """Which options a cascade may try, in ascending order of cost.
 
-  Exits of a network follow one another. Of up to four options all subsets are
-  tried, of more those of two and three that are not hopeless by themselves.
+  Of up to four options all subsets are tried, of more those of two and three
+  that are not hopeless by themselves. No other option comes between two exits
+  of a network: their features are handed on, and kept nowhere.
   """
   options, table = record.options, np.asarray(costs.options)
   if options.noun == 'exit':
@@ -232,7 +217,12 @@ def paths(record: Record, costs: Costs) -> list[tuple[int, ...]]:
     ]
     order = good if len(good) > 1 else order[:2]
     lengths = range(2, MOST_TRIED + 1)
-  return [path for n in lengths for path in itertools.combinations(order, n)]
+  return [
+    path
+    for n in lengths
+    for path in itertools.combinations(order, n)
+    if options.keeps_exits_together(path)
+  ]
 
 
 def _answers(record: Record, path: tuple[int, ...]) -> list[str]:
@@ -247,22 +237,25 @@ def _answers(record: Record, path: tuple[int, ...]) -> list[str]:
   return ['last', 'pooled'] if known.issuperset(needed) else ['last']
 
 
-def _signal(record: Record) -> str:
-  return 'probability' if record.margin is None else 'margin'
-
-
 def _with_thresholds(
-  plain: Policy, record: Record, costs: Costs
+  record: Record,
+  costs: Costs,
+  path: tuple[int, ...],
+  start: Dial | None = None,
 ) -> list[Policy]:
-  """A policy with the thresholds that are best at each price of cost."""
-  walk = _Walk(plain, record, costs)
-  found = {walk.best(price) for price in _PRICES / costs.full}
-  ordered = sorted(found, key=walk.cost)
-  # Between two prices lie costs that none leads to.
-  for a, b in itertools.pairwise(ordered):
-    if walk.cost(b) - walk.cost(a) > 2 * _GAP * costs.full:
-      found.update(walk.between(a, b))
-  return [dataclasses.replace(plain, stop=walk.limits(cuts)) for cuts in found]
+  """Policies of a path with the thresholds that are best at each price."""
+  signal = 'probability' if record.margin is None else 'margin'
+  stop, found = (AT_ONCE,) * (len(path) - 1), []
+  for answer in _answers(record, path):
+    plain = Policy(path, start, stop, answer, signal)
+    walk = _Walk(plain, record, costs)
+    cuts = {walk.best(price) for price in _PRICES / costs.full}
+    # Between two prices lie costs that none leads to.
+    for a, b in itertools.pairwise(sorted(cuts, key=walk.cost)):
+      if walk.cost(b) - walk.cost(a) > 2 * _GAP * costs.full:
+        cuts.update(walk.between(a, b))
+    found += [dataclasses.replace(plain, stop=walk.limits(c)) for c in cuts]
+  return found
 
 
 class _Walk:

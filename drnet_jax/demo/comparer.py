@@ -84,11 +84,12 @@ class Comparer:
 
   @property
   def budgets(self) -> tuple[float, float] | None:
-    """Least and largest average cost in GMACs; None: not calibrated."""
+    """Least and largest average cost in GMACs; None: nothing to set."""
     if self.calibration is None:
       return None
     points = self.calibration.points['GMACs']['best']
-    return points[0].gmacs, points[-1].gmacs
+    low, high = points[0].gmacs, points[-1].gmacs
+    return (low, high) if low < high else None
 
   def promise(self, gmacs: float) -> Point:
     """The best policy for a budget, and what it gives when calibrated."""

@@ -217,9 +217,12 @@ def serve(blocks: Any, host: str, port: int) -> None:
 def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
   """The budget, and the unit that it is shown in, in GMACs."""
   if not comparer.budgets:
+    why = 'One policy is the best for every budget.'
+    if comparer.calibration is None:
+      why = 'Not calibrated: python -m drnet_jax calibrate --workdir=...'
     slider = gradio.Slider(
       label='Average budget',
-      info='Not calibrated: python -m drnet_jax calibrate --workdir=...',
+      info=why,
       interactive=False,
       elem_id='budget',
     )

@@ -2,19 +2,21 @@
 """What everyone who runs a trained model must agree on, besides its weights."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from drnet_jax import settings
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.policy import Policy
+from drnet_jax.data import classes
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS
 
 if TYPE_CHECKING:  # a folder that was exported runs without these
-  from drnet_jax.models import Model
   from drnet_jax.run import workdir
 
 FILE = 'contract.json'
@@ -73,38 +75,17 @@ class Contract:
     cls, trained: 'workdir.Trained', *, decode: str = 'full'
   ) -> 'Contract':
     """That of a trained model."""
-    return cls.of_model(
-      trained.model,
-      resize_px=trained.config.data.resize_px,
-      keep_aspect=trained.config.data.keep_aspect,
-      has_router=trained.has_router,
-      decode=decode,
-      class_names=trained.class_names,
-      origin=trained.origin,
-    )
-
-  @classmethod
-  def of_model(
-    cls,
-    model: 'Model',
-    *,
-    resize_px: int,
-    keep_aspect: bool,
-    has_router: bool,
-    decode: str,
-    class_names: tuple[str, ...],
-    origin: str,
-  ) -> 'Contract':
-    """That of a model; `resize_px` 0 for no margin around the crop."""
+    model, data = trained.model, trained.config.data
     if decode not in DECODINGS:
       raise UserError(f'decode = {decode!r} is not one of {DECODINGS}')
-    resize_px = resize_px or model.image_px
+    resize_px = data.resize_px or model.image_px  # 0: no margin
 
     def view(size_px: int) -> View:
       side_px = model.image_px if decode == 'full' else size_px
       short_px = max(round(resize_px * side_px / model.image_px), side_px)
-      return View(side_px, short_px, keep_aspect)
+      return View(side_px, short_px, data.keep_aspect)
 
+    has_router = trained.has_router
     options, macs = Options.of(model.options), model.macs()
     sizes_px = getattr(model, 'resolutions', (model.image_px,) * len(options))
     return cls(
@@ -120,8 +101,8 @@ class Contract:
       predictor_view=view(model.predictor_px) if has_router else None,
       predictor_gmacs=has_router * macs.predictor / 1e9,
       decode=decode,
-      class_names=class_names,
-      origin=origin,
+      class_names=trained.class_names,
+      origin=trained.origin,
     )
 
   @classmethod
@@ -138,7 +119,7 @@ class Contract:
       if other.class_names != first.class_names:
         raise UserError(
           f'{first_name} and {name} know other classes, or in another order: '
-          f'{_difference(first.class_names, other.class_names)}'
+          f'{classes.difference(first.class_names, other.class_names)}'
         )
     router = next((c for c in several.values() if c.routes), first)
     before, routes = 0, ()
@@ -213,15 +194,22 @@ def is_export(folder: str) -> bool:
 
 
 def read_fields(folder: str) -> dict[str, Any]:
-  """What stands in an export's contract file, that of `package.write`."""
-  with open(os.path.join(folder, FILE)) as file:
-    return json.load(file)
+  """What stands in an export's contract file, that of `package.write`.
+
+  Raises:
+    UserError: it is damaged, or of another version.
+  """
+  path = os.path.join(folder, FILE)
+  fields = settings.read_json(path)
+  if 'options' not in fields:
+    raise UserError(f'{path} is of another version: export the run again')
+  return fields
 
 
-def _difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-  i = next(
-    (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-    min(len(ours), len(theirs)),
-  )
-  names = [x[i] if i < len(x) else 'none' for x in (ours, theirs)]
-  return f'class {i} is {names[0]!r} and {names[1]!r}'
+def usual_policy(fields: Mapping[str, Any]) -> Policy:
+  """What an export follows unless another policy is asked for."""
+  row = next(row for row in fields['policies'] if row['family'] == 'usual')
+  names = [field.name for field in dataclasses.fields(Policy)]
+  # JSON knows no infinity: see `package.write`.
+  stop = [-np.inf if x < 0 else np.inf if x > 1 else x for x in row['stop']]
+  return Policy.from_json({name: row[name] for name in names} | {'stop': stop})

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from drnet_jax.errors import UserError
 from drnet_jax.export.traced import Program, Value, is_symbolic
 
+INPUT = 'images'  # name of a model's input
 _OPSET = 18
-_IR_VERSION = 9  # the first that has opset 18's types; old runtimes read it
+_IR_VERSION = 9  # later than the opset needs, early enough for old runtimes
 
 _TYPES = {
   'float32': TensorProto.FLOAT,
@@ -38,13 +39,11 @@ class Tensor:
     name: there.
     axes: `axes[i]` is the axis of the traced array that is stored at place i.
     node: that makes it; None for the input.
-    value: the traced array.
   """
 
   name: str
   axes: tuple[int, ...]
   node: 'Node | None'
-  value: Value
 
   def place(self, axis: int) -> int:
     """Where a traced axis is stored."""
@@ -79,13 +78,13 @@ class Node:
 class Builder:
   """The graph; what writes the operators is built upon it."""
 
-  def __init__(self, program: Program, input_name: str, *, fold_norms: bool):
+  def __init__(self, program: Program, *, fold_norms: bool):
     self._fold_norms = fold_norms
     self._nodes: list[Node] = []
     self._count = 0
     self._program = program
     rank = len(program.input.shape)
-    first = Tensor(input_name, tuple(range(rank)), None, program.input)
+    first = Tensor(INPUT, tuple(range(rank)), None)
     self._tensors: dict[Value, Tensor] = {program.input: first}
     if rank == 4 and any(
       o.name == 'conv_general_dilated' for o in program.operations
@@ -93,7 +92,7 @@ class Builder:
       # While the pixels are still bytes: a quarter of the memory to move.
       self._tensors[program.input] = self._arranged(first, (0, 3, 1, 2))
 
-  def finish(self, input_name: str, output_name: str) -> onnx.ModelProto:
+  def finish(self, output_name: str) -> onnx.ModelProto:
     """The model."""
     output = self._program.output
     if output.constant is not None:
@@ -104,34 +103,23 @@ class Builder:
     self._emit('Identity', [last.name], output, last.axes, name=output_name)
     nodes, initializers = [], {}
 
-    def named(x, node: Node, i: int) -> str:
+    def named(x, name: str) -> str:
       if isinstance(x, str):
         return x
-      name = f'{node.output}_c{i}'
-      initializers[name] = numpy_helper.from_array(
-        np.asarray(x, order='C'), name
-      )
+      x = np.asarray(x, order='C')
+      initializers[name] = numpy_helper.from_array(x, name)
       return name
 
     for node in self._nodes:
       for operator, inputs, out, attributes in _written(node):
-        nodes.append(
-          helper.make_node(
-            operator,
-            [
-              named(x, dataclasses.replace(node, output=out), i)
-              for i, x in enumerate(inputs)
-            ],
-            [out],
-            name=out,
-            **attributes,
-          )
-        )
+        names = [named(x, f'{out}_c{i}') for i, x in enumerate(inputs)]
+        made = helper.make_node(operator, names, [out], name=out, **attributes)
+        nodes.append(made)
     program = self._program
     graph = helper.make_graph(
       nodes,
       'drnet_jax',
-      [_info(input_name, program.input)],
+      [_info(INPUT, program.input)],
       [_info(output_name, output)],
       list(initializers.values()),
     )
@@ -154,7 +142,7 @@ class Builder:
       operator, list(inputs), name or self._fresh(operator), attributes
     )
     self._nodes.append(node)
-    tensor = Tensor(node.output, tuple(axes), node, value)
+    tensor = Tensor(node.output, tuple(axes), node)
     self._tensors[value] = tensor
     return tensor
 
@@ -163,7 +151,7 @@ class Builder:
 
     Without its node: what is put into that would show in both.
     """
-    self._tensors[value] = Tensor(tensor.name, tensor.axes, None, value)
+    self._tensors[value] = Tensor(tensor.name, tensor.axes, None)
 
   def _fresh(self, operator: str) -> str:
     self._count += 1
@@ -177,7 +165,7 @@ class Builder:
     perm = [tensor.axes.index(axis) for axis in axes]
     node = Node('Transpose', [tensor.name], self._fresh('t'), {'perm': perm})
     self._nodes.append(node)
-    return Tensor(node.output, axes, node, tensor.value)
+    return Tensor(node.output, axes, node)
 
   def _natural(self, value: Value):
     """A name (or constant) whose axes are stored as traced."""

@@ -17,8 +17,6 @@ hand:
 A computation in bfloat16 or float16 is written in float32.
 """
 
-import collections
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -31,37 +29,38 @@ from drnet_jax.export.onnx_builder import Node, Tensor, onnx_type
 from drnet_jax.export.onnx_shapes import REDUCTIONS, Shapes
 from drnet_jax.export.traced import Operation, trace
 
-_UNARY = {
+# Of the primitives that take arrays of one shape, operators one after another.
+_ELEMENTWISE = {
   'abs': 'Abs',
+  'add': 'Add',
+  'and': 'And',
   'ceil': 'Ceil',
   'cos': 'Cos',
+  'div': 'Div',
+  'eq': 'Equal',
   'erf': 'Erf',
   'exp': 'Exp',
   'floor': 'Floor',
-  'log': 'Log',
-  'logistic': 'Sigmoid',
-  'neg': 'Neg',
-  'not': 'Not',
-  'sign': 'Sign',
-  'sin': 'Sin',
-  'sqrt': 'Sqrt',
-  'tanh': 'Tanh',
-}
-_BINARY = {
-  'add': 'Add',
-  'and': 'And',
-  'div': 'Div',
-  'eq': 'Equal',
   'ge': 'GreaterOrEqual',
   'gt': 'Greater',
   'le': 'LessOrEqual',
+  'log': 'Log',
+  'logistic': 'Sigmoid',
   'lt': 'Less',
   'max': 'Max',
   'min': 'Min',
   'mul': 'Mul',
+  'ne': 'Equal Not',
+  'neg': 'Neg',
+  'not': 'Not',
   'or': 'Or',
   'pow': 'Pow',
+  'rsqrt': 'Sqrt Reciprocal',
+  'sign': 'Sign',
+  'sin': 'Sin',
+  'sqrt': 'Sqrt',
   'sub': 'Sub',
+  'tanh': 'Tanh',
 }
 _AFFINE = {'add', 'sub', 'mul', 'div'}
 
@@ -70,7 +69,6 @@ def convert(
   function: Callable,
   image: jax.ShapeDtypeStruct,
   *,
-  input_name: str,
   output_name: str,
   fold_norms: bool = True,
 ) -> onnx.ModelProto:
@@ -80,8 +78,7 @@ def convert(
     function: from one array [B, ...] to one array [B, ...]. What it closes
       over becomes weights.
     image: shape and type of one element of the batch, without B.
-    input_name: of the model's input.
-    output_name: of the model's output.
+    output_name: of the model's output; its input is `onnx_builder.INPUT`.
     fold_norms: see the module.
 
   Returns:
@@ -92,10 +89,10 @@ def convert(
       message names it.
   """
   program = trace(function, image)
-  graph = _Graph(program, input_name, fold_norms=fold_norms)
+  graph = _Graph(program, fold_norms=fold_norms)
   for operation in program.operations:
     graph.add(operation)
-  return graph.finish(input_name, output_name)
+  return graph.finish(output_name)
 
 
 class _Graph(Shapes):
@@ -108,10 +105,8 @@ class _Graph(Shapes):
       return
     if name in ('max', 'min') and self._add_activation(operation):
       return
-    if name in _UNARY:
-      self._elementwise(operation, _UNARY[name])
-    elif name in _BINARY:
-      self._elementwise(operation, _BINARY[name])
+    if name in _ELEMENTWISE:
+      self._elementwise(operation)
     elif name in REDUCTIONS:
       self._reduce(operation)
     elif handler := getattr(self, f'_add_{name}', None):
@@ -126,9 +121,11 @@ class _Graph(Shapes):
 
   # Elementwise operations.
 
-  def _elementwise(self, operation: Operation, operator: str) -> None:
+  def _elementwise(self, operation: Operation) -> None:
+    (y,) = operation.outputs
     names, axes = self._operands(operation.inputs)
-    self._emit(operator, names, operation.outputs[0], axes)
+    for operator in _ELEMENTWISE[operation.name].split():
+      names = [self._emit(operator, names, y, axes).name]
 
   def _add_affine(self, operation: Operation) -> bool:
     """Merges x (+, -, *, /) c per channel into what made x, if it can be."""
@@ -164,7 +161,7 @@ class _Graph(Shapes):
       node.scale, node.bias = node.scale * factor, node.bias * factor
     else:
       node.bias = node.bias + (c if operation.name == 'add' else -c)
-    self._tensors[output] = Tensor(node.output, tensor.axes, node, output)
+    self._tensors[output] = Tensor(node.output, tensor.axes, node)
     return True
 
   def _takes(self, node: Node, c: np.ndarray) -> bool:
@@ -202,7 +199,7 @@ class _Graph(Shapes):
     ):
       node.operator, bounds = 'Clip', (np.zeros((), y.dtype), c.reshape(()))
       node.inputs += bounds
-      self._tensors[y] = dataclasses.replace(tensor, value=y)
+      self._tensors[y] = tensor
       return True
     return False
 
@@ -213,12 +210,6 @@ class _Graph(Shapes):
       self._alias(tensor, y)
       return
     self._emit('Cast', [tensor.name], y, tensor.axes, to=onnx_type(y.dtype))
-
-  def _add_rsqrt(self, operation: Operation) -> None:
-    (y,) = operation.outputs
-    names, axes = self._operands(operation.inputs)
-    root = self._emit('Sqrt', names, y, axes)
-    self._emit('Reciprocal', [root.name], y, axes)
 
   def _add_square(self, operation: Operation) -> None:
     names, axes = self._operands(operation.inputs)
@@ -246,11 +237,6 @@ class _Graph(Shapes):
     (y,) = operation.outputs
     erf = self._emit('Erf', names, y, axes)
     self._emit('Sub', [np.ones((), y.dtype), erf.name], y, axes)
-
-  def _add_ne(self, operation: Operation) -> None:
-    names, axes = self._operands(operation.inputs)
-    equal = self._emit('Equal', names, operation.outputs[0], axes)
-    self._emit('Not', [equal.name], operation.outputs[0], axes)
 
   def _add_clamp(self, operation: Operation) -> None:
     low, x, high = operation.inputs
@@ -381,9 +367,8 @@ class _Graph(Shapes):
     still = [i for i in range(len(window)) if i not in moved]
     if len(still) < 2:
       raise UserError('cannot export pooling over the channels to ONNX')
-    # ONNX pools all axes but the first two.
-    spatial = still[2:] + moved if len(still) > 2 else moved
     tensor = self._tensors[x]
+    # ONNX pools all axes but the first two.
     if set(tensor.axes[:2]) & set(moved):
       tensor = self._arranged(
         tensor, [still[0], still[-1], *sorted({*still[1:-1], *moved})]
@@ -402,8 +387,3 @@ class _Graph(Shapes):
       pads=[params['padding'][i][side] for side in (0, 1) for i in spatial],
       **attributes,
     )
-
-
-def count_operators(model: onnx.ModelProto) -> dict[str, int]:
-  """How many operators of each type a model has."""
-  return dict(collections.Counter(node.op_type for node in model.graph.node))

@@ -23,7 +23,7 @@ class Shapes(Builder):
     tensor = self._tensors[x]
     new_of_old = np.argsort(operation.params['permutation'])
     axes = tuple(int(new_of_old[axis]) for axis in tensor.axes)
-    self._tensors[y] = Tensor(tensor.name, axes, None, y)
+    self._tensors[y] = Tensor(tensor.name, axes, None)
 
   def _add_reshape(self, operation: Operation) -> None:
     (y,) = operation.outputs
@@ -36,9 +36,6 @@ class Shapes(Builder):
     places = np.asarray([tensor.place(axis) for axis in gone])
     axes = _renumbered([a for a in tensor.axes if a not in gone])
     self._emit('Squeeze', [tensor.name, places], y, axes)
-
-  def _add_expand_dims(self, operation: Operation) -> None:
-    self._add_reshape(operation)
 
   def _add_broadcast_in_dim(self, operation: Operation) -> None:
     x, (y,) = operation.inputs[0], operation.outputs
@@ -146,7 +143,7 @@ class Shapes(Builder):
         left.remove(axis)
       else:
         goes[axis] = free[grid_axis]
-    self._tensors[y] = Tensor(name, tuple(goes[a] for a in left), None, y)
+    self._tensors[y] = Tensor(name, tuple(goes[a] for a in left), None)
 
   def _cut(self, tensor, y, axes, starts, ends, steps) -> None:
     places = [tensor.place(axis) for axis in axes]

@@ -25,7 +25,7 @@ import numpy as np
 
 from drnet_jax import settings
 from drnet_jax.choosing.calibration import Calibration
-from drnet_jax.choosing.policy import Policy
+from drnet_jax.choosing.policy import Dial, Policy
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
 from drnet_jax.export import FORMATS, WEIGHTS, model_card
@@ -81,8 +81,13 @@ def write(
       raise UserError(f'{value!r} is not one of {allowed}')
   if not formats:
     raise UserError(f'no format to export to; there are {FORMATS}')
-  _check_replaceable(folder)
-  target = os.path.abspath(folder)
+  if not isinstance(exported.usual.start, Dial | None):
+    raise UserError(
+      'a policy with a start of its own cannot be exported: set another first, '
+      'by set_budget or set_option'
+    )
+  target = os.path.realpath(folder)  # of '' the working directory
+  _check_replaceable(target)
   try:
     os.makedirs(os.path.dirname(target), exist_ok=True)
     # Written beside it, then put in its place: a folder is never half of one
@@ -163,7 +168,9 @@ def _row(
 ) -> dict[str, Any]:
   """A policy for `run.py`, with what it gives on the calibration images."""
   promise = {name: getattr(point, name, None) for name in ('gmacs', 'top1')}
-  return {'family': family} | promise | policy.to_json()
+  # Signals lie between 0 and 1, and JSON knows no infinity.
+  stop = np.clip(policy.stop, -1, 2).tolist()
+  return {'family': family} | promise | policy.to_json() | {'stop': stop}
 
 
 def write_onnx(
@@ -188,7 +195,6 @@ def write_onnx(
       model = onnx_graph.convert(
         functools.partial(program, weights),
         jax.ShapeDtypeStruct((side_px, side_px, 3), np.uint8),
-        input_name='images',
         output_name='log_p' if name == PREDICTOR else 'probabilities',
         fold_norms=fold_norms,
       )
@@ -206,7 +212,6 @@ def write_onnx(
           tensor, 'weights.bin', offset=offset, length=length
         )
         tensor.ClearField('raw_data')
-        tensor.data_location = onnx.TensorProto.EXTERNAL
       onnx.save_model(model, os.path.join(folder, f'{name}.onnx'))
 
 

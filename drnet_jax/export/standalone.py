@@ -22,7 +22,8 @@ else:  # beside it, in an export
 class Model:
   """An export, by the best policy of a family in contract.json for gmacs."""
 
-  def __init__(self, folder, *, policy='usual', gmacs=np.inf):
+  def __init__(self, folder, *, policy=None, gmacs=np.inf):
+    policy = policy or ('usual' if gmacs == np.inf else 'best')
     with open(os.path.join(folder, 'contract.json')) as file:
       self.contract = contract = json.load(file)
     named = (row for row in contract['policies'] if row['family'] == policy)
@@ -46,7 +47,7 @@ class Model:
       crop = cut(image, contract['views'][path[i]])
       said.append(self._sessions[i].run(None, {'images': crop[None]})[0][0])
       p = sum(said) / len(said) if policy['answer'] == 'pooled' else said[-1]
-      low, high = np.sort(p)[-2:]
+      low, high = np.sort(np.append(p, np.float32(0)))[-2:]  # 0: of one class
       sure = high - low if policy['signal'] == 'margin' else high
       if i == len(path) - 1 or sure >= policy['stop'][i]:
         break
@@ -83,12 +84,15 @@ def cut(image, view):
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser()
-  parser.add_argument('--policy', default='usual')
+  parser.add_argument('--policy')
   parser.add_argument('--gmacs', type=float, default=np.inf)
   parser.add_argument('images', nargs='+')
   flags, failed = parser.parse_args(), 0
   here = os.path.dirname(os.path.abspath(__file__))
-  model = Model(here, policy=flags.policy, gmacs=flags.gmacs)
+  try:
+    model = Model(here, policy=flags.policy, gmacs=flags.gmacs)
+  except ValueError as error:
+    parser.error(str(error))
   for name in flags.images:
     try:
       answer = {'image': name, **model.predict(name)}

@@ -121,14 +121,10 @@ class Value:
 class Operation:
   """A primitive, what it reads and what it makes."""
 
-  primitive: Any
+  name: str
   params: dict[str, Any]
   inputs: list[Value]
   outputs: list[Value]
-
-  @property
-  def name(self) -> str:
-    return self.primitive.name
 
 
 class Program:
@@ -188,9 +184,7 @@ class Program:
         if all(x.constant is not None for x in inputs):
           _evaluate(equation, inputs, outputs)
         else:
-          operations.append(
-            Operation(equation.primitive, equation.params, inputs, outputs)
-          )
+          operations.append(Operation(name, equation.params, inputs, outputs))
       env |= zip(equation.outvars, outputs, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 

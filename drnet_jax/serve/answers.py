@@ -3,7 +3,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,33 +74,15 @@ def likeliest(
   if not np.isfinite(probabilities).all():
     raise UserError('the network returns NaN or infinity')
   # Stable, so that the first of two equal classes wins everywhere.
-  order = np.argsort(-probabilities, kind='stable')[:top_k]
+  order = np.argsort(-probabilities, kind='stable')
+  top = [(class_names[i], float(probabilities[i])) for i in order[:top_k]]
   return {
     'label': int(order[0]),
     'name': class_names[order[0]],
     'probability': float(probabilities[order[0]]),
-    'top': tuple((class_names[i], float(probabilities[i])) for i in order),
+    'top': tuple(top),
     'probabilities': probabilities,
   }
-
-
-def answered(
-  run: Callable[[], list[Prediction | Failure]], on_error: str
-) -> list[Prediction | Failure]:
-  """What a call of `predict` gives back.
-
-  Args:
-    run: makes the answers.
-    on_error: 'raise' a UserError that names the images that cannot be read, or
-      'return' a `Failure` in the place of each.
-  """
-  if on_error not in ('raise', 'return'):
-    raise ValueError(f'{on_error=} is neither raise nor return')
-  answers = run()
-  failures = [x for x in answers if isinstance(x, Failure)]
-  if failures and on_error == 'raise':
-    raise UserError('\n       '.join(x.reason for x in failures))
-  return answers
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:

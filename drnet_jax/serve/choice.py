@@ -123,7 +123,12 @@ def candidates(how: How) -> list[tuple[str, str]]:
     if runtime == 'openvino':
       some = [how.precision]
       if how.precision == 'auto':
-        some = openvino.precisions(_abilities())
+        try:
+          some = openvino.precisions(_abilities())
+        except Exception:  # whatever its import raises; `choose` leaves it out
+          if asked:
+            raise
+          some = ['f32']
       found += [(runtime, precision) for precision in some]
     elif how.precision in ('auto', 'f32'):
       found.append((runtime, 'f32'))
@@ -189,14 +194,15 @@ def choose(
       if key == reference:
         raise
       engines.pop(key, None)
-      out.append(f'{name(*key)} is left out: {_short(error)}')
+      why = ' '.join(str(error).split())[:200]
+      out.append(f'{name(*key)} is left out: {why}')
   apart = {
-    key: max(
-      float(np.abs(a - b).max())
-      for a, b in zip(found, answers[reference], strict=True)
-    )
+    key: float(np.max([np.abs(a - b).max() for a, b in pairs]))
     for key, found in answers.items()
+    if (pairs := list(zip(found, answers[reference], strict=True)))
   }
+  if np.isnan(apart[reference]):
+    raise UserError('the network returns NaN or infinity')
   good = [key for key in engines if apart[key] <= TOLERANCE[key[1]]]
   ms = _time({key: engines[key] for key in good}, contract, batch)
   best = min(ms, key=ms.get)
@@ -214,10 +220,6 @@ def choose(
   key = _key(model, how, list(tried))
   cache.write_json('choices', key, dataclasses.asdict(choice))
   return choice
-
-
-def _short(error: Exception) -> str:
-  return ' '.join(str(error).split())[:200]
 
 
 def name(runtime: str, precision: str) -> str:

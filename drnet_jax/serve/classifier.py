@@ -26,13 +26,17 @@ from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
 from drnet_jax.export import RUNTIMES
-from drnet_jax.export.contract import Contract, is_export
+from drnet_jax.export.contract import (
+  Contract,
+  is_export,
+  read_fields,
+  usual_policy,
+)
 from drnet_jax.run import ladder, paths
 from drnet_jax.serve import choice, loading
 from drnet_jax.serve.answers import (
   Failure,
   Prediction,
-  answered,
   failure,
   likeliest,
 )
@@ -62,7 +66,8 @@ class Classifier:
   Attributes:
     policy: that images follow. The best within the calibration's tolerance of
       full accuracy; without a calibration the router as trained, or else the
-      most expensive option. Set it by `set_budget`, `set_option`, or to any
+      most expensive option; of an exported folder that which it was exported
+      with. Set it by `set_budget`, `set_option`, or to any
       `choosing.policy.Policy`.
   """
 
@@ -123,6 +128,7 @@ class Classifier:
       UserError: no model, or a runtime that is not installed.
     """
     how = _checked(runtime, precision, batch)
+    path = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(path, str) or ladder.is_ladder(path):
       members = ladder.members(path)
       calibration = None
@@ -132,6 +138,10 @@ class Classifier:
         name: loading.of_run(member, how, decode or 'full')
         for name, member in members.items()
       }
+      if calibration and not all(
+        part.digest in calibration.origin for part in parts.values()
+      ):
+        calibration = None  # of other weights; `calibrate` makes it anew
       return cls._of_parts(parts, calibration)
     if is_export(path):
       exported = loading.of_folder(path, how)
@@ -140,7 +150,9 @@ class Classifier:
           f'{path} was exported for decode={exported.contract.decode}: export '
           f'it again with --decode={decode}'
         )
-      return cls._of(exported, calibration_lib.read(path))
+      found = cls._of(exported, calibration_lib.read(path))
+      found.policy = usual_policy(read_fields(path))
+      return found
     loaded = loading.of_run(path, how, decode or 'full')
     calibration = calibration_lib.read(paths.root(path))
     if calibration and loaded.digest not in calibration.origin:
@@ -273,8 +285,8 @@ class Classifier:
 
     Args:
       images: paths, bytes, PIL images or arrays, see `Picture`, or what
-        `picture` made of one; a generator will do, no more than a pool is held
-        in memory.
+        `picture` made of one. A generator will do: two pools, of four batches
+        each, and what waits for an option are held in memory.
       top_k: classes in an answer's `top`.
       on_error: 'raise' a UserError that names the images that cannot be read,
         or 'return' a `Failure` in the place of each.
@@ -282,13 +294,28 @@ class Classifier:
     Returns:
       One answer each, in order.
     """
-    return answered(lambda: _Bulk(self, top_k).run(images), on_error)
+    if isinstance(images, str | bytes | os.PathLike):
+      raise UserError('predict takes several images: [image] for one')
+    if on_error not in ('raise', 'return'):
+      raise ValueError(f'{on_error=} is neither raise nor return')
+    answers = _Bulk(self, top_k).run(images)
+    reasons = [x.reason for x in answers if isinstance(x, Failure)]
+    if reasons and on_error == 'raise':
+      raise UserError('\n       '.join(reasons))
+    return answers
 
   def stream(
-    self, *, deadline_ms: float, batch: int = 8, top_k: int = 5
+    self, *, deadline_ms: float, batch: int = 0, top_k: int = 5
   ) -> Stream:
-    """Classifies images as they arrive; see `Stream`."""
-    batch = min(batch, self.engine.best_batch)
+    """Classifies images as they arrive; see `Stream`.
+
+    Args:
+      deadline_ms: from `submit` to the answer.
+      batch: the most that run at once; 0 for what suits.
+      top_k: classes in an answer's `top`.
+    """
+    most = self.engine.best_batch
+    batch = min(batch or most, most)
     return Stream(self, deadline_ms=deadline_ms, batch=batch, top_k=top_k)
 
   def export(
@@ -334,11 +361,7 @@ class Classifier:
     return Picture(source, self.contract)
 
   def schedule(
-    self,
-    *,
-    done: Callable[[Item, np.ndarray], None],
-    failed: Callable[[Item, Exception], None],
-    batch: int = 0,
+    self, *, done: Callable[[Item, np.ndarray], None], batch: int = 0
   ) -> Schedule:
     """A schedule of the policy as it is now; see there."""
     return Schedule(
@@ -347,7 +370,6 @@ class Classifier:
       self.policy,
       batch=batch or self.engine.best_batch,
       done=done,
-      failed=failed,
     )
 
   def answer(
@@ -386,7 +408,7 @@ class _Bulk:
     self._classifier = classifier
     self._top_k = top_k
     self._answers: dict[int, Prediction | Failure] = {}
-    self._schedule = classifier.schedule(done=self._done, failed=self._failed)
+    self._schedule = classifier.schedule(done=self._done)
 
   def run(self, images: Iterable[Any]) -> list[Prediction | Failure]:
     sources = enumerate(images)
@@ -416,11 +438,11 @@ class _Bulk:
 
   def _read(self, i: int, source: Any) -> Item | None:
     """An image, decoded; None where that failed, which is noted."""
-    item = Item((i, source), self._classifier.picture(source))
+    item = Item(i, self._classifier.picture(source))
     try:
-      self._schedule.read(item)
+      item.picture.cut(self._schedule.asked)
     except Exception as error:  # a decoder may raise anything on rubbish
-      self._failed(item, error)
+      self._answers[i] = failure(i, source, error)
       return None
     return item
 
@@ -429,11 +451,9 @@ class _Bulk:
     self._schedule.work()
 
   def _done(self, item: Item, probabilities: np.ndarray) -> None:
-    i, _ = item.key
-    self._answers[i] = self._classifier.answer(item, probabilities, self._top_k)
-
-  def _failed(self, item: Item, error: Exception) -> None:
-    self._answers[item.key[0]] = failure(*item.key, error)
+    self._answers[item.key] = self._classifier.answer(
+      item, probabilities, self._top_k
+    )
 
 
 def _checked(runtime: str, precision: str, batch: int) -> How:

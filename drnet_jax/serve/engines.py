@@ -16,7 +16,7 @@ JAX; those that do are in `xla` and `stages`.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,8 +47,8 @@ class Engine(Protocol):
   def run(self, option: int, inputs: Any) -> tuple[Any, Any]: ...
 
 
-def onnx_session(path: str):
-  """Opens an ONNX file in onnxruntime, on the CPU.
+def onnx_network(path: str) -> Callable[[np.ndarray], np.ndarray]:
+  """An ONNX file as a function of images, in onnxruntime on the CPU.
 
   Raises:
     UserError: onnxruntime is not installed.
@@ -67,9 +67,10 @@ def onnx_session(path: str):
   options.add_session_config_entry('session.use_env_allocators', '1')
   # Waiting threads must not keep cores from decoding, or from another graph.
   options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-  return onnxruntime.InferenceSession(
+  session = onnxruntime.InferenceSession(
     path, options, providers=['CPUExecutionProvider']
   )
+  return lambda images: session.run(None, {'images': images})[0]
 
 
 @functools.cache
@@ -107,11 +108,11 @@ class OnnxEngine:
   def __init__(self, folder: str, contract: Contract, *, batch: int = 0):
     self.best_batch = batch or self.best_batch
 
-    def session(name: str):
-      return onnx_session(os.path.join(folder, f'{name}.onnx'))
+    def network(name: str):
+      return onnx_network(os.path.join(folder, f'{name}.onnx'))
 
-    self._predictor = session(PREDICTOR) if contract.routes else None
-    self._networks = [session(name) for name in contract.programs]
+    self._predictor = network(PREDICTOR) if contract.routes else None
+    self._networks = [network(name) for name in contract.programs]
 
   def bucket(self, option: int, count: int) -> int:
     return count  # any batch will do
@@ -120,10 +121,10 @@ class OnnxEngine:
     return None
 
   def log_p(self, images: np.ndarray) -> np.ndarray:
-    return self._predictor.run(None, {'images': images})[0]
+    return self._predictor(images)
 
   def run(self, option: int, inputs: np.ndarray) -> tuple[np.ndarray, None]:
-    return self._networks[option].run(None, {'images': inputs})[0], None
+    return self._networks[option](inputs), None
 
 
 class LadderEngine:

@@ -59,7 +59,7 @@ def of_folder(folder: str, how: How) -> Loaded:
       "'stablehlo'"
     )
   tried = choice_lib.candidates(how) if 'onnx' in formats else []
-  if runtime == 'auto' and not tried:
+  if not tried and choice_lib.is_beside_jax(how):
     runtime = 'stablehlo' if 'stablehlo' in formats else 'onnx'
     tried = [(runtime, 'f32')]
   needed = 'stablehlo' if runtime == 'stablehlo' else 'onnx'
@@ -141,17 +141,21 @@ def of_trained(
 
   contract = Contract.of(trained, decode=decode)
 
-  def loaded(engine: Engine, runtime: str) -> Loaded:
-    return Loaded(contract, engine, trained.digest, runtime, lambda: trained)
+  def loaded(engine: Engine, said: str, model: str = '') -> tuple[Loaded, str]:
+    return Loaded(
+      contract, engine, trained.digest, said, lambda: trained
+    ), model
+
+  def in_jax(said: str = 'jax', model: str = '') -> tuple[Loaded, str]:
+    return loaded(compiled.in_jax(trained, contract, how.batch), said, model)
 
   compiled.check(trained, how.runtime)
-  in_jax = compiled.prefers_jax(trained)
-  if how.runtime == 'jax' or (how.runtime == 'auto' and in_jax):
-    engine = compiled.in_jax(trained, contract, how.batch)
-    return loaded(engine, 'jax'), ''
+  jax_will_do = choice_lib.is_beside_jax(how)
+  if how.runtime == 'jax' or (jax_will_do and compiled.prefers_jax(trained)):
+    return in_jax()
   if how.runtime == 'stablehlo':
     engine = compiled.in_stablehlo(trained, contract, how.batch)
-    return loaded(engine, 'stablehlo'), ''
+    return loaded(engine, 'stablehlo')
   tried = choice_lib.candidates(how)
   model = compiled.key(trained, contract)
   folder = cache.folder('models', model)
@@ -161,16 +165,14 @@ def of_trained(
       folder = cache.make_folder('models', model, write)
   except UserError:
     # No `onnx` to write with, or nothing that it can write.
-    if how.runtime != 'auto':
+    if not jax_will_do:
       raise
     tried = []
   if not tried:
-    engine = compiled.in_jax(trained, contract, how.batch)
-    return loaded(engine, 'jax'), ''
+    return in_jax()
   found = _choose(model, how, folder, contract, tried, trained)
   if found.runtime == 'jax':
-    engine = compiled.in_jax(trained, contract, how.batch)
-    return loaded(engine, found.said), model
+    return in_jax(found.said, model)
   ready = _of_graphs(found, folder, contract, trained.digest, how)
   return ready._replace(member=lambda: trained), model
 
@@ -195,7 +197,12 @@ def _choose(
   """One of the candidates; `trained` is run by JAX besides."""
   makers: dict[tuple[str, str], Callable[[], Engine]] = {}
   if trained is not None and choice_lib.is_beside_jax(how):
-    makers[_JAX] = functools.partial(_small, trained, contract, how)
+    from drnet_jax.serve import compiled
+
+    batch = how.batch or choice_lib.BATCH  # the one that is timed
+    makers[_JAX] = functools.partial(
+      compiled.in_jax, trained, contract, batch, few=True
+    )
   # float32 first: the others are compared with it.
   for key in sorted(tried, key=lambda key: key[1] != 'f32'):
     makers[key] = functools.partial(
@@ -206,15 +213,6 @@ def _choose(
     return Choice(runtime, precision, choice_lib.name(runtime, precision))
   return choice_lib.remembered(model, how, list(makers)) or choice_lib.choose(
     model, how, makers, contract
-  )
-
-
-def _small(trained, contract: Contract, how: How) -> Engine:
-  """JAX, compiled for the one batch that is timed."""
-  from drnet_jax.serve import compiled
-
-  return compiled.in_jax(
-    trained, contract, how.batch or choice_lib.BATCH, few=True
   )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from drnet_jax.serve.answers import Failure
+from drnet_jax.serve.choice import TOLERANCE
 from drnet_jax.serve.classifier import Classifier
 
-TOLERANCE = 1e-4  # of probabilities
 # Where a choice hangs on less than this, rounding decides it.
 _TIE = 1e-4
 
@@ -35,7 +36,7 @@ class Parity:
   @property
   def holds(self) -> bool:
     """Whether the two agree."""
-    return not self.others and self.largest <= TOLERANCE
+    return not self.others and self.largest <= TOLERANCE['f32']
 
   def __str__(self) -> str:
     return (
@@ -47,20 +48,25 @@ class Parity:
 def compare(
   ours: Classifier, theirs: Classifier, images: Sequence[Any]
 ) -> Parity:
-  """Runs images through two paths of one model that follow one policy."""
-  ties = others = 0
+  """Runs images through two paths of one model that follow one policy.
+
+  What cannot be read is left out, as in evaluation.
+  """
+  ties = others = unread = 0
   largest = 0.0
-  for image, a, b in zip(
-    images, ours.predict(images), theirs.predict(images), strict=True
-  ):
-    if a.ran == b.ran:
+  answers = (c.predict(images, on_error='return') for c in (ours, theirs))
+  for image, a, b in zip(images, *answers, strict=True):
+    if isinstance(a, Failure):
+      unread += 1
+    elif a.ran == b.ran:
       difference = np.abs(a.probabilities - b.probabilities).max()
       largest = max(largest, float(difference))
     elif _is_tie(ours, image):
       ties += 1
     else:
       others += 1
-  return Parity(theirs.engine.name, len(images), ties, others, largest)
+  count = len(images) - unread
+  return Parity(theirs.engine.name, count, ties, others, largest)
 
 
 def _is_tie(classifier: Classifier, image: Any) -> bool:
@@ -82,6 +88,9 @@ def _is_tie(classifier: Classifier, image: Any) -> bool:
   view = classifier.picture(image).crop(contract.predictor_view)
   log_p = np.asarray(classifier.engine.log_p(view[None]))[0]
   known = [contract.routes.index(j) for j in policy.path]
-  scores = log_p[known] - policy.start.low * np.asarray(policy.start.costs)
-  best = np.sort(scores)[::-1]
-  return bool(best[0] - best[1] <= _TIE)
+  dial = policy.start
+  for penalty in (dial.low, dial.high)[: 1 + bool(dial.share)]:
+    best = np.sort(log_p[known] - penalty * np.asarray(dial.costs))
+    if best[-1] - best[-2] <= _TIE:
+      return True
+  return False

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import AT_ONCE, Policy
 from drnet_jax.choosing.record import checksum, pooled, signals
-from drnet_jax.export.contract import Contract, View
+from drnet_jax.errors import UserError
+from drnet_jax.export.contract import Contract
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.picture import Picture
 
@@ -66,7 +68,15 @@ def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
   Returns:
     The places in order, and at which of them an image enters that starts at
     each position of the path.
+
+  Raises:
+    UserError: it leaves a network with exits, and comes back to it.
   """
+  if not contract.options.keeps_exits_together(policy.path):
+    raise UserError(
+      f'{policy_lib.describe(policy, contract.options)}: exits of a network '
+      'must follow one another, for features are handed from one to the next'
+    )
   stops, entries = [], []
   chains = contract.options.chain
   for position, option in enumerate(policy.path):
@@ -100,7 +110,10 @@ class Schedule:
     policy: that the images follow.
     batch: the most that are run at once.
     done: called with each item that leaves, and its answer [K].
-    failed: called with each item that cannot be read, and the error.
+
+  Attributes:
+    asked: the crops that may be asked for of an image; it is let in with these
+      cut.
   """
 
   def __init__(
@@ -111,14 +124,12 @@ class Schedule:
     *,
     batch: int,
     done: Callable[[Item, np.ndarray], None],
-    failed: Callable[[Item, Exception], None],
   ):
     self._engine, self._contract, self._policy = engine, contract, policy
-    self._batch, self._done, self._failed = batch, done, failed
+    self._batch, self._done = batch, done
     self.stops, self._entries = plan(policy, contract)
     self.queues = [engine.pool(s.option) or Waiting() for s in self.stops]
     self._in_flight: collections.deque = collections.deque()
-    # The crops that may be asked for of an image.
     self.asked = [
       *([contract.predictor_view] if policy.start is not None else []),
       *(
@@ -128,14 +139,6 @@ class Schedule:
       ),
     ]
     self._alone = False
-
-  def read(self, item: Item) -> None:
-    """Decodes an image to all the crops that may be asked for.
-
-    Raises:
-      Exception: whatever a decoder raises on rubbish.
-    """
-    item.picture.cut(self.asked)
 
   def admit(self, items: Sequence[Item], *, alone: bool = False) -> None:
     """Lets images in that were read, each where the policy starts it.
@@ -207,25 +210,14 @@ class Schedule:
       if taken is None:
         count = min(len(queue.waiting), self._batch)
         taken = [queue.waiting.popleft() for _ in range(count)]
-      inputs, taken = self._crops(taken, self._contract.views[stop.option])
+      view = self._contract.views[stop.option]
+      inputs = np.stack([item.picture.crop(view) for item in taken])
     else:
       inputs, taken = queue.pop()
-    if not taken:
-      return
     for item in taken:
       item.place = place
     said, state = self._engine.run(stop.option, inputs)
     self._in_flight.append((place, taken, said, state))
-
-  def _crops(self, items: Sequence[Item], view: View):
-    crops, good = [], []
-    for item in items:
-      try:
-        crops.append(item.picture.crop(view))
-        good.append(item)
-      except Exception as error:  # a decoder may raise anything on rubbish
-        self._failed(item, error)
-    return np.stack(crops) if crops else None, good
 
   def work(self) -> None:
     """Runs what is full, and fetches results beyond those to keep in flight."""

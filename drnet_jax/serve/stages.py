@@ -19,7 +19,8 @@ from drnet_jax import routing
 from drnet_jax.run import workdir
 from drnet_jax.serve.xla import (
   IN_FLIGHT,
-  MOST_BAKED_BYTES,
+  bakes,
+  compiled,
   in_parallel,
   padded,
 )
@@ -40,7 +41,6 @@ class StageEngine:
     self._batches = sorted(set(batches))
     self.best_batch = self._batches[-1]
     self.num_exits = len(trained.model.options)
-    self.image_px = trained.model.image_px
     self._weights = [
       trained.model.stage_weights(k, trained.params, trained.batch_stats)
       for k in range(1, self.num_exits + 1)
@@ -77,7 +77,7 @@ class StageEngine:
     return self.compiled['run', option, batch](inputs)
 
   def pool(self, option: int) -> 'Pool | None':
-    """An empty pool of images on their way to an exit, but the first."""
+    """Of images on their way to an exit; None for the first: it takes crops."""
     return Pool(self, option) if option else None
 
   def _shapes(self, batch: int) -> list[Any]:
@@ -94,9 +94,9 @@ class StageEngine:
     return states
 
   def pool_shapes(self, k: int) -> Any:
-    """Of a pool: a batch may come when one is full but for a place."""
+    """Twice a batch: a whole one may join when one is full but for a place."""
     return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((2 * len_of(x), *x.shape[1:]), x.dtype),
+      lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype),
       self._states[self.best_batch][k],
     )
 
@@ -109,12 +109,7 @@ class StageEngine:
 
     weights, state = self._weights[k], self._states[batch][k]
     size = sum(x.nbytes for x in jax.tree.leaves(weights))
-    cpu = jax.default_backend() == 'cpu'
-    if cpu and batch == 1 and size <= MOST_BAKED_BYTES:
-      return jax.jit(functools.partial(run, weights)).lower(state).compile()
-    return functools.partial(
-      jax.jit(run).lower(weights, state).compile(), weights
-    )
+    return compiled(run, weights, state, baked=bakes(size, batch))
 
   def _compile_push(self, k: int, batch: int):
     def push(pool, state, rows, start):
@@ -167,18 +162,18 @@ class Pool:
       items: what to remember of them, in the same order.
     """
     engine = self._engine
-    batch = len_of(jax.tree.leaves(state)[0])
+    batch = len(jax.tree.leaves(state)[0])
     if self._places is None:
       # Not jnp.zeros, which would be compiled now.
       self._places = jax.tree.map(
         lambda x: jax.device_put(np.zeros(x.shape, x.dtype)),
         engine.pool_shapes(self._exit_index),
       )
-    padded = np.zeros(batch, np.int32)
-    padded[: len(rows)] = rows
+    places = np.zeros(batch, np.int32)
+    places[: len(rows)] = rows
     push = engine.compiled['push', self._exit_index, batch]
     start = np.int32(len(self.waiting))
-    self._places = push(self._places, state, padded, start)
+    self._places = push(self._places, state, places, start)
     self.waiting += items
 
   def pop(self) -> tuple[Any, list[Any]]:
@@ -188,11 +183,6 @@ class Pool:
     start = len(self.waiting) - count
     batch = engine.bucket(self._exit_index, count)
     pop = engine.compiled['pop', self._exit_index, batch]
-    state = pop(self._places, np.int32(start))
+    # First: images whose `pop` fails must not be waited for.
     self.waiting, taken = self.waiting[:start], self.waiting[start:]
-    return state, taken
-
-
-def len_of(x: Any) -> int:
-  """Length of the leading axis."""
-  return x.shape[0]
+    return pop(self._places, np.int32(start)), taken

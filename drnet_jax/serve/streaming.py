@@ -30,10 +30,10 @@ _MOST_WAITING = 1000  # images; `submit` blocks where there are more
 
 @dataclasses.dataclass
 class Request:
-  """Whose an image is.
+  """When an image was handed in, and who gets its answer.
 
   Attributes:
-    arrived: when, in seconds of the monotonic clock.
+    arrived: in seconds of the monotonic clock.
     future: gets the answer.
   """
 
@@ -43,43 +43,35 @@ class Request:
 
 def take(
   waiting: Sequence[collections.deque],
+  place: int,
   due: Sequence[bool],
   batch: int,
   bucket: Callable[[int], int],
-) -> tuple[int, list] | None:
-  """Decides what runs next; takes it off the queues.
+) -> list:
+  """Takes off the queues what runs at a place.
 
   Args:
     waiting: one queue per place, in the order of the path, oldest first.
+    place: that has a full batch, or something due.
     due: whether the oldest of each queue must start now.
     batch: the most that run at once.
     bucket: how many images are computed where so many are asked for.
 
   Returns:
-    The place and what to run there; None if all can wait. A full batch goes
-    first, the last place before the others. Otherwise the last place that has
-    something due takes along what is due at earlier ones, and fills what would
-    be padding with others; the nearest earlier place first.
+    Images of the place; with them what is due at earlier ones, and in place of
+    padding others, the nearest earlier place first.
   """
-  order = range(len(waiting) - 1, -1, -1)
-  for j in order:
-    if len(waiting[j]) >= batch:
-      return j, [waiting[j].popleft() for _ in range(batch)]
-  for j in order:
-    if not due[j]:
-      continue
-    taken = list(waiting[j])
-    waiting[j].clear()
-    earlier = waiting[:j][::-1]
-    for queue_, is_due in zip(earlier, due[:j][::-1], strict=True):
-      while is_due and queue_ and len(taken) < batch:
-        taken.append(queue_.popleft())
-    slots = min(bucket(len(taken)), batch)
-    for queue_ in earlier:
-      while queue_ and len(taken) < slots:
-        taken.append(queue_.popleft())
-    return j, taken
-  return None
+  own = waiting[place]
+  taken = [own.popleft() for _ in range(min(len(own), batch))]
+  earlier = waiting[:place][::-1]
+  for queue_, is_due in zip(earlier, due[:place][::-1], strict=True):
+    while is_due and queue_ and len(taken) < batch:
+      taken.append(queue_.popleft())
+  slots = min(bucket(len(taken)), batch)
+  for queue_ in earlier:
+    while queue_ and len(taken) < slots:
+      taken.append(queue_.popleft())
+  return taken
 
 
 class Stream:
@@ -105,7 +97,7 @@ class Stream:
     self._batch = batch
     self._top_k = top_k
     self._schedule: Schedule = classifier.schedule(
-      batch=batch, done=self._answer, failed=self._fail
+      batch=batch, done=self._answer
     )
     self._stops = self._schedule.stops
     # How long a batch of each place lately took, for starting in time.
@@ -154,10 +146,10 @@ class Stream:
 
   def _read(self, item: Item) -> None:
     try:
-      self._schedule.read(item)
+      item.picture.cut(self._schedule.asked)
     except Exception as error:  # a decoder may raise anything on rubbish
       if item.key.future.set_running_or_notify_cancel():
-        self._fail(item, error)
+        item.key.future.set_exception(error)
     else:
       self._arrivals.put(item)
 
@@ -173,14 +165,14 @@ class Stream:
       ]
       if closing and not any(due):
         # The first goes first, so that those who go on join the next.
-        if (place := self._schedule.first_waiting) is None:
+        first = self._schedule.first_waiting
+        if first is None:
           return
-        self._run(place, None)
-        continue
+        due = [place == first for place in range(len(due))]
       self._run_next(due)
 
   def _run_next(self, due: Sequence[bool]) -> None:
-    """Runs a batch that is full or due, if there is one."""
+    """Runs a batch that is full or else due, if there is one: the last."""
     queues = self._schedule.queues
     # An image can be taken further along as a crop, not into the features of a
     # network with exits.
@@ -200,7 +192,7 @@ class Stream:
     def bucket(count: int) -> int:
       return self._engine.bucket(self._stops[place].option, count)
 
-    _, taken = take(crops, due, self._batch, bucket)
+    taken = take(crops, place, due, self._batch, bucket)
     for item in taken:
       item.spilled |= item.place < place
     self._run(place, taken)
@@ -249,6 +241,8 @@ class Stream:
       if q.waiting
     ]
     patience = min([_PATIENCE_S, *(t - time.monotonic() for t in starts)])
+    if self._closing.is_set() or self._schedule.full() is not None:
+      patience = 0.0
     arrived: list[Item] = []
     try:
       while len(arrived) < self._batch:
@@ -269,7 +263,7 @@ class Stream:
         item, probabilities, self._top_k
       )
     except Exception as error:
-      self._fail(item, error)
+      request.future.set_exception(error)
       return
     seconds = time.monotonic() - request.arrived
     self._latencies_s.append(seconds)
@@ -277,6 +271,3 @@ class Stream:
     self.late += seconds > self._deadline_s
     self.spilled += answer.spilled
     request.future.set_result(answer)
-
-  def _fail(self, item: Item, error: Exception) -> None:
-    item.key.future.set_exception(error)

@@ -15,9 +15,7 @@ from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.export.package import STABLEHLO_WEIGHTS
 from drnet_jax.export.programs import Program
 
-# Weights as constants of a program make XLA's CPU code a fifth faster at batch
-# 1, but each program then holds a copy.
-MOST_BAKED_BYTES = 2**30
+_MOST_BAKED_BYTES = 2**30
 # Batches that nobody has fetched.
 IN_FLIGHT = 4
 CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
@@ -62,14 +60,13 @@ class XlaEngine:
     weight_bytes = sum(
       x.nbytes for p in programs.values() for x in jax.tree.leaves(p.weights)
     )
-    cpu = jax.default_backend() == 'cpu'
     self._compiled = in_parallel(
       {
         (name, batch): functools.partial(
           _compile,
           program,
           batch,
-          baked=cpu and batch == 1 and weight_bytes <= MOST_BAKED_BYTES,
+          baked=bakes(weight_bytes, batch),
         )
         for name, program in programs.items()
         for batch in self._batches
@@ -111,10 +108,27 @@ def padded(images: np.ndarray, batch: int) -> np.ndarray:
 def _compile(program: Program, batch: int, *, baked: bool):
   function, weights, side_px = program
   images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
+  return compiled(function, weights, images, baked=baked)
+
+
+def bakes(weight_bytes: int, batch: int) -> bool:
+  """Whether weights should be constants of a program.
+
+  That makes XLA's CPU code a fifth faster at batch 1, but each program then
+  holds a copy.
+  """
+  cpu = jax.default_backend() == 'cpu'
+  return cpu and batch == 1 and weight_bytes <= _MOST_BAKED_BYTES
+
+
+def compiled(
+  function: Callable, weights: Any, inputs: Any, *, baked: bool
+) -> Callable:
+  """A function of (weights, inputs) as a program of inputs."""
   if baked:
-    return jax.jit(functools.partial(function, weights)).lower(images).compile()
-  compiled = jax.jit(function).lower(weights, images).compile()
-  return functools.partial(compiled, weights)
+    return jax.jit(functools.partial(function, weights)).lower(inputs).compile()
+  program = jax.jit(function).lower(weights, inputs).compile()
+  return functools.partial(program, weights)
 
 
 def exported_programs(
