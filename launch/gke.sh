@@ -35,7 +35,7 @@ value[FLAGS]=${flags//\'/\'\'}
 
 manifest=$(<"$(dirname "$0")/gke/tpu.yaml")
 for key in "${!value[@]}"; do
-  manifest=${manifest//"\${$key}"/${value[$key]}}
+  manifest=${manifest//"\${$key}"/"${value[$key]}"}
 done
 if [[ -n $dry_run ]]; then
   echo "$manifest"

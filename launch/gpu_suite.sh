@@ -21,12 +21,13 @@ if (($# == 0)); then
   echo "usage: launch/gpu_suite.sh [--dry-run] PACKED [flags...]" >&2
   exit 2
 fi
-packed=$1
+packed=$(realpath -m -- "$1")
+[[ -z ${OUT-} ]] || OUT=$(realpath -m -- "$OUT")
 shift
 
 cd "$(dirname "$0")/.."
 # PyTorch is timed in the same process and wants memory, too.
 run env XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.65}" \
-  timeout 480 "${PYTHON:-python}" -m drnet_jax benchmark_accelerator \
+  timeout --kill-after=10 480 "${PYTHON:-python}" -m drnet_jax benchmark_accelerator \
   "--out=${OUT:-runs/accelerator}" --config=configs/accelerator.py \
   "--config.data.data_dir=$packed" "$@"

@@ -24,8 +24,11 @@ def main() -> None:
   parser.add_argument('--quality', type=int, default=80)
   parser.add_argument('--mib', type=float, default=50)
   asked = parser.parse_args()
+  if asked.mib <= 0.25:
+    parser.error('--mib must be above .25, which other arrays take')
   with np.load(asked.source) as opened:
     file = dict(opened)
+  split = file.get('split', np.ones_like(file['label']))
   images = [
     encoded(file['data'][start:end].tobytes(), asked.px, asked.quality)
     for start, end in zip(
@@ -34,7 +37,7 @@ def main() -> None:
   ]
   kept = fitting(
     np.array([len(image) for image in images]),
-    file['split'] * (1 + file['label'].max()) + file['label'],
+    split * (1 + file['label'].max()) + file['label'],
     asked.mib * 2**20 - 2**18,  # the other arrays
   )
   chosen = [images[i] for i in kept]
@@ -43,7 +46,7 @@ def main() -> None:
     data=np.frombuffer(b''.join(chosen), np.uint8),
     offsets=np.cumsum([0, *map(len, chosen)]),
     label=file['label'][kept],
-    split=file['split'][kept],
+    split=split[kept],
     class_name=file['class_name'],
   )
   print(f'{len(kept)} of {len(images)} images, {sum(map(len, chosen))} bytes')

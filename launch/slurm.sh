@@ -35,7 +35,7 @@ printf -v run '%q ' "${PYTHON:-python}" -m drnet_jax.main "$@"
 # processes leave together, with one status (drnet_jax/processes.py).
 job="srun --kill-on-bad-exit=0 $run
 status=\$?
-if ((status != 0 && status != 2)); then scontrol requeue \"\$SLURM_JOB_ID\"; fi
+if ((status != 0 && status != 2 && \${SLURM_RESTART_COUNT:-0} < 100)); then scontrol requeue \"\$SLURM_JOB_ID\"; fi
 exit \$status"
 command=(
   sbatch --job-name=drnet_jax --requeue --open-mode=append

@@ -46,14 +46,18 @@ case $action in
     ;;
   install)
     root=$(cd "$(dirname "$0")/.." && pwd)
+    on_all_hosts 'rm -rf drnet_jax' # scp would copy into an older one
     run gcloud compute tpus tpu-vm scp --recurse "$root" "$NAME:drnet_jax" \
       "--zone=$ZONE" --worker=all
-    on_all_hosts 'python3 -m pip install -q ./drnet_jax "jax[tpu]>=0.10"'
+    # The image's own Python may be older than JAX takes.
+    on_all_hosts 'python3 -m pip install -q uv &&
+      python3 -m uv venv -q --clear --python=3.12 drnet_env &&
+      python3 -m uv pip install -q --python=drnet_env/bin/python ./drnet_jax "jax[tpu]>=0.10"'
     ;;
   train)
     printf -v flags '%q ' "$@"
     # JAX finds the other hosts in the metadata of the slice.
-    on_all_hosts "cd drnet_jax && python3 -m drnet_jax.main $flags"
+    on_all_hosts "cd drnet_jax && ~/drnet_env/bin/python -m drnet_jax.main $flags"
     ;;
   delete)
     run gcloud compute tpus queued-resources delete "$NAME" "--zone=$ZONE" \

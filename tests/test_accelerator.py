@@ -83,6 +83,27 @@ def test_every_part_in_small(suite):
     assert 'fixed 32, 16 images' in file.read()
 
 
+def test_a_training_is_as_long_as_the_speed_allows(suite):
+  steps = suite.found['c steps'] = []
+  with pytest.raises(RuntimeError, match='no fixed step'):
+    accelerator._set_epochs(suite, suite.config, 100.0)
+  lengths = []
+  for speed in (10.0, 20.0):
+    steps[:] = [
+      {
+        'what': 'fixed, 64 images',
+        'mmacs_per_image': 4089.0,
+        'images_per_second': speed,
+      }
+    ]
+    accelerator._set_epochs(suite, suite.config, 1000.0)
+    stages = suite.config.pretrain, suite.config.finetune
+    lengths.append([stage.epochs for stage in stages])
+  slow, fast = np.array(lengths)
+  np.testing.assert_allclose(fast, 2 * slow)
+  assert (slow > 1).all() and stages[0].schedule.warmup_epochs == 0.5
+
+
 def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_rest(
   suite, monkeypatch
 ):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from configs import in1k, quickstart
+from configs import cifar10_ranet, in1k, quickstart
 from drnet_jax import models
 from drnet_jax.bench import cost_model
-from drnet_jax.models.drnet import Macs
+from drnet_jax.errors import UserError
+from drnet_jax.flops import Macs
 from drnet_jax.run import train
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results'
@@ -81,6 +82,19 @@ def test_programs_are_counted_and_fit():
   # activations go with the area, weights stay
   assert 3 < held['learn, 224 px'] / held['learn, 112 px'] < 4
   assert held['learn, 224 px'] == held['step']
+
+
+def test_the_report_of_a_config():
+  def report(config):
+    return cost_model.report(
+      config, mfu=0.25, images_per_core=500, train_images=1000
+    )
+
+  text = report(quickstart.get_config())
+  for part in ('v5e-8', 'Programs of v5p-32', 'learn, 48 px', 'Simulated'):
+    assert part in text
+  with pytest.raises(UserError, match='makes a RANet'):
+    report(cifar10_ranet.get_config())
 
 
 def test_hours():

@@ -142,7 +142,7 @@ def test_tpu_pod():
   assert '--worker=all' in trained
   inner = trained[-1].removeprefix('--command=')
   assert shlex.split(inner)[-2:] == ['--config=c.py', '--workdir=/mnt/a b']
-  copied, installed = dry('install')
+  _, copied, installed = dry('install')
   assert copied[:5] == 'gcloud compute tpus tpu-vm scp'.split()
   assert '--worker=all' in copied and '--worker=all' in installed
   assert dry('delete')[0][4] == 'delete'
@@ -169,7 +169,7 @@ DRY_RUNS = [
   ('tpu_pod.sh', 'train', *FLAGS),
   ('tpu_pod.sh', 'delete'),
   ('gke.sh', *FLAGS),
-  ('gpu_suite.sh', 'packed.npz', '--weights=w.npz'),
+  ('gpu_suite.sh', '/data/packed.npz', '--weights=w.npz'),
 ]
 
 

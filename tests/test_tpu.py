@@ -19,10 +19,10 @@ from jax.sharding import AbstractMesh, AxisType
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, routing, settings
+from drnet_jax.bench.subjects import untrained
 from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import programs
 from drnet_jax.run import stage as stage_lib
-from drnet_jax.run import workdir
 from drnet_jax.run.recording import Evaluator
 from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
@@ -285,24 +285,10 @@ def test_inference(network):
   model, lowering = drnet(network), Lowering()
   params, stats = jax.eval_shape(model.init, ahead.KEY)
   images = jax.ShapeDtypeStruct((128, 224, 224, 3), np.uint8)
-  trained = workdir.Trained(
-    model=model,
-    params=params,
-    batch_stats=stats,
-    has_router=True,
-    class_names=tuple(map(str, range(1000))),
-    config=None,
-    origin='abstract',
+  trained = untrained(
+    model, (params, stats), 1000, resize_px=0, has_router=True
   )
-  contract = Contract.of_model(
-    model,
-    resize_px=0,
-    keep_aspect=True,
-    has_router=True,
-    decode='full',
-    class_names=trained.class_names,
-    origin=trained.origin,
-  )
+  contract = Contract.of(trained)
   for program in programs(trained, contract).values():
     lowering.add(jax.jit(program.function).trace(program.weights, images))
   check(lowering)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that an accelerator should be asked in a few minutes, in six parts.
+"""Measures an accelerator: ceilings, correctness, steps, inference, training.
 
 Each part yields rows, which are in the csv file before the next is measured. A
 part that fails, or is out of time, is noted there, and the next one begins.
@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -23,14 +24,18 @@ import ml_collections
 import numpy as np
 
 from drnet_jax import mesh as mesh_lib
-from drnet_jax import models, settings, tables
-from drnet_jax.bench import checks, cost_model, rivals, trace, training
+from drnet_jax import models, tables
+from drnet_jax.bench import (
+  checks,
+  cost_model,
+  costs,
+  rivals,
+  subjects,
+  trace,
+  training,
+)
 from drnet_jax.bench.stopwatch import interleaved
-from drnet_jax.bench.subjects import Drawn
 from drnet_jax.choosing import policy as policy_lib
-from drnet_jax.choosing.policy import AT_ONCE, Policy
-from drnet_jax.choosing.record import signals
-from drnet_jax.data.pipeline import Data
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated, page
 from drnet_jax.report.page import Page, Section, Table
@@ -46,10 +51,10 @@ _STATUS = 'part'  # `what` of the row that ends a part
 _CEILING = 'matrix product, TFLOP/s'
 _NETWORK, _CLASSES = 'resnet50', 1000
 _SHARES = (0.3, 0.45, 0.25)  # of images at each size
-_START_S = 45  # of a training, assumed: programs, data, and the report after
-_IMAGES_PER_CORE = (
-  200  # a second, that the input of a training reaches at least
-)
+# Assumed, of a training: compiling, opening data, the report after.
+_START_S = 45
+# Images a second that the input of a training reaches at least.
+_IMAGES_PER_CORE = 200
 _SMALL_NETWORK = {
   'network': 'resnet',
   'stage_sizes': (1,),
@@ -122,7 +127,7 @@ def run(suite: Suite) -> str:
     _note(suite, name, {'what': _STATUS, 'status': status, 'seconds': took})
   made = _page(suite)
   page.write(made, suite.out)
-  return page.markdown(made)
+  return page.markdown(made, suite.out)
 
 
 def _note(suite: Suite, part: str, row: dict) -> None:
@@ -150,6 +155,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
   try:
     yield
   finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
     # Another's alarm, say that of a test, is not forgotten.
     rest = rest and max(rest - (time.perf_counter() - start), 0.001)
@@ -179,7 +185,7 @@ def ceilings(suite: Suite, left_s: float) -> Iterator[dict]:
   )
   product_s, copy_s = (float(np.median(taken[k])) for k in taken)
   yield {
-    'what': 'matrix product, TFLOP/s',
+    'what': _CEILING,
     'value': 2e-12 * side**3 / product_s,
   }
   yield {'what': 'copy, GB/s', 'value': 2e-9 * long.nbytes / copy_s}
@@ -238,13 +244,9 @@ def _contenders(suite, model, weights, mesh, batch_size: int, kinds):
     )
     for kind in kinds
   ]
-  rng = np.random.default_rng(0)
-  side = model.image_px
   batch = mesh_lib.shard_batch(
     {
-      'image': rng.integers(
-        0, 256, (batch_size, side, side, 3), dtype=np.uint8
-      ),
+      'image': costs.noise(model.image_px, batch_size),
       'label': np.arange(batch_size, dtype=np.int32) % 10,
     },
     mesh,
@@ -259,40 +261,38 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part d: whole predictions, in bulk and one at a time."""
   model, weights = _model(suite.small)
   bulk, count, rounds = (4, 8, 1) if suite.small else (128, 2048, 5)
-  config = suite.config.copy_and_resolve_references()
-  config.data.resize_px = model.image_px  # no margin: only the network counts
-  trained = workdir.Trained(
-    model=model,
-    params=weights[0],
-    batch_stats=weights[1],
+  trained = subjects.untrained(
+    model,
+    weights,
+    _CLASSES,
+    resize_px=0,  # no margin: only the network counts
     has_router=True,
-    class_names=tuple(map(str, range(_CLASSES))),
-    config=config,
-    origin='random weights',
   )
   classifier = Classifier.of(trained, runtime='jax', batch=bulk)
   rival = rivals.in_torch(_NETWORK, _CLASSES) if _has_rival(suite) else None
-  side = model.image_px
-  images = np.random.default_rng(0).integers(
-    0, 256, (count, side, side, 3), dtype=np.uint8
+  images = costs.noise(model.image_px, count)
+  subject = subjects.Subject(
+    trained, classifier.contract, list(images), None, {}, shares=_SHARES
   )
-  last = len(model.resolutions) - 1
-  every = tuple(range(last + 1))
-  kinds = {
-    'fixed': policy_lib.fixed(last),
-    'routed': Policy(every, Drawn(_SHARES), (AT_ONCE,) * last),
-    'cascaded': _a_third_goes_on(classifier, images),
-  }
+  full = policy_lib.fixed(len(model.resolutions) - 1)
+  kinds = {'fixed': full} | subjects.policies_for(subject, classifier)
   modes = {'bulk': list(images), 'single': list(images[:20])}
   jobs, gmacs = {}, {}
   for mode, arrays in modes.items():
+    singly = mode == 'single'
     for kind, policy in kinds.items():
       jobs[mode, kind] = functools.partial(
-        _predict, classifier, policy, arrays, gmacs, (mode, kind)
+        subjects.predict_all,
+        classifier,
+        policy,
+        arrays,
+        singly=singly,
+        spent=gmacs,
+        key=(mode, kind),
       )
     if _has_rival(suite):
       jobs[mode, 'PyTorch'] = functools.partial(
-        _in_batches, rival, images[: len(arrays)], len(arrays[:bulk])
+        _in_batches, rival, images[: len(arrays)], 1 if singly else bulk
       )
   taken = interleaved(jobs, rounds, 'inference')
   for (mode, kind), seconds in taken.items():
@@ -309,24 +309,10 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
     }
 
 
-def _a_third_goes_on(classifier: Classifier, images: np.ndarray) -> Policy:
-  """From the smallest to the largest size, by the margins of these images."""
-  classifier.policy = policy_lib.fixed(0)
-  said = np.stack([x.probabilities for x in classifier.predict(list(images))])
-  limit = float(np.quantile(signals(said)[1], 1 / 3))
-  return Policy((0, len(classifier.contract.options) - 1), None, (limit,))
-
-
-def _predict(classifier, policy, arrays, gmacs, key) -> None:
-  singly = key[0] == 'single'
-  parts = [[x] for x in arrays] if singly else [arrays]
-  classifier.policy = policy
-  answers = sum([classifier.predict(part) for part in parts], [])
-  gmacs[key] = float(np.mean([x.gmacs for x in answers]))
-
-
 def _has_rival(suite: Suite) -> bool:
-  return not suite.small and rivals.is_offered(_NETWORK)
+  if suite.small or not rivals.is_offered(_NETWORK):
+    return False
+  return rivals.device() != 'cpu'  # beside a TPU it would take all the time
 
 
 def _in_batches(run, images: np.ndarray, batch: int) -> None:
@@ -365,6 +351,7 @@ def real_training(suite: Suite, left_s: float) -> Iterator[dict]:
       seconds = (end - time.perf_counter()) / (len(origins) - i)
       _set_epochs(suite, config, seconds - _START_S)
     path = os.path.join(suite.out, name.replace(' ', '_'))
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier suite
     start = time.perf_counter()
     train.train(config, path)
     epochs = config.pretrain.epochs + config.finetune.epochs
@@ -381,14 +368,14 @@ def real_training(suite: Suite, left_s: float) -> Iterator[dict]:
 
 def _set_epochs(suite: Suite, config, seconds: float) -> None:
   """As many epochs as should fit, two thirds of the time for stage 1."""
-  macs_per_second = next(
-    1e6 * row['mmacs_per_image'] * row['images_per_second']
-    for row in suite.found[_STEPS]
-    if row['what'].startswith('fixed')
+  fixed = [r for r in suite.found[_STEPS] if r['what'].startswith('fixed')]
+  if not fixed:
+    raise RuntimeError('part c timed no fixed step to set epochs by')
+  macs_per_second = (
+    1e6 * fixed[0]['mmacs_per_image'] * fixed[0]['images_per_second']
   )
   read = train.read(config)
-  data = settings.call(Data, read.data, 'config.data')
-  source = data.open(data.train_split)
+  source = read.data.open(read.data.train_split)
   macs = workdir.create_model(read.model, source.class_names).macs()
   for name, share in (('pretrain', 2 / 3), ('finetune', 1 / 3)):
     rate = macs_per_second / cost_model.macs_per_image(read.stages[name], macs)

@@ -13,10 +13,10 @@ from jax.sharding import AxisType, Mesh
 
 from drnet_jax import losses, models, routing
 from drnet_jax import mesh as mesh_lib
+from drnet_jax.bench.subjects import pictures, untrained
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.export.contract import Contract
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.run import workdir
 from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.stages import StageEngine
@@ -96,14 +96,6 @@ def _drnet(small: bool, dtype: str) -> DRNet:
   )
 
 
-def _images(count: int, side_px: int) -> np.ndarray:
-  """Noise of differing brightness, uint8 [B, S, S, 3]."""
-  rng = np.random.default_rng(0)
-  low = rng.integers(0, 200, (count, 1, 1, 3))
-  noise = rng.integers(0, 56, (count, side_px, side_px, 3))
-  return (low + noise).astype(np.uint8)
-
-
 def _gradients(model: DRNet, size: int, *, dense: bool = False) -> dict:
   """By group of parameters: gradients as dispatched, or of the reference."""
   mesh = mesh_lib.create(1)
@@ -116,7 +108,7 @@ def _gradients(model: DRNet, size: int, *, dense: bool = False) -> dict:
     batch_size=size,
     steps_per_epoch=1,
   )
-  images = _images(size, model.image_px)
+  images = np.stack(pictures(size, model.image_px))
   labels = np.arange(size, dtype=np.int32) % 10
   batch = mesh_lib.shard_batch({'image': images, 'label': labels}, mesh)
   state = state_lib.begin(_SGD, *jax.jit(model.init)(jax.random.key(5)))
@@ -259,7 +251,7 @@ def _exits(small: bool) -> Iterator[dict]:
     differ = abs(model.macs().sizes[-1] - _RANET_MACS)
     yield _row('RANet, multiply-adds', differ, 0)
   weights = model.init(jax.random.key(0))
-  images = _images(32, 32)
+  images = np.stack(pictures(32, 32))
   whole = np.asarray(jax.jit(model.all_logits)(*weights, images))  # [B, E, K]
   state, worst = images, 0.0
   for k in range(model.network.num_exits):
@@ -286,24 +278,8 @@ def _exits(small: bool) -> Iterator[dict]:
 
 def _cascade(model, weights, images) -> np.ndarray:
   """Label and index of the exit of each image, as served: int [B, 2]."""
-  trained = workdir.Trained(
-    model=model,
-    params=weights[0],
-    batch_stats=weights[1],
-    has_router=False,
-    class_names=tuple('0123456789'),
-    config=None,
-    origin='random weights',
-  )
-  contract = Contract.of_model(
-    model,
-    resize_px=0,
-    keep_aspect=True,
-    has_router=False,
-    decode='full',
-    class_names=trained.class_names,
-    origin=trained.origin,
-  )
+  trained = untrained(model, weights, 10, resize_px=0, has_router=False)
+  contract = Contract.of(trained)
   engine = StageEngine(trained, batches=[len(images)])
   classifier = Classifier(contract, engine)
   names = contract.options.names

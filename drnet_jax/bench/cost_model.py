@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training a config should take on machines we do not have: an estimate.
-
-    python -m drnet_jax cost --config=configs/in1k.py
-
-Time is multiply-adds over an assumed share of the device's peak (`--mfu`).
-Memory is weights, optimiser and the activations that the backward pass needs.
-The balance of a routed step comes from a simulation: images draw sizes at
-random, and `routing` fills the buckets as in training. docs/SCALE.md tells how
-the model compares with what was measured.
-"""
+"""Estimates what training takes; the command `cost` tells how."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from drnet_jax import routing, settings, terminal
-from drnet_jax.data.pipeline import Data
-from drnet_jax.models.drnet import DRNet, Macs
+from drnet_jax import routing, terminal
+from drnet_jax.errors import UserError
+from drnet_jax.flops import Macs
+from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import train, workdir
 from drnet_jax.run.stage import Stage
 
@@ -52,11 +43,10 @@ MACHINES = (
 )
 
 _FLOPS_PER_MAC = 2
-# Backward: one product for the input's gradient and one for the kernel's.
-_TRAINING = 3
+_PASSES = 3  # forward; backward for the input's and for the kernel's gradient
 # XLA's programs for CPUs take 1.85 (the quick start's network) and 1.98 times
 # (ResNet-18) the inputs and outputs of the convolutions, see tests.
-_OVERHEAD = 2
+_ACTIVATION_FACTOR = 2
 
 
 def macs_per_image(stage: Stage, macs: Macs) -> float:
@@ -66,13 +56,13 @@ def macs_per_image(stage: Stage, macs: Macs) -> float:
   """
   every_size = sum(macs.sizes)
   if stage.step == 'pretrain':
-    return _TRAINING * every_size
+    return _PASSES * every_size
   objective = stage.objective
   chosen = macs.sizes[-1]
   if objective['eta'] and not objective['costs']:
     chosen = min(1e9 * objective['target_gmacs'], chosen)
   explored = objective['explore'] if objective['gradient'] == 'all' else 0.0
-  return _TRAINING * (chosen + macs.predictor) + explored * every_size
+  return _PASSES * (chosen + macs.predictor) + explored * every_size
 
 
 def training_hours(
@@ -139,7 +129,7 @@ def predictor_bytes(model: DRNet) -> int:
 
 def _held_bytes(function, model: DRNet, *arguments) -> int:
   image = jax.ShapeDtypeStruct((1, model.image_px, model.image_px, 3), np.uint8)
-  return _OVERHEAD * _convolved_bytes(
+  return _ACTIVATION_FACTOR * _convolved_bytes(
     jax.make_jaxpr(function)(*arguments, image).jaxpr
   )
 
@@ -334,9 +324,9 @@ def balance_table(
   return rows
 
 
-def shares_of_cost(gmacs: Sequence[float], target_gmacs: float) -> np.ndarray:
+def shares_of_cost(costs: Sequence[float], target: float) -> np.ndarray:
   """Shares of the sizes with a given mean cost, otherwise as even as can be."""
-  costs = np.asarray(gmacs)
+  costs = np.asarray(costs)
 
   def tilted(slope: float) -> np.ndarray:
     weights = np.exp(slope * (costs - costs.mean()) / np.ptp(costs))
@@ -344,7 +334,7 @@ def shares_of_cost(gmacs: Sequence[float], target_gmacs: float) -> np.ndarray:
 
   slopes = np.linspace(-50, 50, 2001)
   means = np.array([tilted(s) @ costs for s in slopes])
-  return tilted(slopes[np.abs(means - target_gmacs).argmin()])
+  return tilted(slopes[np.abs(means - target).argmin()])
 
 
 def report(
@@ -363,13 +353,13 @@ def report(
     train_images: unless the config says.
   """
   run = train.read(config)
-  data: dict[str, Any] = dict(run.data)
-  names = settings.call(Data, data, 'config.data').class_names()
-  model = workdir.create_model(run.model, names)
+  model = workdir.create_model(run.model, run.data.class_names())
+  if not isinstance(model, DRNet):
+    raise UserError('the estimate is for DRNets; config.model makes a RANet')
   rows = estimate_table(
     run.stages,
     model,
-    images=data['epoch_images'] or train_images,
+    images=run.data.epoch_images or train_images,
     mfu=mfu,
     shards=run.parameter_shards,
     images_per_core=images_per_core,
@@ -387,8 +377,9 @@ def report(
   gmacs = model.macs().gmacs
   for stage in run.stages.values():
     if stage.step == 'routed':
-      target = min(stage.objective['target_gmacs'], gmacs[-1])
-      shares = shares_of_cost(gmacs, target)
+      costs = stage.objective['costs'] or gmacs
+      target = min(stage.objective['target_gmacs'], max(costs))
+      shares = shares_of_cost(costs, target)
       parts = ', '.join(
         f'{r} px {share:.0%}'
         for r, share in zip(model.resolutions, shares, strict=True)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,16 +14,20 @@ import numpy as np
 from drnet_jax import resize
 from drnet_jax.bench import costs, rivals
 from drnet_jax.bench.stopwatch import interleaved
-from drnet_jax.bench.subjects import Drawn, Subject, policies_for
+from drnet_jax.bench.subjects import (
+  Drawn,
+  Subject,
+  policies_for,
+  predict_all,
+)
 from drnet_jax.choosing import policy as policy_lib
-from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, package
 from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.report import figures
+from drnet_jax.report import figures, latencies
 from drnet_jax.serve import choice, engines, openvino
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.engines import OnnxEngine
@@ -77,56 +81,56 @@ class Contenders:
     if contract.routes:
       sides.add(trained.model.predictor_px)
     views = {
-      f'view{px}': Program(
-        _resizer(trained.model, px), (), trained.model.image_px
-      )
+      px: Program(_resizer(trained.model, px), (), trained.model.image_px)
       for px in sides
     }
     if 'jax' in paths:
-      self._add(XlaEngine('jax', made, contract, batches=self.batches))
+      engine = XlaEngine('jax', made, contract, batches=self.batches)
+      self._add(engine)
       self.resizers['jax'] = {
-        int(name[4:]): jax.jit(functools.partial(view.function, ()))
-        for name, view in views.items()
+        px: jax.jit(functools.partial(view.function, ()))
+        for px, view in views.items()
       }
-    if 'onnx' in paths:
+    if {'onnx', 'openvino'} & {*paths}:
       with tempfile.TemporaryDirectory() as folder:
-        package.write_onnx(folder, made | views, fold_norms=True)
-        engine = OnnxEngine(folder, contract)
-        engine.best_batch = self.batches[-1]
-        self._add(engine)
-        self.resizers['onnx'] = {
-          int(name[4:]): _session(os.path.join(folder, f'{name}.onnx'))
-          for name in views
-        }
-    if 'openvino' in paths:
-      for precision in openvino.precisions(openvino.abilities()):
-        self._add_openvino(made | views, precision)
+        graphs = made | {f'view{px}': view for px, view in views.items()}
+        package.write_onnx(folder, graphs, fold_norms=True)
+        self._add_exported(folder, views, paths)
     if 'torch' in paths and rivals.is_offered(rival):
       classes = len(contract.class_names)
       self.rivals['torch'] = rivals.in_torch(rival, classes)
       if 'onnx' in paths:
         self.rivals['torch, onnx'] = rivals.in_onnxruntime(rival, classes)
+    if not self.classifiers:
+      raise UserError(
+        "--paths: 'torch' is a rival; name a runtime to hold it against, too"
+      )
 
   def _add(self, engine) -> None:
     self.classifiers[engine.name] = Classifier(self.subject.contract, engine)
 
-  def _add_openvino(self, made: dict[str, Program], precision: str) -> None:
-    contract = self.subject.contract
-    with tempfile.TemporaryDirectory() as folder:
-      package.write_onnx(folder, made, fold_norms=True)
+  def _add_exported(
+    self, folder: str, sides: Iterable[int], paths: Sequence[str]
+  ) -> None:
+    contract, batch = self.subject.contract, self.batches[-1]
+    views = {px: os.path.join(folder, f'view{px}.onnx') for px in sides}
+    if 'onnx' in paths:
+      self._add(OnnxEngine(folder, contract, batch=batch))
+      self.resizers['onnx'] = {
+        px: engines.onnx_network(view) for px, view in views.items()
+      }
+    if 'openvino' not in paths:
+      return
+    for precision in openvino.precisions(openvino.abilities()):
       engine = OpenVinoEngine(
-        folder, contract, precision=precision, batch=self.batches[-1]
+        folder, contract, precision=precision, batch=batch
       )
       self._add(engine)
       self.plain[engine.name + PLAIN] = rivals.PlainOpenVino(
         folder, contract, precision
       )
       self.resizers[engine.name] = {
-        int(name[4:]): openvino.Network(
-          os.path.join(folder, f'{name}.onnx'), precision
-        )
-        for name in made
-        if name.startswith('view')
+        px: openvino.Network(view, precision) for px, view in views.items()
       }
 
   @functools.cached_property
@@ -155,11 +159,6 @@ def _resizer(model: DRNet, size_px: int) -> Callable:
     )
 
   return view
-
-
-def _session(path: str) -> Callable:
-  session = engines.onnx_session(path)
-  return lambda images: session.run(None, {'images': images})[0]
 
 
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
@@ -236,13 +235,13 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
     for mode, images in sources.items():
       for name, policy in {**contenders.policies, '': full}.items():
         jobs[path, mode, name] = functools.partial(
-          _predict,
+          predict_all,
           classifier,
           policy,
           images,
-          mode == 'single',
-          spent,
-          (mode, name),
+          singly=mode == 'single',
+          spent=spent,
+          key=(path, mode, name),
         )
   for path, plain in contenders.plain.items():
     crops = [
@@ -253,14 +252,15 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
       plain, full.path[0], crops, contenders
     ).items():
       jobs[path, mode, AS_IT_COMES] = job
-      spent[mode, AS_IT_COMES] = contract.costs.full
+      spent[path, mode, AS_IT_COMES] = contract.costs.full
   taken = interleaved(jobs, rounds, 'predictions')
   rows = []
   for (path, mode, name), seconds in taken.items():
     if not name:
       continue
     fixed = taken[path.removesuffix(PLAIN), mode, '']
-    implied = contract.costs.full / spent[mode, name]
+    gmacs = spent[path, mode, name]
+    implied = contract.costs.full / gmacs
     realised = float(np.median(fixed / seconds))
     count = len(sources[mode])
     rows.append(
@@ -270,7 +270,7 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
         'policy': name,
         'fixed_ms': 1e3 * float(np.median(fixed)) / count,
         'policy_ms': 1e3 * float(np.median(seconds)) / count,
-        'gmacs': spent[mode, name],
+        'gmacs': gmacs,
         'implied': implied,
         'realised': realised,
         'realised_of_implied': realised / implied,
@@ -289,17 +289,6 @@ def _plain_jobs(plain, option: int, crops, contenders: Contenders) -> dict:
   return {'single': singly, 'bulk': lambda: in_bulk(crops)}
 
 
-def _predict(classifier, policy, images, singly, spent, key) -> None:
-  if isinstance(policy.start, Drawn):
-    policy.start.restart()
-  classifier.policy = policy
-  if singly:
-    answers = [classifier.predict([image])[0] for image in images]
-  else:
-    answers = classifier.predict(images)
-  spent[key] = float(np.mean([x.gmacs for x in answers]))
-
-
 def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
   """Where the time of a single prediction from a file goes.
 
@@ -314,7 +303,7 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
   jobs, runs = {}, {}
   for path, classifier in contenders.classifiers.items():
     jobs[path, 'whole'] = functools.partial(
-      _predict, classifier, policy, files, True, {}, ''
+      predict_all, classifier, policy, files, singly=True, spent={}, key=''
     )
     jobs[path, 'decode'] = functools.partial(_decode_all, classifier, files)
     crop = classifier.picture(files[0]).crop(contract.views[-1])[None]
@@ -374,15 +363,7 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
   policy = next(iter(contenders.policies.values()))
   jobs, answers = {}, {}
   for decode in DECODINGS:
-    contract = Contract.of_model(
-      trained.model,
-      resize_px=subject.contract.decode_px,
-      keep_aspect=subject.contract.views[-1].keep_aspect,
-      has_router=trained.has_router,
-      decode=decode,
-      class_names=trained.class_names,
-      origin=trained.origin,
-    )
+    contract = Contract.of(trained, decode=decode)
     with tempfile.TemporaryDirectory() as folder:
       package.write_onnx(folder, programs(trained, contract), fold_norms=True)
       classifier = Classifier(contract, OnnxEngine(folder, contract))
@@ -409,7 +390,7 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
 
 
 def _decode_all(classifier: Classifier, files: Sequence[Any]) -> None:
-  schedule = classifier.schedule(done=None, failed=None)
+  schedule = classifier.schedule(done=None)
   for file in files:
     classifier.picture(file).cut(schedule.asked)
 
@@ -439,14 +420,23 @@ def verdict(worth: list[dict], speed: list[dict]) -> str:
   for row in plain:
     ratio = row['fixed_ms'] / row['policy_ms']
     lines.append(
-      f'{row["path"]}, {row["mode"]}: {row["policy_ms"]:.3g} ms an image in '
-      f'full; here, with all that is around it, {ratio:.2f} times that.'
+      f'{row["path"]}, {row["mode"]}: the full option takes '
+      f'{row["policy_ms"]:.3g} ms an image; within this package, cropping and '
+      f'queueing included, {ratio:.2f} times as long.'
     )
+  single = [row for row in speed if row['batch'] == 1]
   full = {
     row['path']: row['ms_per_image']
-    for row in speed
-    if row['batch'] == 1 and row['gmacs'] == max(r['gmacs'] for r in speed)
+    for row in single
+    if row['gmacs'] == max(r['gmacs'] for r in speed)
   }
+  for path in full:  # of exits the network is all of them together
+    exits = [
+      row['ms_per_image']
+      for row in single
+      if row['path'] == path and row['part'].startswith('exit ')
+    ]
+    full[path] = sum(exits) or full[path]
   lines.append(
     'The most expensive network alone, batch 1: '
     + ', '.join(f'{path} {ms:.3g} ms' for path, ms in full.items())
@@ -463,27 +453,22 @@ def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
     speed: from `time_networks`.
     path: of the files, without ending.
   """
-  subject = contenders.subject
-  contract, record = subject.contract, subject.record
-  names = contract.options.names
+  contract, record = contenders.subject.contract, contenders.subject.record
   ms = {
     (row['path'], row['part']): row['ms_per_image']
     for row in speed
     if row['batch'] == 1
   }
+  if record is not None:
+    routes = len(policy_lib.routes(record)) > 1
+    router = contract.as_trained if routes else None
+    curves = latencies.curves(ms, record, router)
+    figures.latency(curves, 'top-1, %', path)
+    return
   curves = []
-  for name in dict.fromkeys(row['path'] for row in speed):
-    options = np.array([ms[name, option] for option in names])
+  for name in dict.fromkeys(name for name, _ in ms):
+    options = [ms[name, option] for option in contract.options.names]
     if contract.options.noun == 'exit':
       options = np.cumsum(options)
-    if record is None:
-      curves.append((name, options, list(contract.gmacs)))
-      continue
-    fixed = [100 * score.top1 for score in scores.fixed_scores(record)]
-    curves.append((f'{name}, fixed', options, fixed))
-    if (name, 'predictor') in ms and contract.routes:
-      routed = scores.score(contract.as_trained, record, 'router')
-      latency = ms[name, 'predictor'] + routed.shares @ options
-      curves.append((f'{name}, routed', [latency], [100 * routed.top1]))
-  label = 'GMACs' if record is None else 'top-1, %'
-  figures.latency(curves, label, path)
+    curves.append((name, options, list(contract.gmacs)))
+  figures.latency(curves, 'GMACs', path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from drnet_jax import settings as settings_lib
 from drnet_jax.bench.stopwatch import interleaved
+from drnet_jax.bench.subjects import predict_all
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import Policy, describe, fixed
 from drnet_jax.choosing.scores import Score
@@ -67,9 +68,15 @@ def subject(
   policies = list(dict.fromkeys([*(points[i].policy for i in some), full]))
   data = settings_lib.call(Data, run.config.data, 'config.data')
   examples = data.open(data.test_split, run.class_names).examples
+  classifier = Classifier.load(path, runtime=runtime)
+  if classifier.calibration is None:
+    raise UserError(
+      f'{path} was calibrated with other weights: python -m drnet_jax '
+      f'calibrate --workdir={path}'
+    )
   return Subject(
     name=path,
-    classifier=Classifier.load(path, runtime=runtime),
+    classifier=classifier,
     policies=policies,
     scores=[scores.score(p, run.record, path) for p in policies],
     labels=run.record.label,
@@ -102,7 +109,15 @@ def measure(
       )
   spent: dict[Any, float] = {}
   jobs = {
-    (i, j): functools.partial(_predict, one, policy, singly, spent, (i, j))
+    (i, j): functools.partial(
+      predict_all,
+      one.classifier,
+      policy,
+      one.files,
+      singly=singly,
+      spent=spent,
+      key=(i, j),
+    )
     for i, one in enumerate(subjects)
     for j, policy in enumerate(one.policies)
   }
@@ -123,10 +138,3 @@ def measure(
       }
     )
   return rows
-
-
-def _predict(one: Subject, policy, singly, spent, key) -> None:
-  one.classifier.policy = policy
-  calls = [[file] for file in one.files] if singly else [one.files]
-  answers = [x for call in calls for x in one.classifier.predict(call)]
-  spent[key] = float(np.mean([x.gmacs for x in answers]))

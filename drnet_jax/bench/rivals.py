@@ -87,17 +87,17 @@ def in_torch(network: str, num_classes: int) -> Callable:
   """
   import torch
 
-  device = _device()
+  where = device()
   with torch.inference_mode():
-    module = _module(network, num_classes).to(device)
-    if device == 'cpu':
+    module = _module(network, num_classes).to(where)
+    if where == 'cpu':
       module = torch.jit.freeze(torch.jit.trace(module, _example()))
     else:
       module = torch.compile(module)
 
   def run(images: np.ndarray) -> np.ndarray:
-    with torch.inference_mode(), _bfloat16(device):
-      found = module(torch.from_numpy(images).to(device))
+    with torch.inference_mode(), _bfloat16(where):
+      found = module(torch.from_numpy(images).to(where))
       return found.float().cpu().numpy()
 
   return run
@@ -115,28 +115,29 @@ def training_step(
   """
   import torch
 
-  device = _device()
-  module = _module(network, num_classes, probabilities=False).train().to(device)
+  where = device()
+  module = _module(network, num_classes, probabilities=False).train().to(where)
   optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9)
   loss_fn = torch.nn.CrossEntropyLoss()
   shape = (batch_size, 224, 224, 3)
-  images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-  labels = torch.arange(batch_size, device=device) % num_classes
+  images = torch.randint(0, 256, shape, dtype=torch.uint8, device=where)
+  labels = torch.arange(batch_size, device=where) % num_classes
   compiled = torch.compile(module)
 
   def step() -> None:
     optimizer.zero_grad(set_to_none=True)
-    with _bfloat16(device):
+    with _bfloat16(where):
       loss = loss_fn(compiled(images), labels)
     loss.backward()
     optimizer.step()
-    if device != 'cpu':
+    if where != 'cpu':
       torch.cuda.synchronize()
 
   return step
 
 
-def _device() -> str:
+def device() -> str:
+  """Where PyTorch runs: 'cuda' or 'cpu'."""
   import torch
 
   return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -165,8 +166,7 @@ def in_onnxruntime(network: str, num_classes: int) -> Callable:
         dynamic_axes={'images': {0: 'batch', 1: 'side', 2: 'side'}},
         dynamo=False,
       )
-    session = engines.onnx_session(path)
-  return lambda images: session.run(None, {'images': images})[0]
+    return engines.onnx_network(path)
 
 
 def _example():

@@ -23,6 +23,7 @@ from drnet_jax.models import ranet_network
 from drnet_jax.report import evaluated
 from drnet_jax.run import workdir
 from drnet_jax.serve.classifier import Classifier
+from drnet_jax.steps.state import Weights
 
 _GO_ON = 1 / 3  # of the images of a cascade of random weights
 _COSTS = (0.3, 0.4, 0.6, 0.8)  # of the last exit's, where a network has exits
@@ -36,8 +37,6 @@ class Drawn:
     shares: of the images at each position of the path, in turn and as evenly
       as can be.
   """
-
-  share = 0.0
 
   def __init__(self, shares: Sequence[float]):
     self._edges = np.cumsum(shares)
@@ -94,12 +93,19 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
   rows = range(min(images, len(examples)))
   policies = {}
   record = None
-  if evaluated.is_evaluated(path):
-    run = evaluated.read(path, **asked)
-    record = run.record
-    if run.found:
-      policies[asked.get('policy', 'best')] = run.found.policy
-  if contract.routes and asked in ({}, {'policy': 'router'}):
+  as_trained = asked in ({}, {'policy': 'router'})
+  if evaluated.is_evaluated(path) or not as_trained:
+    run = evaluated.read(path, **asked)  # says what is missing
+    if f'weights {trained.digest}' in run.record.origin:
+      record = run.record
+      if run.found:
+        policies[asked.get('policy', 'best')] = run.found.policy
+    elif asked:
+      raise UserError(
+        f'{path} was evaluated with other weights: python -m drnet_jax.main '
+        f'--mode=evaluate --workdir={path}'
+      )
+  if contract.routes and as_trained:
     policies['router as trained'] = contract.as_trained
   return Subject(
     trained,
@@ -131,11 +137,18 @@ def of_network(
     std=(0.229, 0.224, 0.225),
     num_classes=1000,
   )
-  trained = _untrained(model, jax.jit(model.init), 1000, has_router=True)
-  contract = _contract(trained, round(model.image_px * 256 / 224))
+  trained = untrained(
+    model,
+    jax.jit(model.init)(jax.random.key(0)),
+    1000,
+    resize_px=round(model.image_px * 256 / 224),
+    has_router=True,
+  )
   files = [_noise_jpeg(seed) for seed in range(min(images, 16))]
   files = [files[i % len(files)] for i in range(images)]
-  return Subject(trained, contract, files, None, {}, shares=tuple(shares))
+  return Subject(
+    trained, Contract.of(trained), files, None, {}, shares=tuple(shares)
+  )
 
 
 def _of_ranet(name: str, images: int) -> Subject:
@@ -148,38 +161,58 @@ def _of_ranet(name: str, images: int) -> Subject:
     std=(0.25,) * 3,
     num_classes=classes,
   )
-  trained = _untrained(model, model.init, classes, has_router=False)
-  # Of differing brightness and contrast, to differ in confidence.
-  rng, side = np.random.default_rng(0), model.image_px
-  low = rng.integers(0, 200, (images, 1, 1, 3))
-  noise = rng.integers(0, 56, (images, side, side, 3))
-  files = list((low + noise).astype(np.uint8))
-  return Subject(trained, _contract(trained, 0), files, None, {})
+  weights = model.init(jax.random.key(0))
+  trained = untrained(model, weights, classes, resize_px=0, has_router=False)
+  files = pictures(images, model.image_px)
+  return Subject(trained, Contract.of(trained), files, None, {})
 
 
-def _untrained(model, init, classes: int, *, has_router) -> workdir.Trained:
-  params, batch_stats = init(jax.random.key(0))
+def pictures(count: int, side_px: int) -> list[np.ndarray]:
+  """Noise of differing brightness, so that networks differ in confidence."""
+  rng = np.random.default_rng(0)
+  low = rng.integers(0, 200, (count, 1, 1, 3))
+  noise = rng.integers(0, 56, (count, side_px, side_px, 3))
+  return list((low + noise).astype(np.uint8))
+
+
+def untrained(
+  model: models.Model,
+  weights: Weights,
+  classes: int,
+  *,
+  resize_px: int,
+  has_router: bool,
+) -> workdir.Trained:
+  """A model of random weights, as if a run had left it."""
+  params, batch_stats = weights
+  data = {'resize_px': resize_px, 'keep_aspect': True}
   return workdir.Trained(
     model=model,
     params=params,
     batch_stats=batch_stats,
     has_router=has_router,
     class_names=tuple(map(str, range(classes))),
-    config=ml_collections.ConfigDict(),
+    config=ml_collections.ConfigDict({'data': data}),
     origin='random weights',
   )
 
 
-def _contract(trained: workdir.Trained, resize_px: int) -> Contract:
-  return Contract.of_model(
-    trained.model,
-    resize_px=resize_px,
-    keep_aspect=True,
-    has_router=trained.has_router,
-    decode='full',
-    class_names=trained.class_names,
-    origin=trained.origin,
-  )
+def predict_all(
+  classifier: Classifier,
+  policy: Policy,
+  images: Sequence[Any],
+  *,
+  singly: bool,
+  spent: dict[Any, float],
+  key: Any,
+) -> None:
+  """Runs images by a policy; notes in `spent` what one cost on average."""
+  if isinstance(policy.start, Drawn):
+    policy.start.restart()
+  classifier.policy = policy
+  calls = [[image] for image in images] if singly else [images]
+  answers = [x for call in calls for x in classifier.predict(call)]
+  spent[key] = float(np.mean([x.gmacs for x in answers]))
 
 
 def policies_for(subject: Subject, classifier: Classifier) -> dict[str, Policy]:

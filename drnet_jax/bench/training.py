@@ -5,6 +5,7 @@ The bound of a routed step is what its multiply-adds imply: forward and backward
 count three times the forward's, sizes that are only explored or refreshed once.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,6 @@ from jax.sharding import Mesh
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import settings
 from drnet_jax.bench.stopwatch import interleaved
-from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import workdir
@@ -134,7 +134,7 @@ def contender(
 def fixed(model: DRNet, *arguments) -> Contender:
   """An ordinary step at the largest size: the rest as of `contender`."""
   return contender(
-    f'fixed {model.image_px}',
+    f'fixed {model.resolutions[-1]}',
     PretrainStep,
     {'label_smoothing': 0.0, 'distill': 0.0, 'teacher': 'largest'},
     dataclasses.replace(model, resolutions=model.resolutions[-1:]),
@@ -201,25 +201,28 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   """
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
+  if not isinstance(trained.model, DRNet):
+    raise UserError(f'{path} holds a RANet: nothing is routed in its training')
   if not trained.has_router:
     raise UserError(f'{path}: its predictor is not trained yet')
   config, model = trained.config, trained.model
   stage_name = next(n for n in config.stages if config[n].step == 'routed')
   stage = config[stage_name]
-  batch_size = batch_size or stage.batch_size
+  batch_size = batch_size or stage.batch_size // stage.accumulate
   mesh_lib.check_batch(batch_size, mesh, '--batch_size')
-  data = settings.call(Data, config.data, 'config.data')
+  data, source = trained.open('train_split')
   stream = data.train_batches(
-    data.open(data.train_split),
+    source,
     size_px=model.image_px,
     batch_size=batch_size,
     seed=config.seed,
     start_step=0,
   )
-  batches = [
-    mesh_lib.shard_batch({k: b[k] for k in ('image', 'label')}, mesh)
-    for b in itertools.islice(stream, _BATCHES)
-  ]
+  with contextlib.closing(stream):  # its threads would run on beside the steps
+    batches = [
+      mesh_lib.shard_batch({k: b[k] for k in ('image', 'label')}, mesh)
+      for b in itertools.islice(stream, _BATCHES)
+    ]
   weights = trained.params, trained.batch_stats
   contenders = [fixed(model, weights, mesh, batch_size)] + [
     contender(
