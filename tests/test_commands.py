@@ -14,7 +14,7 @@ import pytest
 from absl.testing import flagsaver
 from conftest import encoded, pictures, tiny_trained
 
-from drnet_jax import __main__, settings
+from drnet_jax import __main__, mesh, settings
 from drnet_jax.bench import inference, subjects
 from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import record as record_lib
@@ -25,6 +25,7 @@ from drnet_jax.report import evaluated
 from drnet_jax.run import calibrate as calibrate_lib
 from drnet_jax.run import evaluate, workdir
 from drnet_jax.run.checkpoint import Checkpoints
+from drnet_jax.run.recording import Subject
 from drnet_jax.serve import choice
 from drnet_jax.serve.classifier import Classifier
 
@@ -85,8 +86,26 @@ def test_calibrate_leaves_policies_a_record_and_a_table(calibrated):
     assert got == pytest.approx(promised, rel=0.05)
   assert os.path.exists(os.path.join(calibrated, 'report', 'index.html'))
   # The same weights again: nothing is run, and the milliseconds are kept.
-  again = calibrate_lib.calibrate_run(calibrated).calibration
+  again = calibrate_lib.calibrate(Subject(calibrated)).calibration
   assert again.costs['ms'] == ms and again.points == calibration.points
+
+
+def test_records_of_other_images_are_made_again(small):
+  """Whatever of `config.data` says which images, and how they are read."""
+  record = calibration_lib.read_record(small)
+  split = record.origin.rpartition('/')[2]
+  same = Subject(small, ['--config.data.threads=3'])
+  assert same.is_current(record, split)
+  for change in ('resize_px=40', 'keep_aspect=False', 'data_dir=elsewhere'):
+    other = Subject(small, [f'--config.data.{change}'])
+    assert not other.is_current(record, split), change
+
+
+def test_one_checkpoint_is_no_run_to_calibrate(small):
+  step = workdir.load(small, mesh.create(1)).origin.rpartition(' ')[2]
+  path = os.path.join(small, 'checkpoints', 'finetune', step)
+  with pytest.raises(UserError, match='is one checkpoint'):
+    Subject(path)
 
 
 def test_policies_are_never_set_on_the_test_images(small, tmp_path):
@@ -124,7 +143,7 @@ def test_what_is_of_other_weights_is_made_again(small, tmp_path):
     checkpoints.save_weights(8, trained.params, trained.batch_stats)
   # What the old weights did says nothing of these.
   assert Classifier.load(path, runtime='jax', batch=1).calibration is None
-  done = calibrate_lib.calibrate_run(path)
+  done = calibrate_lib.calibrate(Subject(path))
   done.write()
   found = done.calibration
   record = record_lib.load(test)
@@ -320,7 +339,7 @@ def test_openvino_is_timed_beside_itself(run):
     np.asarray(engine.run(2, crops)[0]),
     atol=1e-6,
   )
-  assert 'times that' in inference.verdict(worth, speed)
+  assert 'times as long' in inference.verdict(worth, speed)
   assert sum(row['share'] for row in inference.time_parts(contenders, 1)) == (
     pytest.approx(1)
   )

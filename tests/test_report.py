@@ -295,6 +295,49 @@ def test_a_report_is_one_page_and_what_it_is_made_of(reported):
     assert address.startswith(('data:', '#')), address
 
 
+def test_a_policy_is_reported_of_one_run_that_has_it(reported, tmp_path):
+  path = str(reported.parent)
+  # As trained it needs no calibration.
+  assert evaluated.read(path, policy='router').judgement.policy.name == 'router'
+  for asked in ({'policy': 'cascade'}, {'policy': 'router', 'gmacs': 1.0}):
+    with pytest.raises(UserError, match='is not calibrated for its weights'):
+      evaluated.read(path, **asked)
+  record = record_lib.load(reported / 'record.npz')
+  fixed = write_run(tmp_path, dataclasses.replace(record, log_p=None))
+  with pytest.raises(UserError, match='router needs a trained predictor'):
+    evaluated.read(str(fixed), policy='router')
+  with flagsaver.flagsaver(workdir=f'{path},{fixed}', policy='cascade'):
+    with pytest.raises(UserError, match='are for the report of one run'):
+      command.run([])
+
+
+def test_what_a_full_disk_cut_off_is_passed_over(tmp_path):
+  path = write_run(tmp_path, images(gain=0.5))
+  before = evaluated.read(str(path))
+  with open(path / 'metrics.csv', 'a') as file:
+    file.write('finetune,9,train/lo')
+  (path / 'sessions.jsonl').write_text('{"what": "train"}\n{"what": "eva')
+  after = evaluated.read(str(path))
+  assert after.metrics == before.metrics
+  assert after.sessions == [{'what': 'train'}]
+
+
+@pytest.mark.parametrize('name', ['a$b_$', '_x', 'A$AP and Ke$ha', '<b>|'])
+def test_names_are_drawn_and_written_as_they_are(name):
+  curves = [(name, [1.0, 2.0], [50.0, 60.0])]
+  svg = plots.latency(curves)
+  assert html.escape(name, quote=False) in svg.replace('\u200b', '')
+  table = page.markdown_table(page.Table([name], [['x']]))
+  assert table.splitlines()[0].count('|') - table.count(r'\|') == 2
+
+
+def test_every_curve_is_drawn():
+  """Three runtimes, two precisions, and what they are held against."""
+  curves = [(f'curve {k}', [1.0, 2.0], [50.0, 60.0]) for k in range(10)]
+  svg = plots.latency(curves)
+  assert all(f'curve {k}' in svg for k in range(10))
+
+
 def test_cells_are_those_of_the_record(reported):
   record = record_lib.load(reported / 'record.npz')
   routed = scores.score(router(record), record, 'router')
@@ -666,7 +709,7 @@ def test_networks_of_one_size_are_rivals_too(
   for row in rows:
     # The same answers at the same costs, so the same rival.
     for end in ('', '_low', '_high'):
-      assert row[f'over_networks{end}'] == row[f'over_fixed{end}']
+      assert row[f'over_networks{end}'] == row[f'over_best_fixed{end}']
     judged = scores.judge(
       run.record,
       next(
@@ -678,7 +721,8 @@ def test_networks_of_one_size_are_rivals_too(
     )
     assert float(row['top1']) == pytest.approx(judged.policy.top1.value)
     gain = judged.best_fixed.gain
-    found = [float(row[f'over_fixed{end}']) for end in ('', '_low', '_high')]
+    ends = ('', '_low', '_high')
+    found = [float(row[f'over_best_fixed{end}']) for end in ends]
     assert found == pytest.approx([gain.value, gain.low, gain.high], abs=1e-9)
   text = (tmp_path / 'report.md').read_text()
   assert text.count('| one | ') == 8 + 3  # in this table and in three others

@@ -222,7 +222,7 @@ def photos():
         r['policy'].partition(', on while')[0],
         f'{100 * float(r["share_of_full"]):.0f}',
         f'{100 * float(r["top1"]):.1f}',
-        *gains(r, 'over_fixed', 'over_networks'),
+        *gains(r, 'over_best_fixed', 'over_networks'),
       ]
     )
   return rows
@@ -497,7 +497,7 @@ def test_the_prose_on_photographs_is_that_of_its_csv():
     f'{100 * (1 - saving):.0f} % of the cost',
   ):
     assert said in PROSE, said
-  for rival in ('over_fixed', 'over_networks'):
+  for rival in ('over_best_fixed', 'over_networks'):
     better = [r for r in budgets if float(r[f'{rival}_low']) > 0]
     assert len(better) >= len(budgets) - 2
 

@@ -36,9 +36,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import asked
+from drnet_jax.commands.flags import A_POLICY, asked
 from drnet_jax.errors import UserError
+from drnet_jax.run import paths
 
+USES = A_POLICY
 _NETWORK = flags.DEFINE_string(
   'network', None, 'Network to benchmark with random weights.'
 )
@@ -71,7 +73,7 @@ def run(arguments: Sequence[str]) -> None:
     raise UserError(
       'give either --workdir (a trained run) or --network (a name)'
     )
-  to = _OUT.value or (path and os.path.join(path, 'report'))
+  to = _OUT.value or (path and os.path.join(paths.root(path), 'report'))
   if not to:
     raise UserError('--out is missing: name a folder for the results')
   try:
@@ -86,6 +88,11 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax.bench import inference, subjects
   from drnet_jax.tables import cells, write_csv
 
+  if min(batches, default=1) < 1 or min(shares) < 0:
+    raise UserError('--batches begin at 1, --shares at 0')
+  if not path and asked():
+    raise UserError('--policy and --budget_* are for a --workdir')
+  os.makedirs(to, exist_ok=True)
   if path:
     subject = subjects.of_workdir(path, _IMAGES.value, asked())
   else:
@@ -104,7 +111,6 @@ def run(arguments: Sequence[str]) -> None:
   print(
     f'{device}, {os.cpu_count()} processor cores, {subject.trained.origin}\n'
   )
-  os.makedirs(to, exist_ok=True)
   for name, rows in tables.items():
     print(terminal.table(cells(rows)), end='\n\n')
     write_csv(os.path.join(to, f'{name}.csv'), rows)

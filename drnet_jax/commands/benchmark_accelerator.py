@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that an accelerator should be asked in eight minutes, in one command.
+"""Measures an accelerator in eight minutes, in one command.
 
-    python -m drnet_jax benchmark_accelerator --out=runs/gpu
-    --config=configs/accelerator.py --config.data.data_dir=imagenette_160.npz
+    python -m drnet_jax benchmark_accelerator --out=runs/gpu \\
+        --config=configs/accelerator.py \\
+        --config.data.data_dir=imagenette_160.npz
 
-Six parts, each with a time limit; `launch/gpu_suite.sh` runs all of it:
+Six parts, each with a time limit; `launch/gpu_suite.sh` calls this with a hard
+limit of eight minutes:
 
 a  versions, device, and its ceilings: a matrix product and a copy
 b  correctness: routed step against a dense one, RANet, a cascade, a checkpoint

@@ -21,6 +21,7 @@ from absl import flags
 
 from drnet_jax import memory
 from drnet_jax.commands import cli
+from drnet_jax.run import paths
 
 _STEPS = flags.DEFINE_integer('steps', 15, 'Timed steps of each kind.', 1)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str]) -> None:
   )
   print(f'{mesh.describe()}, {os.cpu_count()} processor cores')
   print(terminal.table(tables.cells(rows)))
-  path = os.path.join(path, 'report', 'training_step.csv')
+  path = os.path.join(paths.root(path), 'report', 'training_step.csv')
   os.makedirs(os.path.dirname(path), exist_ok=True)
   tables.write_csv(path, rows)
   print(f'Written: {path}')

@@ -34,6 +34,7 @@ from drnet_jax.commands.flags import TO
 from drnet_jax.errors import UserError
 from drnet_jax.export import RUNTIMES
 
+USES = ('to',)
 _MEASURE = flags.DEFINE_enum(
   'measure', None, RUNTIMES, 'Also time each option, in this runtime.'
 )
@@ -55,18 +56,19 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax import processes, terminal
   from drnet_jax.report import evaluated, exit_tables, run_page
   from drnet_jax.run import calibrate
+  from drnet_jax.run.recording import Subject
 
   path = cli.model()
   if _HALVES.value:
     _halves([path] if isinstance(path, str) else path, arguments)
     return
+  if not isinstance(path, str) and not TO.value:
+    raise UserError('--to is missing: name a folder for the ladder')
   how = {'split': _SPLIT.value, 'ms': _measured(path)}
   if isinstance(path, str):
-    done = calibrate.calibrate_run(path, arguments, **how)
-  elif TO.value:
-    done = calibrate.calibrate_ladder(path, TO.value, arguments, **how)
+    done = calibrate.calibrate(Subject(path, arguments), **how)
   else:
-    raise UserError('--to is missing: name a folder for the ladder')
+    done = calibrate.calibrate_ladder(path, TO.value, arguments, **how)
   found = evaluated.of(done.folder, done.test, done.calibration)
   terminal.say(run_page.budget_table(found))
   for answer in run_page.answers(found):
@@ -88,19 +90,22 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
 
   from drnet_jax import terminal
   from drnet_jax.choosing import halves
-  from drnet_jax.run import calibrate
+  from drnet_jax.run import calibrate, ladder
   from drnet_jax.run.recording import Subject
   from drnet_jax.tables import write_csv
 
+  names = ladder.short_names(paths)
   subjects = {
-    os.path.basename(os.path.abspath(path)): Subject(path, overrides)
-    for path in paths
+    name: Subject(path, overrides)
+    for name, path in zip(names, paths, strict=True)
   }
   first = next(iter(subjects.values()))
   record = calibrate.joined_record(subjects, first.data.test_split)
   budgets = np.geomspace(record.gmacs.min(), record.costs.full, 16)
   rows = halves.halves(record, budgets[1:], splits=_HALVES.value)
   found = halves.summary(rows)
+  if not found:
+    raise UserError('there is only one option: nothing can choose')
   print(
     terminal.table(
       [

@@ -24,14 +24,20 @@ _ROOM = (
   'What was there before is intact; run the same command again once there is '
   'room.'
 )
-_ACCESS = 'What is printed above is all; nothing more could be written or read.'
+_ACCESS = 'Results so far, if any, are printed above.'
+_FOLDER = 'Name a folder, or a path that is free.'
 _REMEDIES = {
   errno.ENOSPC: _ROOM,
   errno.EDQUOT: _ROOM,
   errno.EROFS: _ACCESS,
   errno.EACCES: _ACCESS,
   errno.EPERM: _ACCESS,
+  errno.EEXIST: _FOLDER,
+  errno.EISDIR: _FOLDER,
+  errno.ENOTDIR: _FOLDER,
 }
+
+_SHARED = f'{__package__}.flags'  # the module
 
 # One flag for all commands: absl refuses a name that two modules define.
 WORKDIR = flags.DEFINE_string(
@@ -45,7 +51,7 @@ def workdir() -> str:
   Raises:
     UserError: it is missing, or not a folder of this machine.
   """
-  if not WORKDIR.value:
+  if not (WORKDIR.value or '').strip(','):
     raise UserError('--workdir is missing: name the directory of a run')
   if '://' in WORKDIR.value:
     raise UserError(
@@ -66,23 +72,37 @@ def start(module: ModuleType) -> None:
 
   Args:
     module: its docstring is the help, `run(arguments)` the command; it may have
-      a `parse_flags` of its own.
+      a `parse_flags` of its own, and names the shared flags that it `USES`.
   """
   if any(a in ('-h', '-help', '--help') for a in sys.argv[1:]):
     print(_help(module))
     return
   arguments = getattr(module, 'parse_flags', parse_flags)(sys.argv)
+  used = [flag.name for flag in _shared(module)]
+  for flag in flags.FLAGS.flags_by_module_dict().get(_SHARED, ()):
+    if flag.present and flag.name not in used:
+      print(f'error: --{flag.name} is of other commands', file=sys.stderr)
+      sys.exit(2)
   set_up()
   run_command(lambda: module.run(arguments[1:]))
 
 
 def _help(module: ModuleType) -> str:
-  modules = [module.__name__, __name__, f'{__package__}.flags']
   known = flags.FLAGS.flags_by_module_dict()
-  parts = [flags.FLAGS.module_help(name) for name in modules if name in known]
-  # Without the name of the module over each part.
-  listed = [line for part in parts for line in part.splitlines()[1:]]
-  return '\n'.join([module.__doc__.rstrip(), '', 'Flags:', *listed])
+  shown = flags.FlagValues()
+  for name in (module.__name__, __name__):
+    for flag in known.get(name, ()):
+      shown[flag.name] = flag
+  for flag in _shared(module):
+    shown[flag.name] = flag
+  listed = shown.get_help(include_special_flags=False)
+  return '\n'.join([module.__doc__.rstrip(), '', 'Flags:', listed])
+
+
+def _shared(module: ModuleType) -> list[flags.Flag]:
+  """Of the flags that several commands have, those that one uses."""
+  known = flags.FLAGS.flags_by_module_dict().get(_SHARED, ())
+  return [flag for flag in known if flag.name in getattr(module, 'USES', ())]
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -109,6 +129,9 @@ def run_command(command: Callable[[], None]) -> None:
 def parse_flags(arguments: Sequence[str]) -> list[str]:
   """absl's parsing, with a mistake told in one line and exit status 2."""
   try:
+    for field in (argument.partition('=')[0] for argument in arguments):
+      if field.startswith('--config.') and '-' in field[2:]:
+        raise flags.Error(f'{field} is no field: names have underscores')
     return flags.FLAGS(with_config(with_home(arguments)))
   except flags.Error as error:
     what = str(error).strip()
@@ -118,13 +141,14 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     sys.exit(2)
   except KeyError as error:
     # What follows the colon of --config=<file>:<row> is looked up by the file.
-    row = error.args[0]
-    if not any(argument.endswith(f':{row}') for argument in arguments):
+    name = error.args[0]
+    if any(argument.endswith(f':{name}') for argument in arguments):
+      what = f'row {name!r}; its file lists them in ROWS'
+    elif any(f'.{name}' in argument for argument in arguments):
+      what = f'field {name!r}'
+    else:
       raise
-    print(
-      f'error: --config has no row {row!r}; its file lists them in ROWS',
-      file=sys.stderr,
-    )
+    print(f'error: --config has no {what}', file=sys.stderr)
     sys.exit(2)
   except AttributeError as error:
     # ml_collections wraps a KeyError, whose str() is a quotation.
@@ -154,14 +178,20 @@ def with_config(arguments: Sequence[str]) -> list[str]:
   """
   found = list(arguments)
   for i, argument in enumerate(found):
-    flag, _, value = argument.partition('=')
+    flag, is_whole, value = argument.partition('=')
+    if not is_whole and i + 1 < len(found):  # --config quickstart
+      value = found[i + 1]
     name, *row = value.split(':', 1)
     if flag not in ('--config', '-config') or os.path.exists(name):
       continue
     with contextlib.suppress(ModuleNotFoundError):  # there are no configs
       spec = name.isidentifier() and importlib.util.find_spec(f'configs.{name}')
       if spec and spec.origin:  # a folder has none
-        found[i] = f'{flag}={":".join([spec.origin, *row])}'
+        whole = ':'.join([spec.origin, *row])
+        if is_whole:
+          found[i] = f'{flag}={whole}'
+        else:
+          found[i + 1] = whole
   return found
 
 

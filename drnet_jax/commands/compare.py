@@ -22,6 +22,7 @@ from absl import flags
 from drnet_jax.commands.flags import RUNTIME, asked
 from drnet_jax.errors import UserError
 
+USES = ('policy', 'runtime')
 _WORKDIRS = flags.DEFINE_list('workdirs', [], 'Calibrated runs to compare.')
 _FOLDER = flags.DEFINE_string('folder', None, 'Output folder.')
 _SETTINGS = flags.DEFINE_integer(
@@ -35,20 +36,16 @@ _SINGLY = flags.DEFINE_bool('one_by_one', False, 'Time each image by itself.')
 def run(arguments: Sequence[str]) -> None:
   if not (_WORKDIRS.value and _FOLDER.value):
     raise UserError('give --workdirs, separated by commas, and --folder')
-  family = asked()
-  if set(family) - {'policy'}:
-    raise UserError(
-      'every model is run at --settings budgets: leave out --budget_*'
-    )
   from drnet_jax import terminal
   from drnet_jax.bench import models
   from drnet_jax.report import figures
   from drnet_jax.tables import write_csv
 
+  os.makedirs(_FOLDER.value, exist_ok=True)
   subjects = [
     models.subject(
       path,
-      policy=family.get('policy', 'best'),
+      policy=asked().get('policy', 'best'),
       settings=_SETTINGS.value,
       images=_IMAGES.value,
       runtime=RUNTIME.value,
@@ -72,7 +69,6 @@ def run(arguments: Sequence[str]) -> None:
       ]
     )
   )
-  os.makedirs(_FOLDER.value, exist_ok=True)
   path = os.path.join(_FOLDER.value, 'compare')
   write_csv(path + '.csv', rows)
   figures.models(rows, path)

@@ -19,7 +19,11 @@ from drnet_jax.commands import cli
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'As for main.')
 _MFU = flags.DEFINE_float(
-  'mfu', 0.25, "Assumed: share of the device's peak that a step reaches.", 0, 1
+  'mfu',
+  0.25,
+  "Assumed: share of the device's peak that a step reaches.",
+  0.001,
+  1,
 )
 _PER_CORE = flags.DEFINE_float(
   'images_per_core',

@@ -22,6 +22,7 @@ from drnet_jax.commands import cli
 from drnet_jax.commands.flags import PRECISION, RUNTIME
 from drnet_jax.errors import UserError
 
+USES = ('runtime', 'precision')
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 _PORT = flags.DEFINE_integer('port', 7860, 'Port to listen on.', 1, 65535)
 

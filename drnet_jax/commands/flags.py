@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags that several commands share: absl lets one module define a name."""
+"""Flags that several commands share: absl lets one module define a name.
+
+A command lists in `USES` those that it takes.
+"""
 
 from typing import Any
 
@@ -54,6 +57,10 @@ _SIZE = flags.DEFINE_integer(
   'size', None, 'Run all images at this size, px.', 1
 )
 _EXIT = flags.DEFINE_integer('exit', None, 'Run all images to this exit.', 1)
+
+
+A_POLICY = ('policy', *(f'budget_{name}' for name in _BUDGETS))
+AN_OPTION = ('size', 'exit')
 
 
 def asked() -> dict[str, Any]:

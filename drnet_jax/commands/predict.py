@@ -30,9 +30,17 @@ from typing import Any
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import DECODE, PRECISION, RUNTIME, set_policy
+from drnet_jax.commands.flags import (
+  A_POLICY,
+  AN_OPTION,
+  DECODE,
+  PRECISION,
+  RUNTIME,
+  set_policy,
+)
 from drnet_jax.errors import UserError
 
+USES = ('runtime', 'precision', 'decode', *A_POLICY, *AN_OPTION)
 _TOP_K = flags.DEFINE_integer(
   'top_k', 1, 'Number of classes to list per image.', 1
 )

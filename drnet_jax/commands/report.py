@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import asked
+from drnet_jax.commands.flags import A_POLICY, asked
+from drnet_jax.errors import UserError
 
+USES = A_POLICY
 _TO = flags.DEFINE_string('report_to', None, 'Folder to write the report to.')
 
 
@@ -34,6 +36,8 @@ def run(arguments: Sequence[str]) -> None:
     to = _TO.value or one.directory
     report = run_page.write(one, to)
   else:
+    if asked():
+      raise UserError('--policy and --budget_* are for the report of one run')
     several = run_set.read(path) if isinstance(path, str) else run_set.of(path)
     to = _TO.value or os.path.join(several.path, 'report')
     report = set_page.write(several, to)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the rows of an experiment set, each in its own workdir.
 
-    python -m drnet_jax sweep --set=configs/sets/in100.py \
+    python -m drnet_jax sweep --set=configs/sets/in100.py \\
         --workdir=runs/in100 --config.data.data_dir=/data/imagenet
 
 `--workdir` is the folder that the rows' workdirs are made in.
@@ -33,6 +33,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import IO
 
 import ml_collections
 from absl import flags
@@ -100,17 +101,17 @@ class Job:
     )
 
   @contextlib.contextmanager
-  def claimed(self) -> Iterator[bool]:
-    """Holds the job, and says whether it could: no other process is at it."""
+  def claimed(self) -> Iterator[IO | None]:
+    """Holds the job by a file; None if it could not, another is at it."""
     os.makedirs(self.workdir, exist_ok=True)
     with open(os.path.join(self.workdir, 'sweep.lock'), 'w') as file:
       try:
-        # The system frees it when the process ends, however it ends.
+        # The system frees it when all who have it open have ended.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        yield False
+        yield None
       else:
-        yield True
+        yield file
 
   @property
   def _record(self) -> str:
@@ -213,14 +214,15 @@ def _run(job: Job) -> int | None:
   """
   from drnet_jax import processes, terminal
 
-  with job.claimed() as mine:
-    if not mine:
+  with job.claimed() as lock:
+    if lock is None:
       return None
     if job.is_done():
       return 0
     job.record(done=False)
     terminal.say(f'\n{job.name}: {job.workdir}')
-    child = subprocess.Popen(job.command)
+    # With the file: a child that outlives this process goes on holding the job.
+    child = subprocess.Popen(job.command, pass_fds=[lock.fileno()])
     with processes.signals_noted(child.send_signal):
       status = child.wait()
     if status == 0:
@@ -244,6 +246,10 @@ def _without(arguments: Sequence[str], fields: Sequence[str]) -> list[str]:
 
 def _load(path: str) -> ModuleType:
   spec = importlib.util.spec_from_file_location('experiment_set', path)
+  if spec is None:
+    raise UserError(
+      f'--set={path}: name a .py file, e.g. configs/sets/in100.py'
+    )
   try:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -324,7 +330,11 @@ def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
 
 def run(overrides: Sequence[str]) -> None:
   out = cli.workdir()
+  import jax
+
   from drnet_jax import processes, terminal
+
+  jax.config.update('jax_platforms', 'cpu')  # the accelerator is the rows'
 
   if not _SET.value:
     raise UserError('--set is missing: name a file, e.g. configs/sets/in1k.py')

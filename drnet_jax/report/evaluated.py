@@ -5,8 +5,8 @@ import collections
 import csv
 import dataclasses
 import functools
-import json
 import os
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from drnet_jax import settings
 from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing import record as record_lib
@@ -28,8 +29,6 @@ from drnet_jax.run import ladder, workdir
 
 # Data sets whose name says how they are stored, not what they hold.
 _STORAGE = ('folder', 'packed')
-
-
 _BUDGETS = 24  # that are checked on the test images
 
 
@@ -160,21 +159,18 @@ class EvaluatedRun:
 
   def scores(self) -> list[Score]:
     """Fixed options, policies and rivals, on the test images."""
-    found = scores.fixed_scores(self.record)
     if judged := self.judgement:
-      found += [
+      return [
         Score(s.name, s.gmacs.value, s.top1.value, s.top5, s.shares)
-        for s in judged.all[len(found) :]
+        for s in judged.all
       ]
-      return found
-    return [*found, scores.oracle(self.record)]
+    return [*scores.fixed_scores(self.record), scores.oracle(self.record)]
 
   def ends(self) -> np.ndarray | None:
     """int [N], the option at which each image ends; None if nothing chooses."""
     if self.policy is None:
       return None
-    decided = policy_lib.decide(self.policy, self.record, self.record.costs)
-    return np.asarray(self.policy.path)[decided.last]
+    return policy_lib.decide(self.policy, self.record, self.record.costs).option
 
   def rank_correlations(self) -> dict[str, float]:
     """Of where images end with the numeric fields of the data set."""
@@ -184,7 +180,7 @@ class EvaluatedRun:
   @property
   def name(self) -> str:
     """The folder's name."""
-    return os.path.basename(os.path.normpath(os.path.abspath(self.path)))
+    return os.path.basename(os.path.abspath(self.path))
 
   @property
   def directory(self) -> str:
@@ -193,15 +189,33 @@ class EvaluatedRun:
 
   @property
   def data(self) -> str:
-    """The data set, for people: 'imagenette2_224, 100 images of a class'."""
-    return data_name(self.config.data)
+    """The data set, for people: 'in100, 100 training images of a class'."""
+    data = self.config.data
+    name = data.name
+    if name in _STORAGE:
+      folder = os.path.basename(os.path.normpath(data.data_dir))
+      name = folder.removesuffix('.npz')
+    # Fields that older configs lack are off.
+    parts = [name, data.get('classes') and f'classes {data.classes}']
+    if data.get('images_per_class'):
+      parts.append(f'{data.images_per_class} training images of a class')
+    return ', '.join(part for part in parts if part)
 
   @property
   def network(self) -> str:
     """The network, for people: 'resnet50'."""
     if ladder.is_ladder(self.path):
       return f'ladder of {" and ".join(ladder.members(self.path))}'
-    return network_name(self.config.model)
+    model = self.config.model
+    if 'base' not in model:
+      return f'RANet {model.network.get("configuration", "")}'.strip()
+    base = model.base
+    if base.get('stage_sizes'):
+      blocks = '-'.join(map(str, base.stage_sizes))
+      return f'{base.network} ({blocks} blocks, width {base.width})'
+    if base.get('width', 1.0) != 1.0:
+      return f'{base.network} x{base.width}'
+    return base.network
 
   @property
   def sizes(self) -> str:
@@ -224,7 +238,7 @@ class EvaluatedRun:
 
 def is_evaluated(path: str) -> bool:
   """Whether there is something to report of a workdir."""
-  return os.path.exists(record_file(path))
+  return os.path.exists(os.path.join(path, workdir.TEST_RECORD))
 
 
 def read(path: str, **asked: Any) -> EvaluatedRun:
@@ -239,18 +253,24 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
       what is asked.
   """
   workdir.read_config(_first(path))  # says what is wrong with a wrong folder
+  a_ladder = ladder.is_ladder(path)
+  calibrate = 'python -m drnet_jax calibrate ' + (
+    f'--workdir={",".join(ladder.members(path).values())} --to={path}'
+    if a_ladder
+    else f'--workdir={path}'
+  )
   if not is_evaluated(path):
+    evaluate = f'python -m drnet_jax.main --mode=evaluate --workdir={path}'
     raise UserError(
-      f'{path} is not evaluated yet: python -m drnet_jax.main --mode=evaluate '
-      f'--workdir={path}'
+      f'{path} is not evaluated yet: {calibrate if a_ladder else evaluate}'
     )
-  record = record_lib.load(record_file(path))
+  record = record_lib.load(os.path.join(path, workdir.TEST_RECORD))
   calibration = _calibration(path, record)
-  if asked and not calibration:
-    raise UserError(
-      f'{path} is not calibrated for its weights: python -m drnet_jax '
-      f'calibrate --workdir={path}'
-    )
+  if asked == {'policy': 'router'}:  # as trained: no calibration needed
+    if len(policy_lib.routes(record)) < 2:
+      raise UserError(f'{path}: --policy=router needs a trained predictor')
+  elif asked and not calibration:
+    raise UserError(f'{path} is not calibrated for its weights: {calibrate}')
   return of(path, record, calibration, asked)
 
 
@@ -269,15 +289,18 @@ def of(
     asked: see `EvaluatedRun`.
   """
   directory = os.path.join(path, 'report')
+  evaluation = os.path.join(directory, 'evaluation.json')
   return EvaluatedRun(
     path=path,
     config=workdir.read_config(_first(path)),
-    class_names=_read_json(os.path.join(_first(path), 'classes.json'), ()),
+    class_names=workdir.class_names(_first(path)),
     record=record,
     calibration=calibration,
     metrics=_read_metrics(os.path.join(path, 'metrics.csv')),
     sessions=workdir.sessions(path),
-    evaluation=_read_json(os.path.join(directory, 'evaluation.json'), {}),
+    evaluation=(
+      settings.read_json(evaluation) if os.path.exists(evaluation) else {}
+    ),
     pictures=pictures.load(directory),
     asked=asked,
   )
@@ -290,62 +313,29 @@ def _first(path: str) -> str:
   return path
 
 
-def data_name(data: Mapping[str, Any]) -> str:
-  """The data set that a section `config.data` names."""
-  name = data['name']
-  if name in _STORAGE:
-    folder = os.path.basename(os.path.normpath(data['data_dir']))
-    name = folder.removesuffix('.npz')
-  # Fields that older configs lack are off.
-  parts = [name, data.get('classes') and f'classes {data["classes"]}']
-  if data.get('images_per_class'):
-    parts.append(f'{data["images_per_class"]} training images of a class')
-  return ', '.join(part for part in parts if part)
-
-
-def network_name(model: Mapping[str, Any]) -> str:
-  """The network that a section `config.model` describes."""
-  if 'base' not in model:
-    return f'RANet {model["network"].get("configuration", "")}'.strip()
-  base = model['base']
-  name = base['network']
-  if base.get('stage_sizes'):
-    blocks = '-'.join(map(str, base['stage_sizes']))
-    name += f' ({blocks} blocks, width {base["width"]})'
-  elif base.get('width', 1.0) != 1.0:
-    name += f' x{base["width"]}'
-  return name
-
-
-def record_file(path: str) -> str:
-  """Where `evaluate` keeps what it recorded of the test split."""
-  return os.path.join(path, workdir.TEST_RECORD)
-
-
 def _calibration(path: str, record: Record) -> Calibration | None:
   """That of a workdir, if it is of the weights that were evaluated."""
   try:
     found = calibration_lib.read(path)
   except UserError:  # of an older version; `calibrate` makes it anew
     return None
-  weights = record.origin.partition(';')[0]
-  same = found is not None and found.origin.partition(';')[0] == weights
+  same = found is not None and _weights(found) == _weights(record)
   return found if same else None
 
 
-def _read_json(path: str, default: Any) -> Any:
-  if not os.path.exists(path):
-    return default
-  with open(path) as file:
-    return json.load(file)
+def _weights(of: Record | Calibration) -> list[str]:
+  """Which weights it is of; of a ladder, those of all its networks."""
+  return re.findall(r'weights \w+', of.origin) or [of.origin.partition(';')[0]]
 
 
 def _read_metrics(path: str) -> dict[str, dict[str, dict[int, float]]]:
   found = collections.defaultdict(lambda: collections.defaultdict(dict))
   if os.path.exists(path):
     with open(path, newline='') as file:
-      for row in csv.DictReader(file):
-        value = float(row['value'])
-        if np.isfinite(value):
-          found[row['stage']][row['metric']][int(row['step'])] = value
+      text = file.read()
+    whole = text[: text.rfind('\n') + 1]  # a kill may leave a part of a row
+    for row in csv.DictReader(whole.splitlines()):
+      value = float(row['value'])
+      if np.isfinite(value):
+        found[row['stage']][row['metric']][int(row['step'])] = value
   return found

@@ -16,10 +16,11 @@ from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Score
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated, figures, paper_curves
+from drnet_jax.run import ladder
 from drnet_jax.tables import write_csv
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
   """Thresholds, and what they give on two sets of images.
 
@@ -38,32 +39,13 @@ class Setting:
   tested: Score
 
 
-def sweep(
-  network: str,
-  held_out: Record,
-  test: Record,
-  ratios: Sequence[float] = exit_shares.RATIOS,
-) -> list[Setting]:
-  """The curve of a network.
-
-  Args:
-    network: its name.
-    held_out: of images that were not trained on; thresholds know no others.
-    test: of the images to report.
-    ratios: to try.
-  """
+def sweep(network: str, held_out: Record, test: Record) -> list[Setting]:
+  """The curve of a network; `held_out` are all that thresholds know."""
   found = []
-  for ratio in ratios:
+  for ratio in exit_shares.RATIOS:
     policy = exit_shares.by_ratio(held_out, ratio)
-    found.append(
-      Setting(
-        network,
-        ratio,
-        policy,
-        scores.score(policy, held_out, network),
-        scores.score(policy, test, network),
-      )
-    )
+    ours, theirs = (scores.score(policy, r, network) for r in (held_out, test))
+    found.append(Setting(network, ratio, policy, ours, theirs))
   return found
 
 
@@ -94,14 +76,18 @@ def write(paths: Sequence[str], directory: str) -> str:
   """
   runs = [evaluated.read(path) for path in paths]
   curves = []
-  for run in runs:
+  for run, name in zip(runs, ladder.short_names(paths), strict=True):
+    if not run.record.is_of_images_of(runs[0].record):
+      raise UserError(
+        f'{runs[0].path} and {run.path} were tested on different images'
+      )
     held_out = calibration.read_record(run.path)
     if held_out is None or held_out.options.noun != 'exit':
       raise UserError(
         f'{run.path} is not a calibrated network with exits: python -m '
         f'drnet_jax calibrate --workdir={run.path}'
       )
-    curves.append(sweep(run.name, held_out, run.record))
+    curves.append(sweep(name, held_out, run.record))
   record, path = runs[0].record, os.path.join(directory, 'budget')
   every = [setting for curve in curves for setting in curve]
   best = best_of(every)
@@ -129,8 +115,9 @@ def write(paths: Sequence[str], directory: str) -> str:
 
 
 def anytime_at(record: Record, gmacs: float) -> float:
-  """Top-1 of the deepest exit within a cost: what one gets without exits."""
-  within = [s.top1 for s in scores.fixed_scores(record) if s.gmacs <= gmacs]
+  """Top-1 of the deepest exit within a cost: with all images at one exit."""
+  most = gmacs * (1 + 1e-9)
+  within = [s.top1 for s in scores.fixed_scores(record) if s.gmacs <= most]
   return within[-1] if within else float('nan')
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation, each as png and svg."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from matplotlib.figure import Figure
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Score
+from drnet_jax.report.plots import plain
+
+_COLOURS = ('#228833', '#aa3377', '#ee7733', '#66ccee', '#222222')
 
 
 def exit_curves(
@@ -38,9 +42,7 @@ def exit_curves(
     label='anytime: all images at one exit',
   )
   for (name, points), colour in zip(
-    curves,
-    ('#228833', '#aa3377', '#ee7733', '#66ccee', '#222222'),
-    strict=False,
+    curves, itertools.cycle(_COLOURS), strict=False
   ):
     ordered = sorted(points, key=lambda p: p.gmacs)
     axes.plot(
@@ -49,11 +51,11 @@ def exit_curves(
       '.-',
       color=colour,
       lw=1,
-      label=name,
+      label=plain(name),
     )
   for name, points in papers:
     axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
-  _label(axes, 'average cost of an image, MMACs')
+  _finish(axes, 'average cost of an image, MMACs')
   _save(figure, path)
 
 
@@ -78,8 +80,8 @@ def models(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         for row in rows
         if row['model'] == name
       )
-      axes.plot(*zip(*points, strict=True), 'o-', label=name)
-    _label(axes, label)
+      axes.plot(*zip(*points, strict=True), 'o-', label=plain(name))
+    _finish(axes, label)
   _save(figure, path)
 
 
@@ -107,8 +109,8 @@ def latency(
   _save(figure, path)
 
 
-def _label(axes, cost: str) -> None:
-  """Of a plot of accuracy against cost."""
+def _finish(axes, cost: str) -> None:
+  """Axes, grid and legend of accuracy against cost."""
   axes.set_xlim(left=0)
   axes.set_xlabel(cost)
   axes.set_ylabel('top-1, %')

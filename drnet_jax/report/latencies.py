@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `benchmark` measured of a run, for its report."""
+"""Accuracy over the milliseconds that `benchmark` measured."""
 
 import csv
 import os
+from collections.abc import Mapping
+
+import numpy as np
 
 from drnet_jax.choosing import scores
+from drnet_jax.choosing.policy import Policy
+from drnet_jax.choosing.record import Record
 from drnet_jax.report.evaluated import EvaluatedRun
 
+Curve = tuple[str, list[float], list[float]]
 
-def of(run: EvaluatedRun) -> list[tuple[str, list[float], list[float]]]:
-  """What `benchmark` measured, one image at a time; [] if it did not.
 
-  Returns:
-    Name, milliseconds and top-1 in %: of the fixed sizes in each runtime, and
-    of the router, which takes the predictor's time and that of the sizes in
-    their shares.
-  """
+def of(run: EvaluatedRun) -> list[Curve]:
+  """What `benchmark` left with the report of a run; [] if it did not."""
   path = os.path.join(run.directory, 'speed.csv')
   if not os.path.exists(path):
     return []
@@ -24,17 +25,38 @@ def of(run: EvaluatedRun) -> list[tuple[str, list[float], list[float]]]:
   ms = {
     (row['path'], row['part']): float(row['ms_per_image'])
     for row in rows
-    if 'part' in row  # the benchmark of exits has other columns
+    if 'part' in row  # version 0.4 had other columns for exits
   }
-  record = run.record
+  return curves(ms, run.record, run.router)
+
+
+def curves(
+  ms: Mapping[tuple[str, str], float], record: Record, router: Policy | None
+) -> list[Curve]:
+  """Accuracy over the time of an image, one at a time.
+
+  Args:
+    ms: by runtime and part, an option or 'predictor'.
+    record: of the test split.
+    router: the predictor as it was trained; None where there is none.
+
+  Returns:
+    Name, milliseconds and top-1 in %: of the fixed options in each runtime, and
+    of the router, which takes the predictor's time and that of the options in
+    their shares.
+  """
+  names = record.options.names
   found = []
-  for name in dict.fromkeys(path for path, _ in ms):
-    if any((name, option) not in ms for option in record.options.names):
+  for runtime in dict.fromkeys(runtime for runtime, _ in ms):
+    if any((runtime, name) not in ms for name in names):
       continue
-    sizes = [ms[name, option] for option in record.options.names]
-    found.append((f'{name}, fixed', sizes, list(100 * record.top1.mean(0))))
-    if run.router and (name, 'predictor') in ms:
-      router = scores.score(run.router, record, 'router')
-      total = ms[name, 'predictor'] + float(router.shares @ sizes)
-      found.append((f'{name}, routed', [total], [100 * router.top1]))
+    options = np.array([ms[runtime, name] for name in names])
+    if record.options.noun == 'exit':
+      options = np.cumsum(options)  # each was timed from the one before
+    fixed = 100 * record.top1.mean(0)
+    found.append((f'{runtime}, fixed', list(options), list(fixed)))
+    if router and (runtime, 'predictor') in ms:
+      routed = scores.score(router, record, 'router')
+      total = ms[runtime, 'predictor'] + float(routed.shares @ options)
+      found.append((f'{runtime}, routed', [total], [100 * routed.top1]))
   return found

@@ -3,12 +3,12 @@
 
 import dataclasses
 import os
+import urllib.parse
 from collections.abc import Mapping, Sequence
 
 import jinja2
 import markupsafe
 
-from drnet_jax.report import plots
 from drnet_jax.report.wording import Answer
 
 FILE = 'index.html'
@@ -39,7 +39,7 @@ class Picture:
 
   Attributes:
     address: a `data:` address.
-    path: of the same image, from the report's folder.
+    path: of a file with the same image.
     label: under it.
     truth: the class it shows.
     right: whether the label is right.
@@ -106,7 +106,7 @@ def write(page: Page, directory: str) -> str:
   for section in page.sections:
     for name, svg in section.figures.items():
       _write(directory, f'{name}.svg', svg)
-  _write(directory, 'report.md', markdown(page))
+  _write(directory, 'report.md', markdown(page, directory))
   return _write(directory, FILE, html(page))
 
 
@@ -121,7 +121,7 @@ def html(page: Page) -> str:
   )
   environment.filters['code'] = _code
   template = environment.get_template('page.html')
-  return template.render(page=page, dark_figures=plots.dark_rules())
+  return template.render(page=page)
 
 
 def _code(text: str) -> markupsafe.Markup:
@@ -132,8 +132,13 @@ def _code(text: str) -> markupsafe.Markup:
   return markupsafe.Markup(''.join(parts))
 
 
-def markdown(page: Page) -> str:
-  """The same; its pictures are files beside it."""
+def markdown(page: Page, directory: str) -> str:
+  """The same for a file in a folder; its figures are files beside it."""
+
+  def shown(picture: Picture) -> str:
+    path = urllib.parse.quote(os.path.relpath(picture.path, directory))
+    return f'![{_cell(picture.truth)}]({path} "{_cell(picture.label)}")'
+
   parts = [f'# {page.title}', page.subtitle]
   parts += [f'**{a.question} {a.short}.** {a.text}' for a in page.answers]
   for section in page.sections:
@@ -142,8 +147,7 @@ def markdown(page: Page) -> str:
     for table in section.tables:
       parts += [markdown_table(table), table.note]
     for title, pictures in section.galleries.items():
-      shown = [f'![{p.truth}]({p.path} "{p.label}")' for p in pictures]
-      parts += [f'{title}:', ' '.join(shown)]
+      parts += [f'{title}:', ' '.join(map(shown, pictures))]
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 
@@ -169,7 +173,12 @@ def markdown_table(table: Table) -> str:
     for i, row in enumerate(table.rows)
   ]
   lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return '\n'.join(f'| {" | ".join(map(_cell, line))} |' for line in lines)
+
+
+def _cell(text: str) -> str:
+  """A name may hold what Markdown would read as its own."""
+  return text.replace('<', '&lt;').replace('|', r'\|').replace('\n', ' ')
 
 
 def _write(directory: str, name: str, text: str) -> str:

@@ -20,30 +20,34 @@ _SIDE_PX = 128
 _FOLDER = 'pictures'
 
 
-def drawn(group: np.ndarray, rows: int) -> list[np.ndarray]:
-  """A few members of each group, at random with a fixed seed.
+def shown(
+  record: Record, ends: np.ndarray | None
+) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
+  """Two groupings of the images, and a few images of each group.
 
   Args:
-    group: int [N], that each image belongs to.
-    rows: how many groups there are.
+    record: of a split.
+    ends: int [N], the option at which each image ends; None if nothing chooses.
 
   Returns:
-    For each group the indices of up to COLUMNS images.
+    By name the group of each image, int [N], and for each group the indices of
+    up to COLUMNS images, at random with a fixed seed. 'ends': by `ends` (Figure
+    4 of the paper). 'needed': by the first option that is right, the last group
+    by none (Figure 1).
   """
-  rng = np.random.default_rng(0)
-  return [
-    rng.permutation(np.flatnonzero(group == k))[:COLUMNS] for k in range(rows)
-  ]
-
-
-def by_end(record: Record, ends: np.ndarray) -> list[np.ndarray]:
-  """Images by the option at which they end (Figure 4 of the paper)."""
-  return drawn(ends, len(record.options))
-
-
-def by_smallest_sufficient(record: Record) -> list[np.ndarray]:
-  """Images by the first option that is right, the last by none (Figure 1)."""
-  return drawn(scores.smallest_sufficient(record), len(record.options) + 1)
+  groups = {} if ends is None else {'ends': ends}
+  groups['needed'] = scores.smallest_sufficient(record)
+  found = {}
+  for name, group in groups.items():
+    rng = np.random.default_rng(0)
+    found[name] = (
+      group,
+      [
+        rng.permutation(np.flatnonzero(group == k))[:COLUMNS]
+        for k in range(len(record.options) + 1)
+      ],
+    )
+  return found
 
 
 def path(i: int) -> str:
@@ -61,18 +65,16 @@ def save(
 
   Args:
     record: of a split.
-    ends: int [N], the option at which each image ends; None if nothing chooses.
+    ends: as for `shown`.
     read_image: from an index of the record to uint8 [H, W, 3].
     directory: of the report.
   """
-  shown = by_smallest_sufficient(record)
-  if ends is not None:
-    shown += by_end(record, ends)
+  drawn = [i for _, rows in shown(record, ends).values() for i in rows]
   folder = os.path.join(directory, _FOLDER)
   os.makedirs(folder, exist_ok=True)
   for name in os.listdir(folder):
     os.remove(os.path.join(folder, name))  # of an earlier evaluation
-  for i in np.unique(np.concatenate(shown)):
+  for i in np.unique(np.concatenate(drawn)):
     image = Image.fromarray(read_image(i))
     image.thumbnail((_SIDE_PX, _SIDE_PX))
     image.save(os.path.join(directory, path(i)), quality=90)

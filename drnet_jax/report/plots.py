@@ -6,6 +6,7 @@ becomes in the dark, in a page as well as in a file of its own.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -22,6 +23,7 @@ from drnet_jax.choosing.scores import (
   Score,
   Scored,
 )
+from drnet_jax.report import wording
 
 _INK, _GRID = '#222222', '#d4d4d4'
 _BLUE, _RED, _GREEN = '#4477aa', '#cc3311', '#228833'
@@ -73,11 +75,6 @@ def dark_rules() -> str:
   return '@media (prefers-color-scheme: dark){' + ''.join(rules) + '}'
 
 
-def unit(record: Record) -> tuple[float, str]:
-  """What costs are shown in: the factor from GMACs, and its name."""
-  return (1.0, 'GMACs') if record.costs.full >= 0.1 else (1e3, 'MMACs')
-
-
 @matplotlib.rc_context(_STYLE)
 def accuracy_cost(
   record: Record,
@@ -94,15 +91,14 @@ def accuracy_cost(
     curves: policies by name, each at several costs.
   """
   figure, (axes,) = _figure(3.9)
-  scale, name = unit(record)
+  scale, name = wording.unit(record)
   costs, top1 = scores.upper_hull(record.gmacs, record.top1.mean(0))
   axes.plot(
     scale * costs, 100 * top1, color=_BLUE, lw=1, label='best fixed or mixture'
   )
+  styles = ((_GREEN, '-'), (_PURPLE, '--'), (_GREY, '--'), (_RED, ':'))
   for (label, points), (colour, style) in zip(
-    curves.items(),
-    ((_GREEN, '-'), (_PURPLE, '--'), (_GREY, '--'), (_RED, ':'), (_INK, ':')),
-    strict=False,
+    curves.items(), itertools.cycle(styles), strict=False
   ):
     axes.plot(
       [scale * p.gmacs for p in points],
@@ -250,8 +246,9 @@ def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
     curves: name, milliseconds and top-1 in % of some points.
   """
   figure, (axes,) = _figure(3.6)
+  palette = (_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK)
   for (name, ms, top1), colour in zip(
-    curves, (_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK), strict=False
+    curves, itertools.cycle(palette), strict=False
   ):
     mark, size = ('o-', 6) if len(ms) > 1 else ('*', 12)
     axes.plot(ms, top1, mark, color=colour, ms=size, label=name)
@@ -278,14 +275,14 @@ def budgets(
   """
   figure, (axes,) = _figure(3.6 + 0.2 * len(fixed))
   palette = (_GREEN, _PURPLE, _BLUE, _GREY, _INK)
-  colours = dict(zip(policies, palette, strict=False))
+  colours = dict(zip(policies, itertools.cycle(palette), strict=False))
   for name, (cost, top1) in policies.items():
-    colour = colours.get(name, _INK)
-    axes.plot(cost, top1, color=colour, lw=1.6, label=f'{name}, best policy')
+    label_ = plain(f'{name}, best policy')
+    axes.plot(cost, top1, color=colours[name], lw=1.6, label=label_)
   for name, (cost, top1) in fixed.items():
     colour, style = colours.get(name, _RED), 'o:' if name in colours else 's--'
     what = f'{name}, fixed sizes' if name in colours else name
-    axes.plot(cost, top1, style, color=colour, lw=1, ms=4, label=what)
+    axes.plot(cost, top1, style, color=colour, lw=1, ms=4, label=plain(what))
   axes.set_xlim(left=0)
   axes.set_xlabel(label)
   axes.set_ylabel('top-1, %')
@@ -294,7 +291,7 @@ def budgets(
 
 
 @matplotlib.rc_context(_STYLE)
-def points(
+def numbered_rows(
   named: Mapping[str, tuple[int, float, float, Interval | None]],
   name: str,
   label: str,
@@ -318,7 +315,8 @@ def points(
       axes.plot([cost, cost], [low, high], color=colour, lw=1, alpha=0.5)
     axes.plot(cost, top1, 'o', color=colour, ms=4)
     # Numbers, for names would lie over one another; the legend has both.
-    axes.plot([], [], marker=f'${k}$', ls='', color=_INK, ms=8, label=row)
+    mark, label_ = f'${k}$', plain(row)
+    axes.plot([], [], marker=mark, ls='', color=_INK, ms=8, label=label_)
   for numbers, cost, top1 in _groups(list(named.values())):
     axes.annotate(
       ', '.join(map(str, numbers)),
@@ -396,6 +394,15 @@ def _svg(figure: Figure, name: str) -> str:
   return f'{svg[:start]}<style>{dark_rules()}</style>{svg[start:]}'
 
 
+def plain(name: str) -> str:
+  """A name as Matplotlib draws it as it is.
+
+  A `$` would begin a formula, and a label with `_` before it has no legend.
+  """
+  name = name.replace('$', r'\$')
+  return '\u200b' + name if name.startswith('_') else name
+
+
 def _short(name: str, most: int = 22) -> str:
   name = name.partition(',')[0]
-  return name if len(name) <= most else name[: most - 1] + '…'
+  return plain(name if len(name) <= most else name[: most - 1] + '…')

@@ -3,9 +3,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from drnet_jax import settings, terminal
 from drnet_jax.choosing import scores
@@ -23,6 +23,7 @@ from drnet_jax.report import (
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Picture, Section, Table
 from drnet_jax.report.wording import Answer, percent, percent_interval
+from drnet_jax.run import ladder
 from drnet_jax.tables import write_csv
 
 _MOST_CLASSES = 20  # in the table of the page; all are in the csv
@@ -37,8 +38,9 @@ _RIVALS = (
   'training runs.'
 )
 _CALIBRATED = (
-  'Other policies: the best of each family within that cost. All were found on '
-  '{images:,} images of {split}, never on these. '
+  'Other policies: the best of each family within that cost, found on '
+  '{images:,} images of {split}, never on these; the router as trained may '
+  'cost more. '
 )
 _UNCALIBRATED = (
   'Cascade: the smallest size first, a larger one while unsure, each of them '
@@ -70,8 +72,11 @@ def write(run: EvaluatedRun, directory: str) -> Page:
     'budgets': run_rows.budgets(run),
   }
   for name, rows in tables.items():
+    path = os.path.join(directory, f'{name}.csv')
     if rows:
-      write_csv(os.path.join(directory, f'{name}.csv'), rows)
+      write_csv(path, rows)
+    elif os.path.exists(path):
+      os.remove(path)  # of other weights
   return report
 
 
@@ -84,17 +89,11 @@ def answers(run: EvaluatedRun) -> list[Answer]:
 
 def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
   """Pictures in rows by where they end, and by the cheapest correct option."""
-  record, ends = run.record, run.ends()
-  names, found = record.options.names, {}
-  if ends is not None:
-    found['ends'] = _gallery(run, pictures.by_end(record, ends), ends, names)
-  found['needed'] = _gallery(
-    run,
-    pictures.by_smallest_sufficient(record),
-    scores.smallest_sufficient(record),
-    [*names, 'none'],
-  )
-  return found
+  titles = [*run.record.options.names, 'none']
+  return {
+    name: _gallery(run, rows, group, titles)
+    for name, (group, rows) in pictures.shown(run.record, run.ends()).items()
+  }
 
 
 def _page(
@@ -200,13 +199,13 @@ def _policy_table(run: EvaluatedRun, judged, fixed) -> Table:
   if judged:
     scored, noun = judged.all, record.options.noun
     others = _UNCALIBRATED if judged.others else ''
-    if run.found:
+    if run.calibration:
       others = _CALIBRATED.format(
         images=run.calibration.images, split=run.calibration.split
       )
     note = _RIVALS.format(noun=noun, name=judged.policy.name, others=others)
     note += _stale(run)
-  scale, unit = plots.unit(record)
+  scale, unit = wording.unit(record)
   # What matters most to the left: a phone shows no more.
   header = ['', unit, 'top-1, %']
   if judged:
@@ -217,7 +216,7 @@ def _policy_table(run: EvaluatedRun, judged, fixed) -> Table:
     at_that_cost = judged and s in (judged.best_fixed, judged.random)
     row = [
       f'{s.name}, at that cost' if at_that_cost else s.name,
-      wording.figures(scale * s.gmacs.value),
+      wording.three_digits(scale * s.gmacs.value),
       percent_interval(s.top1),
     ]
     if judged:
@@ -242,8 +241,11 @@ def _stale(run: EvaluatedRun) -> str:
   private = run.config.model.get('resolution_aware_bn', False)
   if judged is None or kept_up or not private:
     return ''
-  rare = np.flatnonzero(judged.policy.shares < wording.RARE)
-  names = [run.record.options.names[j] for j in rare]
+  names = [
+    run.record.options.names[j]
+    for j in run.router.path
+    if judged.policy.shares[j] < wording.RARE
+  ]
   return _STALE.format(sizes=' and '.join(names)) if names else ''
 
 
@@ -255,12 +257,12 @@ def budget_table(run: EvaluatedRun) -> str:
 
 
 def _budgets(run: EvaluatedRun) -> Section:
-  scale, unit = plots.unit(run.record)
+  scale, unit = wording.unit(run.record)
   different = {c.point.gmacs: c for c in run.budgets['best']}
   rows = [
     [
-      wording.figures(scale * point.gmacs),
-      wording.figures(scale * got.gmacs),
+      wording.three_digits(scale * point.gmacs),
+      wording.three_digits(scale * got.gmacs),
       percent(point.top1),
       percent(got.top1),
       percent(scores.hull_top1(run.record, got.gmacs)),
@@ -274,7 +276,7 @@ def _budgets(run: EvaluatedRun) -> Section:
       'The best policy for each average cost, found on '
       f'{run.calibration.images:,} images of {run.calibration.split}, and its '
       'cost and accuracy on the test images. `--budget_gmacs` and the slider '
-      'of the demo choose from this list.'
+      'of the demo choose in the same way.'
     ],
     tables=[
       Table(
@@ -312,7 +314,7 @@ def _sizes(run: EvaluatedRun) -> Section:
       'last, where none is right), how likely that is, and after an ✗ what it '
       'should have said.'
     )
-  else:
+  elif not ladder.is_ladder(run.path):
     text.append(
       'There are no pictures yet: `python -m drnet_jax.main --mode=evaluate '
       f'--workdir={run.path}` adds them.'
@@ -342,7 +344,7 @@ def _gallery(
     row = [
       Picture(
         address=run.pictures[i],
-        path=pictures.path(i),
+        path=os.path.join(run.directory, pictures.path(i)),
         label=f'{_class_name(run, record.predicted[i, j])} '
         f'{record.confidence[i, j]:.2f}',
         truth=_class_name(run, record.label[i]),
@@ -444,7 +446,7 @@ def _made_with(run: EvaluatedRun) -> Section:
   ]
   if 'parameters' in run.evaluation:
     rows.append(['parameters', f'{run.evaluation["parameters"]:,}'])
-  if not run.sessions:
+  if not run.sessions and not ladder.is_ladder(run.path):
     rows.append(['commit, device, dates', 'not recorded by this version'])
   for session in _first_and_last(run.sessions):
     rows += [
@@ -469,7 +471,7 @@ def _first_and_last(sessions: Sequence[Mapping]) -> list[Mapping]:
 
 
 def _config(run: EvaluatedRun) -> Section:
-  fields = _flat(settings.plain(run.config))
+  fields = traverse_util.flatten_dict(settings.plain(run.config), sep='.')
   return Section(
     title='Config',
     tables=[
@@ -480,13 +482,3 @@ def _config(run: EvaluatedRun) -> Section:
     ],
     folded=True,
   )
-
-
-def _flat(section: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  found = {}
-  for name, value in section.items():
-    if isinstance(value, Mapping):
-      found |= _flat(value, f'{prefix}{name}.')
-    else:
-      found[prefix + name] = value
-  return found

@@ -9,7 +9,7 @@ import numpy as np
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import ClassEffect, Scored
+from drnet_jax.choosing.scores import ClassEffect, Interval, Scored
 from drnet_jax.report.evaluated import EvaluatedRun
 
 
@@ -40,12 +40,7 @@ def policies(
   for s in everything:
     row = {'policy': s.name}
     for name in ('gmacs', 'top1', 'gain'):
-      value = getattr(s, name)
-      row |= {
-        name: value.value,
-        f'{name}_low': value.low,
-        f'{name}_high': value.high,
-      }
+      row |= columns(name, getattr(s, name))
     row['top5'] = s.top5
     for option, share in zip(record.options.names, s.shares, strict=True):
       row[f'share of {option}'] = share
@@ -74,16 +69,18 @@ def budgets(run: EvaluatedRun) -> list[dict[str, Any]]:
 
 def classes(effects: Sequence[ClassEffect]) -> list[dict[str, Any]]:
   """What `classes.csv` holds."""
-  return [_class_row(effect) for effect in effects]
+  return [
+    {'class': e.name, 'images': e.images, 'full_top1': e.full}
+    | columns('change', e.change)
+    | {'gmacs': e.gmacs}
+    for e in effects
+  ]
 
 
-def _class_row(effect: ClassEffect) -> dict[str, Any]:
+def columns(name: str, around: Interval | None) -> dict[str, float | str]:
+  """A number and its interval as cells; '' where there is none."""
+  ends = {'': 'value', '_low': 'low', '_high': 'high'}
   return {
-    'class': effect.name,
-    'images': effect.images,
-    'full_top1': effect.full,
-    'change': effect.change.value,
-    'change_low': effect.change.low,
-    'change_high': effect.change.high,
-    'gmacs': effect.gmacs,
+    name + end: getattr(around, field) if around else ''
+    for end, field in ends.items()
   }

@@ -10,6 +10,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.paper_tables import TABLES
+from drnet_jax.run import ladder
 
 FILE = 'set.json'
 
@@ -82,9 +83,7 @@ def of(paths: Sequence[str]) -> RunSet:
     UserError: one of them is not evaluated.
   """
   paths = [os.path.abspath(path) for path in paths]
-  names = [os.path.basename(path) for path in paths]
-  if len(set(names)) < len(names):
-    names = paths
+  names = ladder.short_names(paths)
   return RunSet(
     path=os.path.commonpath(paths),
     title=f'{len(paths)} runs',

@@ -6,6 +6,7 @@ network for each size, trained alone, is what a user could have instead.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.scores import Interval
-from drnet_jax.report import plots, wording
+from drnet_jax.report import plots, run_rows, wording
 from drnet_jax.report.evaluated import Checked, EvaluatedRun
 from drnet_jax.report.page import Section, Table
 
@@ -29,17 +30,17 @@ class Budget:
     name: of the run.
     run: what was evaluated.
     checked: the policy and its score.
-    over_fixed: its top-1 less that of the best fixed size, or mixture of two,
-      of the same weights at its cost.
+    over_best_fixed: its top-1 less that of the best fixed size, or mixture of
+      two, of the same weights at its cost.
     networks: of one size: which images each classifies correctly, bool [N, M],
       and their costs, [M]; None without any.
-    over_networks: as `over_fixed`, of these networks.
+    over_networks: as `over_best_fixed`, of these networks.
   """
 
   name: str
   run: EvaluatedRun
   checked: Checked
-  over_fixed: Interval
+  over_best_fixed: Interval
   networks: tuple[np.ndarray, np.ndarray] | None
   over_networks: Interval | None
 
@@ -54,7 +55,11 @@ def of(runs: Mapping[str, EvaluatedRun]) -> list[Budget]:
     policies = {}
     for checked in run.budgets.get('best', ()):
       policies.setdefault(checked.point.policy, checked)
-    found += [_budget(name, run, c, networks) for c in policies.values()]
+    for policy, checked in policies.items():
+      over = functools.partial(scores.over_networks, run.record, policy)
+      ours = over(run.record.top1, run.record.gmacs)
+      theirs = over(*networks) if networks else None
+      found.append(Budget(name, run, checked, ours, networks, theirs))
   return found
 
 
@@ -66,41 +71,12 @@ def _of_one_size(
     for other in runs.values()
     if len(other.record.options) == 1
     and (other.data, other.network) == (run.data, run.network)
-    and is_on_same_images(run, other)
+    and run.record.is_of_images_of(other.record)
   ]
   if not records:
     return None
   right, gmacs = zip(*((r.top1, r.gmacs) for r in records), strict=True)
   return np.concatenate(right, 1), np.concatenate(gmacs)
-
-
-def is_on_same_images(ours: EvaluatedRun, theirs: EvaluatedRun) -> bool:
-  """Whether two runs were tested on the same images."""
-  records = ours.record, theirs.record
-  return all(
-    np.array_equal(*(get(r) for r in records))
-    for get in (lambda r: r.label, lambda r: r.extra.get('index'))
-  )
-
-
-def _budget(
-  name: str,
-  run: EvaluatedRun,
-  checked: Checked,
-  networks: tuple[np.ndarray, np.ndarray] | None,
-) -> Budget:
-  def over(right: np.ndarray, gmacs: np.ndarray) -> Interval:
-    policy = checked.point.policy
-    return scores.over_networks(run.record, policy, right, gmacs)
-
-  return Budget(
-    name,
-    run,
-    checked,
-    over_fixed=over(run.record.top1, run.record.gmacs),
-    networks=networks,
-    over_networks=over(*networks) if networks else None,
-  )
 
 
 def section(budgets: Sequence[Budget]) -> Section:
@@ -138,7 +114,7 @@ def section(budgets: Sequence[Budget]) -> Section:
 
 def _figure(budgets: Sequence[Budget]) -> str:
   """Top-1 over cost: policies, fixed sizes, and networks of one size."""
-  scale, unit = plots.unit(budgets[0].run.record)
+  scale, unit = wording.unit(budgets[0].run.record)
   policies, fixed = {}, {}
 
   def hull(right: np.ndarray, gmacs: np.ndarray):
@@ -152,7 +128,7 @@ def _figure(budgets: Sequence[Budget]) -> str:
     top1.append(100 * got.top1)
     fixed[budget.name] = hull(record.top1, record.gmacs)
     if budget.networks:
-      fixed['networks of one size'] = hull(*budget.networks)
+      fixed[f'{budget.run.network} of one size'] = hull(*budget.networks)
   return plots.budgets(policies, fixed, f'average cost of an image, {unit}')
 
 
@@ -163,7 +139,7 @@ def _cells(budget: Budget) -> list[str]:
     budget.name,
     wording.percent(got.gmacs / record.costs.full),
     wording.percent(got.top1),
-    wording.points(budget.over_fixed),
+    wording.points(budget.over_best_fixed),
     wording.points(networks) if networks else '',
     describe(budget.checked.point.policy, record.options),
   ]
@@ -179,10 +155,6 @@ def csv_row(budget: Budget) -> dict[str, Any]:
     'share_of_full': got.gmacs / record.costs.full,
     'top1': got.top1,
   }
-  for name in ('over_fixed', 'over_networks'):
-    around = getattr(budget, name)
-    value = dataclasses.asdict(around) if around else {}
-    row[name] = value.get('value', '')
-    row[f'{name}_low'] = value.get('low', '')
-    row[f'{name}_high'] = value.get('high', '')
+  for name in ('over_best_fixed', 'over_networks'):
+    row |= run_rows.columns(name, getattr(budget, name))
   return row | {'policy': describe(point.policy, record.options)}

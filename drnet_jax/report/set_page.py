@@ -95,7 +95,7 @@ def _over_fixed(row: Row, found: Mapping[str, Row]) -> Interval | None:
 
 def _paired(ours: EvaluatedRun, theirs: EvaluatedRun) -> Interval | None:
   """None where they were not tested on the same images."""
-  if not set_budgets.is_on_same_images(ours, theirs):
+  if not ours.record.is_of_images_of(theirs.record):
     return None
   return scores.difference(_right(ours), _right(theirs), ours.record.groups)
 
@@ -105,8 +105,7 @@ def _right(run: EvaluatedRun) -> np.ndarray:
   record, policy = run.record, run.router or run.policy
   if policy is None:
     return record.top1[:, record.gmacs.argmax()].astype(float)
-  column = policy_lib.decide(policy, record, record.costs).column
-  return record.right[np.arange(len(column)), column].astype(float)
+  return policy_lib.decide(policy, record, record.costs).right.astype(float)
 
 
 def write(runs: RunSet, directory: str) -> Page:
@@ -116,7 +115,7 @@ def write(runs: RunSet, directory: str) -> Page:
   where runs are calibrated `budgets.csv`, and the figures as svg.
   """
   found = rows(runs)
-  budgets = set_budgets.of(_runs(found))
+  budgets = set_budgets.of({r.name: r.run for r in _each_run(found)})
   report = _page(runs, found, budgets)
   page.write(report, directory)
   lines = [
@@ -173,10 +172,6 @@ def _each_run(found: Mapping[str, Row]) -> list[Row]:
   return list(first.values())
 
 
-def _runs(found: Mapping[str, Row]) -> dict[str, EvaluatedRun]:
-  return {row.name: row.run for row in _each_run(found)}
-
-
 def _answers(found: Sequence[Row]) -> list[Answer]:
   choosing = [row for row in found if row.found]
   if not choosing:
@@ -193,7 +188,7 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
       'How much does choosing save?',
       f'{" to ".join(ends)} %',
       "Of the multiply-adds of each run's own largest size, predictor counted, "
-      f'over {_count(choosing)}.',
+      f'over {len(choosing)} run{"s" * (len(choosing) > 1)}.',
     ),
     Answer(
       'Against a network trained at one size?',
@@ -210,10 +205,6 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
       + _listed(choosing, lambda row: row.found.best_fixed.gain),
     ),
   ]
-
-
-def _count(some: Sequence[Row]) -> str:
-  return 'one run' if len(some) == 1 else f'{len(some)} runs'
 
 
 def _listed(some: Sequence[Row], difference) -> str:
@@ -239,7 +230,7 @@ def _table_section(
   else:
     title = f"The paper's Table {number}: {TABLES[number].title}"
     text = [
-      "The paper's figures are as printed, for its own data set and network; "
+      "The paper's numbers are as printed, for its own data set and network; "
       'ours are for the data set and network named above them.'
     ]
   return Section(
@@ -253,7 +244,7 @@ def _table_section(
 def table(
   number: int | None, names: Sequence[str], found: Mapping[str, Row]
 ) -> Table:
-  """The paper's figures in columns of their own, ours in others.
+  """The paper's numbers in columns of their own, ours in others.
 
   Args:
     number: of the paper's table; None for a table of ours alone.
@@ -268,7 +259,7 @@ def table(
   if number:
     header += [_PAPERS[field] for field in printed]
     groups.append((f'the paper: {TABLES[number].setting}', len(printed)))
-  scale, unit = plots.unit(some[0].run.record) if some else (1.0, 'GMACs')
+  scale, unit = wording.unit(some[0].run.record) if some else (1.0, 'GMACs')
   columns = [
     *(['run on'] if len(settings) > 1 else []),
     'sizes',
@@ -313,7 +304,7 @@ def _our_cells(row: Row, unit: str, scale: float) -> dict[str, str]:
   cells = {
     'run on': _setting(row.run),
     'sizes': row.run.sizes,
-    unit: wording.figures(scale * scored.gmacs.value),
+    unit: wording.three_digits(scale * scored.gmacs.value),
     '% of full': percent(scored.gmacs.value / record.costs.full),
     'top-1, %': percent_interval(scored.top1),
     'top-5, %': percent(scored.top5),
@@ -337,7 +328,7 @@ def _mean_of_draws(
   top1 = [100 * scored.top1.value for scored in draws]
   gmacs = np.mean([scored.gmacs.value for scored in draws])
   return {
-    unit: wording.figures(scale * gmacs),
+    unit: wording.three_digits(scale * gmacs),
     'top-1, %': f'{np.mean(top1):.2f} ± {np.std(top1):.2f}',
   }
 
@@ -351,7 +342,7 @@ def _figures(
   figures = {}
   some = [(k, found[name]) for k, name in numbered if name in found]
   if len(some) > 1:
-    scale, unit = plots.unit(some[0][1].run.record)
+    scale, unit = wording.unit(some[0][1].run.record)
     ours = {
       row.name: (
         k,
@@ -362,14 +353,14 @@ def _figures(
       for k, row in some
     }
     label = f'average cost of an image, {unit} (ours)'
-    figures[f'{prefix}ours'] = plots.points(ours, f'{prefix}ours', label)
+    figures[f'{prefix}ours'] = plots.numbered_rows(ours, f'{prefix}ours', label)
   if number:
     papers = {
       name: (k, float(row.gmacs), float(row.top1.split()[0]), None)
       for k, (name, row) in enumerate(TABLES[number].rows.items(), 1)
     }
     label = "average cost of an image, GMACs (the paper's)"
-    figures[f'{prefix}papers'] = plots.points(
+    figures[f'{prefix}papers'] = plots.numbered_rows(
       papers, f'{prefix}papers', label, papers=True
     )
   return figures
@@ -412,11 +403,11 @@ def _rivals(found: Sequence[Row]) -> Section:
 
 
 def _galleries(run: EvaluatedRun) -> list[Section]:
-  galleries = run_page.size_galleries(run)
+  galleries, noun = run_page.size_galleries(run), run.record.options.noun
   sections = [
     Section(
-      title='Which size does an image need? (Figure 1)',
-      text=[f'Run {run.name}, by the cheapest correct size.'],
+      title=f'Which {noun} does an image need? (Figure 1)',
+      text=[f'Run {run.name}, by the cheapest correct {noun}.'],
       figures={'sizes': plots.sizes(run.record, run.ends())},
       galleries=galleries['needed'],
     )
@@ -435,7 +426,8 @@ def _galleries(run: EvaluatedRun) -> list[Section]:
 def _made_with(done: Sequence[Row]) -> Section:
   lines = []
   for row in done:
-    last = row.run.sessions[-1] if row.run.sessions else {}
+    made = [s for s in row.run.sessions if s['what'] == 'evaluate']
+    last = made[-1] if made else {}
     facts = [last.get(k, '') for k in ('time', 'commit', 'device', 'versions')]
     lines.append([row.name, row.run.path, *facts])
   return Section(
@@ -474,9 +466,6 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
     'over_random': found and found.random.gain,
   }
   for name, around in intervals.items():
-    value = dataclasses.asdict(around) if around else {}
-    line[name] = value.get('value', '')
-    line[f'{name}_low'] = value.get('low', '')
-    line[f'{name}_high'] = value.get('high', '')
+    line |= run_rows.columns(name, around)
   last = run.sessions[-1] if run and run.sessions else {}
   return line | {k: last.get(k, '') for k in ('commit', 'device', 'time')}

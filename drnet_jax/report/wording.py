@@ -7,7 +7,6 @@ import math
 from drnet_jax.choosing.policy import Policy, describe
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Interval, Judgement, Scored
-from drnet_jax.report import plots
 
 _COLLAPSED = 0.95  # of the images at one option
 RARE = 0.01
@@ -51,12 +50,17 @@ def points(difference: Interval) -> str:
 
 def cost(gmacs: float, record: Record) -> str:
   """'6.68 MMACs'."""
-  scale, unit = plots.unit(record)
-  return f'{figures(scale * gmacs)} {unit}'
+  scale, name = unit(record)
+  return f'{three_digits(scale * gmacs)} {name}'
 
 
-def figures(value: float) -> str:
-  """Three of them: '6.70', '13.5', '100'."""
+def unit(record: Record) -> tuple[float, str]:
+  """What costs are shown in: the factor from GMACs, and its name."""
+  return (1.0, 'GMACs') if record.costs.full >= 0.1 else (1e3, 'MMACs')
+
+
+def three_digits(value: float) -> str:
+  """'6.70', '13.5', '100'."""
   return f'{value:#.3g}'.rstrip('.')
 
 
@@ -119,8 +123,8 @@ def _rivals(judged: Judgement, record: Record) -> str:
   )
   return (
     f'The saving is against the same network with {_all_at(judged.full)}.'
-    f'{_against_best_single(judged, record)} Rivals with the same weights, '
-    f'at no higher cost: {listed}. The {judged.policy.name}: '
+    f'{_against_best_single(judged, record)} Rivals with the same weights: '
+    f'{listed}. The {judged.policy.name}: '
     f'{percent(judged.policy.top1.value)} %.'
   )
 
@@ -149,13 +153,17 @@ def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   gain = judged.best_fixed.gain
   rival = f'the best fixed {record.options.noun} at the same cost'
   by = f'{points(gain)} points'
-  better = [name for name, s in judged.others.items() if s.gain.sign < 0]
+  better = [  # and not because it may cost more
+    name
+    for name, s in judged.others.items()
+    if s.gain.sign < 0 and s.gmacs.value <= judged.policy.gmacs.high
+  ]
   if gain.sign > 0:
     short = f'Yes, but the {better[0]} is better' if better else 'Yes'
     text = f'It beats {rival} by {by}; the interval lies above zero.'
   elif gain.sign < 0:
     short = 'No, it loses'
-    text = f'Over {rival}, or a lower one, it gains {by}.'
+    text = f'Over {rival} or less it gains {by}.'
   else:
     short = 'Not shown'
     text = f'Over {rival} it gains {by}: the interval contains zero.'

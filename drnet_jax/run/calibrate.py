@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -46,22 +47,9 @@ class Calibrated:
     calibration_lib.write_record(self.folder, self.held_out)
 
 
-def calibrate_run(
-  path: str,
-  overrides: Sequence[str] = (),
-  *,
-  split: str | None = None,
-  ms: Costs | None = None,
-) -> Calibrated:
-  """Calibrates a workdir; see `calibrate` and, for `overrides`, `Subject`."""
-  subject = Subject(path, overrides)
-  check_held_out(split or subject.data.validation_split, subject)
-  return calibrate(subject, subject.test_record(), split=split, ms=ms)
-
-
 def calibrate(
   subject: Subject,
-  test: Record,
+  test: Record | None = None,
   *,
   split: str | None = None,
   ms: Costs | None = None,
@@ -70,7 +58,8 @@ def calibrate(
 
   Args:
     subject: the run.
-    test: record of the images that the report is made of.
+    test: record of the images that the report is made of; None for what
+      `evaluate` recorded.
     split: of the held-out images; default the validation split.
     ms: milliseconds of this machine; default those measured before.
 
@@ -79,8 +68,12 @@ def calibrate(
   """
   split = split or subject.data.validation_split
   check_held_out(split, subject)
-  record = calibration_lib.read_record(subject.path)
-  if not subject.is_fresh(record, split):
+  test = subject.test_record() if test is None else test
+  try:
+    record = calibration_lib.read_record(subject.path)
+  except UserError:  # damaged: made anew
+    record = None
+  if not subject.is_current(record, split):
     record = subject.record(split, 'calibrate')
   _check_others(record, test, split)
   return _found(subject.path, test, record, f'{subject.data.name}/{split}', ms)
@@ -112,11 +105,14 @@ def calibrate_ladder(
   split = split or first.data.validation_split
   for subject in subjects.values():
     check_held_out(split, subject)
-  if processes.is_main():
-    ladder.write(folder, paths)  # first: it says whether one can write there
+  if processes.is_main():  # first: it says whether one can write there
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
   held_out = joined_record(subjects, split)
   test = joined_record(subjects, first.data.test_split)
   _check_others(held_out, test, split)
+  if processes.is_main():
+    ladder.write(folder, paths)
   return _found(folder, test, held_out, f'{first.data.name}/{split}', ms)
 
 
@@ -178,7 +174,7 @@ def check_held_out(split: str, subject: Subject) -> None:
 
 
 def _check_others(record: Record, test: Record, split: str) -> None:
-  """The same for splits of different names that share images."""
+  """UserError where a split of another name holds images of the test split."""
   if test.draw is None:
     return
   shared = float(np.isin(record.draw, test.draw).mean())

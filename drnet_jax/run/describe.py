@@ -63,7 +63,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
 
 
 def _exits(model: RANet) -> str:
-  costs = model.costs()
+  costs = model.macs_and_parameters
   full = costs[-1][0]
   rows = [
     {

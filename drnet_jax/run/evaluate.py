@@ -58,7 +58,7 @@ def _say(
   calibrated: Calibrated | None,
   refusal: str,
 ) -> None:
-  """Prints what was found: first, for a disk may be full."""
+  """Prints what was found; called before `_write`, which a disk may stop."""
   data, bad = subject.data, subject.unreadable(record)
   run = evaluated.of(
     subject.path, record, calibrated and calibrated.calibration

@@ -36,12 +36,19 @@ def members(paths: str | Sequence[str]) -> dict[str, str]:
       raise UserError(
         f'{file} is damaged ({error}): calibrate the ladder again'
       ) from error
-  if len(paths) < 2:
-    raise UserError('a ladder takes at least two workdirs')
-  names = [os.path.basename(os.path.abspath(path)) for path in paths]
+  if len(set(map(os.path.abspath, paths))) < max(len(paths), 2):
+    raise UserError('a ladder takes at least two workdirs, each of them once')
+  return dict(zip(short_names(paths), paths, strict=True))
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+  """Of folders, as short as tells them apart, from wherever they are named."""
+  full = [os.path.abspath(path) for path in paths]
+  names = [os.path.basename(path) for path in full]
   if len(set(names)) < len(names):
-    names = list(paths)
-  return dict(zip(names, paths, strict=True))
+    common = os.path.commonpath(full)
+    names = [os.path.relpath(path, common) for path in full]
+  return names
 
 
 def write(folder: str, paths: Sequence[str]) -> None:

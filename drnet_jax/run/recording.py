@@ -4,7 +4,9 @@
 import dataclasses
 import functools
 import itertools
+import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -19,11 +21,13 @@ from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.record import Record
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.sources import Source
-from drnet_jax.errors import NotFinite
+from drnet_jax.errors import NotFinite, UserError
 from drnet_jax.models import Model
-from drnet_jax.run import workdir
+from drnet_jax.run import paths, workdir
 
 _ON_DEVICE = ('image', 'label', 'valid')  # all else of a batch is extra
+# Fields of `config.data` on which a record does not depend.
+_CHANGES_NOTHING = ('threads', 'workers', 'max_bad_images')
 
 
 class Evaluator:
@@ -58,23 +62,11 @@ class Evaluator:
     batch_stats,
     *,
     batch_size: int,
-    has_router: bool,
-    keep_probabilities: bool = False,
+    **how: bool,
   ) -> Record:
     """Runs the model over a split, each process over its part of it.
 
-    Args:
-      data: how images become batches.
-      source: the split.
-      description: for the progress bar.
-      params: of the model.
-      batch_stats: of the model.
-      batch_size: images at a time, over all devices.
-      has_router: whether the predictor has been trained.
-      keep_probabilities: see `__call__`.
-
-    Raises:
-      NotFinite: the network returns NaN.
+    Of `batch_size` images at a time, over all devices; all else as `__call__`.
     """
     batches = data.eval_batches(
       source,
@@ -83,15 +75,8 @@ class Evaluator:
       process=jax.process_index(),
       num_processes=jax.process_count(),
     )
-    return self(
-      params,
-      batch_stats,
-      batches,
-      len(source.examples),
-      description,
-      has_router=has_router,
-      keep_probabilities=keep_probabilities,
-    )
+    count = len(source.examples)
+    return self(params, batch_stats, batches, count, description, **how)
 
   def __call__(
     self,
@@ -177,6 +162,10 @@ class Subject:
   """
 
   def __init__(self, path: str, overrides: Sequence[str] = ()):
+    if (root := paths.root(path)) != path:
+      raise UserError(
+        f'{path} is one checkpoint: recorded are the latest weights of {root}'
+      )
     mesh = mesh_lib.create()
     self.path = path
     self.trained = workdir.load(path, mesh, overrides)
@@ -218,11 +207,15 @@ class Subject:
   def origin(self, split: str) -> str:
     """Which weights and which images a record of a split is of."""
     trained = self.trained
+    shown = settings.plain(trained.config.data)
+    shown = {k: v for k, v in shown.items() if k not in _CHANGES_NOTHING}
+    data = zlib.crc32(json.dumps(shown, sort_keys=True).encode())
     return (
-      f'{trained.origin}, weights {trained.digest}; {self.data.name}/{split}'
+      f'{trained.origin}, weights {trained.digest}; data {data:08x}; '
+      f'{self.data.name}/{split}'
     )
 
-  def is_fresh(self, record: Record | None, split: str) -> bool:
+  def is_current(self, record: Record | None, split: str) -> bool:
     """Whether a record is of these weights and of this split."""
     return record is not None and record.origin == self.origin(split)
 
@@ -230,13 +223,9 @@ class Subject:
     """What `evaluate` recorded of the test split, made again if stale."""
     kept = os.path.join(self.path, workdir.TEST_RECORD)
     record = record_lib.load(kept) if os.path.exists(kept) else None
-    if self.is_fresh(record, self.data.test_split):
+    if self.is_current(record, self.data.test_split):
       return record
-    record = self.record(self.data.test_split, 'test')
-    if processes.is_main():
-      os.makedirs(os.path.dirname(kept), exist_ok=True)
-      record_lib.save(record, kept)
-    return record
+    return self.record(self.data.test_split, 'test')
 
 
 def _judge(
@@ -267,12 +256,10 @@ def _fetch(
   """What a record holds of a batch."""
   valid = np.asarray(judged['valid'])
   found = {k: np.asarray(v)[valid] for k, v in judged.items() if k != 'valid'}
-  probabilities, alone = found.pop('probabilities'), found['top5']
-  means = columns[alone.shape[1] :]
-  if means:
-    # Of an option alone by its logits: small probabilities may be equal.
-    more = record_lib.in_top5(probabilities, found['label'], means)
-    found['top5'] = np.concatenate([alone, more], 1)
+  probabilities, alone = found.pop('probabilities'), found.pop('top5')
   if keep_probabilities:
     found['probabilities'] = probabilities
-  return found | record_lib.said(probabilities, columns)
+  said = record_lib.said(probabilities, found['label'], columns)
+  # Of an option alone by its logits: small probabilities may be equal.
+  said['top5'][:, : alone.shape[1]] = alone
+  return found | said

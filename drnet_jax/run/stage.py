@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings, terminal
 from drnet_jax.choosing import policy, scores
-from drnet_jax.data.pipeline import Data
+from drnet_jax.data.sources import Source
 from drnet_jax.errors import NotFinite, UserError
 from drnet_jax.models import Model
 from drnet_jax.run import log
@@ -57,7 +57,7 @@ class Stage:
     objective: fields of the `objective_class` of the step.
   """
 
-  step: Literal['pretrain', 'routed', 'exits']
+  step: Literal[*STEPS]
   epochs: Annotated[float, settings.In('(0, 1e6]')]
   batch_size: settings.Natural
   accumulate: settings.Natural
@@ -79,15 +79,6 @@ class Stage:
       )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cadence:
-  """How often a run does what, see the fields of `train.Run`."""
-
-  log_every_steps: int
-  checkpoint_every_epochs: float
-  keep_checkpoints: int
-
-
 def due(step: int, every: int, last: int) -> bool:
   """Whether something done every so many steps is done after this one."""
   return step == last or (every > 0 and step % every == 0)
@@ -99,11 +90,9 @@ class StageRunner:
   Args:
     name: of the stage; its section of the config has the same.
     stage: that section.
-    seed: of the run.
-    cadence: of the run.
+    run: the config that it is of, a `train.Run`.
     mesh: devices to run on.
     model: to train.
-    data: for its batches.
     source: the training split.
 
   Raises:
@@ -114,28 +103,25 @@ class StageRunner:
     self,
     name: str,
     stage: Stage,
+    run: Any,
     *,
-    seed: int,
-    cadence: Cadence,
     mesh: Mesh,
     model: Model,
-    data: Data,
-    source,
+    source: Source,
   ):
     self.name = name
     self._stage = stage
-    self._cadence = cadence
+    self._run = run
     self._mesh = mesh
     self._model = model
-    self._data = data
     self._source = source
     # By name, not by place: a stage run alone, from another run's weights, is
     # the same as in one go.
     stage_id = zlib.crc32(name.encode()) % 2**20
-    self._data_seed = seed + stage_id
-    self._key = jax.random.fold_in(jax.random.key(seed), stage_id)
+    self._data_seed = run.seed + stage_id
+    self._key = jax.random.fold_in(jax.random.key(run.seed), stage_id)
 
-    where = f'config.{name}'
+    data, where = run.data, f'config.{name}'
     if stage.batch_size % stage.accumulate:
       raise UserError(
         f'{where}.batch_size = {stage.batch_size} cannot be divided into '
@@ -235,7 +221,7 @@ class StageRunner:
       Stopped: SIGTERM or Ctrl-C stopped it; its state is saved.
       UserError: the loss or the weights are not finite.
     """
-    keep = self._cadence.keep_checkpoints
+    keep = self._run.keep_checkpoints
     with Checkpoints(path, self.name, keep=keep) as checkpoints:
       state, average, row = self._first_state(checkpoints, weights)
       start = int(state.step)
@@ -258,8 +244,8 @@ class StageRunner:
   def _loop(self, state, average, row, batches, checkpoints, writer, evaluate):
     """Steps from `state` to the end, or to SIGTERM: (state, average)."""
     start, last = int(state.step), self._last
-    eval_every = self._in_steps(self._stage.eval_every_epochs)
-    save_every = self._in_steps(self._cadence.checkpoint_every_epochs)
+    eval_every = self._every(self._stage.eval_every_epochs)
+    save_every = self._every(self._run.checkpoint_every_epochs)
     batch = next(batches)
     self._step.compile(state, batch)
     processes.wait_for_all('compiled')
@@ -284,7 +270,7 @@ class StageRunner:
         saves = due(step, save_every, last)
         evaluates = due(step, eval_every, last)
         stops = processes.should_stop()
-        logs = due(step, self._cadence.log_every_steps, last)
+        logs = due(step, self._run.log_every_steps, last)
         if saves or evaluates or logs or stops:
           weights = state_lib.weights(state) if saves or stops else ()
           self._check_finite(step, row.steps(), weights, checkpoints)
@@ -313,7 +299,7 @@ class StageRunner:
 
   def _batches(self, start: int):
     """This process's parts of the batches from a step on, on its devices."""
-    batches = self._data.train_batches(
+    batches = self._run.data.train_batches(
       self._source,
       size_px=self._model.image_px,
       batch_size=self._step_images,
@@ -392,7 +378,7 @@ class StageRunner:
       state, average, steps = checkpoints.restore(
         step, self._abstract, self._shardings, averages=averages
       )
-      return state, average, _Row(steps)
+      return state, average, _SinceRow(steps)
     begin = jax.jit(
       functools.partial(state_lib.begin, self._optimizer),
       out_shardings=self._shardings,
@@ -403,7 +389,7 @@ class StageRunner:
       copy = functools.partial(jax.tree.map, jnp.copy)
       shardings = state_lib.weights(self._shardings)
       average = jax.jit(copy, out_shardings=shardings)(state_lib.weights(state))
-    return state, average, _Row([])
+    return state, average, _SinceRow([])
 
   def _check_finite(self, step, steps, weights, checkpoints) -> None:
     """UserError if a loss of the last steps, or a weight, is not finite."""
@@ -437,16 +423,20 @@ class StageRunner:
           "of two sizes, gradient = 'all', a slower eta_warmup_epochs."
         )
 
+  def _every(self, epochs: float) -> int:
+    """Steps between two of what is done every so many epochs; 0 for never."""
+    return max(self._in_steps(epochs), self._stage.accumulate) if epochs else 0
+
   def _in_steps(self, epochs: float) -> int:
     """Whole updates, counted in steps."""
     return round(epochs * self._updates_per_epoch) * self._stage.accumulate
 
 
-class _Row:
-  """The steps since the last row of metrics.
+class _SinceRow:
+  """The steps that no row of metrics holds yet.
 
   Attributes:
-    shares: of the sizes, of the rows since the last epoch.
+    shares: of the sizes, for each row written since the last epoch ended.
   """
 
   def __init__(self, steps: list[dict[str, float]]):

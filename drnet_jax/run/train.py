@@ -25,7 +25,7 @@ from drnet_jax.models import Model
 from drnet_jax.run import weights as weights_lib
 from drnet_jax.run import workdir
 from drnet_jax.run.recording import Evaluator
-from drnet_jax.run.stage import Cadence, Stage, StageRunner
+from drnet_jax.run.stage import Stage, StageRunner
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,9 @@ class Run:
     data: see `data.pipeline.Data`.
     stages: each stage by name, in order.
     eval_batch_size: images evaluated at a time, over all devices.
-    log_every_steps: a row of metrics is the mean of so many steps.
-    checkpoint_every_epochs: the end of a stage always has one; 0 for only it.
+    log_every_steps: a row of metrics is the mean of at most so many steps.
+    checkpoint_every_epochs: between checkpoints; one is always saved at the end
+      of a stage, 0 for that one only.
     keep_checkpoints: how many of a stage to keep.
     parameter_shards: devices that share one copy of the parameters and of the
       optimiser's state: 1 for a copy on each, 0 for one on all together.
@@ -89,20 +90,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   data.check_side(model.image_px)
   # All stages before the first is run: a mistake in the last shows at once.
   stages = [
-    StageRunner(
-      name,
-      stage,
-      seed=run.seed,
-      cadence=Cadence(
-        log_every_steps=run.log_every_steps,
-        checkpoint_every_epochs=run.checkpoint_every_epochs,
-        keep_checkpoints=run.keep_checkpoints,
-      ),
-      mesh=mesh,
-      model=model,
-      data=data,
-      source=source,
-    )
+    StageRunner(name, stage, run, mesh=mesh, model=model, source=source)
     for name, stage in run.stages.items()
   ]
   changed = workdir.begin(path, config, names)

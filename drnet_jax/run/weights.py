@@ -68,7 +68,7 @@ def load(
           f'config.reset_head: the base network has no layer {head!r}'
         )
       params = params | {
-        'base': params['base'] | {head: fresh[0]['base'][head]}
+        'base': params.get('base', {}) | {head: fresh[0]['base'][head]}
       }
     found = params, batch_stats
     if isinstance(model, DRNet) and not trained.has_router:
@@ -95,6 +95,8 @@ def import_torch(
   Raises:
     UserError: the weights are not the model's, or the workdir is in use.
   """
+  if workdir.has_run(path):
+    raise UserError(f'{path} holds a run already: choose another --workdir')
   config = config.copy_and_resolve_references()
   config.init_from = file
   names = settings.call(Data, config.data, 'config.data').class_names()

@@ -7,10 +7,12 @@ held_out.json     which training images were set aside, if any
 checkpoints/      <stage>/<step>, see `checkpoint`; initial/0, weights from
                   elsewhere (`convert`)
 metrics.csv       and tensorboard/, see `log`
+calibration.json  and calibration.npz, see `choosing.calibration`
 sessions.jsonl    when, where and with which code it was trained and evaluated
 report/           see `evaluate`
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -97,7 +99,7 @@ class Trained:
     """Its data, and of it a split whose labels are the model's.
 
     Args:
-      split: 'test_split' or 'validation_split'.
+      split: 'train_split', 'test_split' or 'validation_split'.
 
     Raises:
       UserError: it cannot be opened, or has other classes than the model.
@@ -187,8 +189,12 @@ def sessions(path: str) -> list[dict[str, Any]]:
   """What `note` wrote, in order; [] of an older run."""
   if not os.path.exists(_sessions_file(path)):
     return []
+  found = []
   with open(_sessions_file(path)) as file:
-    return [json.loads(line) for line in file]
+    for line in file:
+      with contextlib.suppress(ValueError):  # a full disk leaves a part of one
+        found.append(json.loads(line))
+  return found
 
 
 def keep_held_out(path: str, rows: np.ndarray) -> None:
