@@ -27,7 +27,6 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from drnet_jax.commands import cli
 from drnet_jax.data import imagenet_files, selection, shard_writer, sources
@@ -59,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.error('--classes and --images_per_class are for --source')
   if options.shard_mb <= 0 or options.threads < 1:
     parser.error('--shard_mb and --threads must be above 0')
+  if options.images_per_class < 0:
+    parser.error('--images_per_class is a number of images, or 0 for all')
   if options.source:
     prepare(options)
   else:
@@ -72,8 +73,7 @@ def prepare(options: argparse.Namespace) -> None:
   if kept:
     name = os.path.splitext(os.path.basename(options.classes))[0]
   names = kept or sources.class_names(name, 'train', data_dir='', classes='')
-  with tqdm(total=len(names), desc='find', unit='class', disable=None) as bar:
-    splits = imagenet_files.find(options.source, kept, lambda _: bar.update())
+  splits = imagenet_files.find(options.source, kept)
   _check_classes(splits, names)
   splits['train'] = _some(splits['train'], names, options.images_per_class)
 

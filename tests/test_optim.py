@@ -118,7 +118,7 @@ def test_halfway_is_halfway_of_any_number_of_epochs(epochs):
     steps_per_epoch=40,
   )
   steps = 40 * epochs
-  for share, expected in ((0.49, 1), (0.51, 0.1), (0.74, 0.1), (0.76, 0.01)):
+  for share, expected in ((0.45, 1), (0.55, 0.1), (0.7, 0.1), (0.8, 0.01)):
     assert rate(round(share * steps)) == pytest.approx(expected)
 
 

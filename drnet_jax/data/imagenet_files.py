@@ -8,9 +8,10 @@ import dataclasses
 import os
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from drnet_jax.data import folder
 from drnet_jax.errors import UserError
@@ -44,16 +45,13 @@ class Image:
     return data
 
 
-def find(
-  root: str, kept: Sequence[str], on_class: Callable[[str], None]
-) -> dict[str, list[Image]]:
+def find(root: str, kept: Sequence[str]) -> dict[str, list[Image]]:
   """Finds the images of splits 'train' and 'validation', sorted by name.
 
   Args:
     root: a folder with the two official tars, or with train/<wnid>/ and
       val/<wnid>/.
     kept: the classes to find; none for all.
-    on_class: called with each class that has been found, for progress.
 
   Raises:
     UserError: there is neither, or a tar is damaged.
@@ -61,7 +59,7 @@ def find(
   tars = [os.path.join(root, name) for name in (TRAIN_TAR, VAL_TAR)]
   if all(map(os.path.exists, tars)):
     try:
-      train = _in_train_tar(tars[0], kept, on_class)
+      train = _in_train_tar(tars[0], kept)
       validation = _in_validation_tar(tars[1], kept)
     except (tarfile.TarError, OSError) as error:
       raise UserError(f'cannot read the tars in {root}: {error}') from error
@@ -79,20 +77,17 @@ def find(
   }
 
 
-def _in_train_tar(
-  path: str, kept: Sequence[str], on_class: Callable[[str], None]
-) -> list[Image]:
+def _in_train_tar(path: str, kept: Sequence[str]) -> list[Image]:
   """Of a tar of tars, one to a class."""
   found = []
   with tarfile.open(path, 'r:') as outer, open(path, 'rb') as file:
-    for member in outer:
+    for member in tqdm(outer, desc='find', unit='class', disable=None):
       wnid = os.path.basename(member.name).removesuffix('.tar')
       if kept and wnid not in kept:
         continue
       file.seek(member.offset_data)
       with tarfile.open(fileobj=file, mode='r:') as inner:
         found += [_image(m, wnid, path) for m in inner if m.isfile()]
-      on_class(wnid)
   return found
 
 

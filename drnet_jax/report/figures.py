@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Score
-from drnet_jax.report.plots import plain
+from drnet_jax.report.plots import as_written, in_legend
 
 _COLOURS = ('#228833', '#aa3377', '#ee7733', '#66ccee', '#222222')
 
@@ -51,7 +51,7 @@ def exit_curves(
       '.-',
       color=colour,
       lw=1,
-      label=plain(name),
+      label=in_legend(name),
     )
   for name, points in papers:
     axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
@@ -80,7 +80,7 @@ def models(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         for row in rows
         if row['model'] == name
       )
-      axes.plot(*zip(*points, strict=True), 'o-', label=plain(name))
+      axes.plot(*zip(*points, strict=True), 'o-', label=in_legend(name))
     _finish(axes, label)
   _save(figure, path)
 
@@ -100,7 +100,8 @@ def latency(
   figure = Figure(figsize=(6.4, 4.4), layout='constrained')
   axes = figure.add_subplot()
   for name, ms, values in curves:
-    axes.plot(ms, values, 'o-' if len(ms) > 1 else '*', ms=8, label=name)
+    mark = 'o-' if len(ms) > 1 else '*'
+    axes.plot(ms, values, mark, ms=8, label=in_legend(name))
   axes.set_xlim(left=0)
   axes.set_xlabel('latency of one image on this machine, ms')
   axes.set_ylabel(label)
@@ -119,5 +120,5 @@ def _finish(axes, cost: str) -> None:
 
 
 def _save(figure: Figure, path: str) -> None:
-  figure.savefig(f'{path}.png', dpi=150)
+  as_written(figure).savefig(f'{path}.png', dpi=150)
   figure.savefig(f'{path}.svg')

@@ -251,7 +251,7 @@ def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
     curves, itertools.cycle(palette), strict=False
   ):
     mark, size = ('o-', 6) if len(ms) > 1 else ('*', 12)
-    axes.plot(ms, top1, mark, color=colour, ms=size, label=name)
+    axes.plot(ms, top1, mark, color=colour, ms=size, label=in_legend(name))
   axes.set_xlim(left=0)
   axes.set_xlabel('latency of one image, ms')
   axes.set_ylabel('top-1, %')
@@ -277,12 +277,14 @@ def budgets(
   palette = (_GREEN, _PURPLE, _BLUE, _GREY, _INK)
   colours = dict(zip(policies, itertools.cycle(palette), strict=False))
   for name, (cost, top1) in policies.items():
-    label_ = plain(f'{name}, best policy')
-    axes.plot(cost, top1, color=colours[name], lw=1.6, label=label_)
+    best = in_legend(f'{name}, best policy')
+    axes.plot(cost, top1, color=colours[name], lw=1.6, label=best)
   for name, (cost, top1) in fixed.items():
     colour, style = colours.get(name, _RED), 'o:' if name in colours else 's--'
     what = f'{name}, fixed sizes' if name in colours else name
-    axes.plot(cost, top1, style, color=colour, lw=1, ms=4, label=plain(what))
+    axes.plot(
+      cost, top1, style, color=colour, lw=1, ms=4, label=in_legend(what)
+    )
   axes.set_xlim(left=0)
   axes.set_xlabel(label)
   axes.set_ylabel('top-1, %')
@@ -315,8 +317,8 @@ def numbered_rows(
       axes.plot([cost, cost], [low, high], color=colour, lw=1, alpha=0.5)
     axes.plot(cost, top1, 'o', color=colour, ms=4)
     # Numbers, for names would lie over one another; the legend has both.
-    mark, label_ = f'${k}$', plain(row)
-    axes.plot([], [], marker=mark, ls='', color=_INK, ms=8, label=label_)
+    mark, name_of_row = f'${k}$', in_legend(row)
+    axes.plot([], [], marker=mark, ls='', color=_INK, ms=8, label=name_of_row)
   for numbers, cost, top1 in _groups(list(named.values())):
     axes.annotate(
       ', '.join(map(str, numbers)),
@@ -381,7 +383,7 @@ def _svg(figure: Figure, name: str) -> str:
   """
   text = io.StringIO()
   with matplotlib.rc_context({'svg.hashsalt': name}):
-    figure.savefig(
+    as_written(figure).savefig(
       text,
       format='svg',
       transparent=True,
@@ -394,15 +396,18 @@ def _svg(figure: Figure, name: str) -> str:
   return f'{svg[:start]}<style>{dark_rules()}</style>{svg[start:]}'
 
 
-def plain(name: str) -> str:
-  """A name as Matplotlib draws it as it is.
-
-  A `$` would begin a formula, and a label with `_` before it has no legend.
-  """
-  name = name.replace('$', r'\$')
+def in_legend(name: str) -> str:
+  """A label that has a place there: without it one with a `_` before it."""
   return '\u200b' + name if name.startswith('_') else name
+
+
+def as_written(figure: Figure) -> Figure:
+  """The same, with names as they are: `$` begins no formula."""
+  for text in figure.findobj(matplotlib.text.Text):
+    text.set_parse_math(False)
+  return figure
 
 
 def _short(name: str, most: int = 22) -> str:
   name = name.partition(',')[0]
-  return plain(name if len(name) <= most else name[: most - 1] + '…')
+  return name if len(name) <= most else name[: most - 1] + '…'

@@ -25,41 +25,33 @@ def describe(config: ml_collections.ConfigDict) -> str:
   model = workdir.create_model(config.model, names)
   if isinstance(model, RANet):
     return f'{len(names)} classes\n\n{_exits(model)}'
-  counts = count_parameters(model)
-  macs = model.macs()
+  macs, routed = model.macs(), []
   full = max(macs.sizes)
-  parameters = [
-    {'parameters': name, '': f'{count:,}'} for name, count in counts.items()
-  ]
-  costs = [
-    {
-      'cost of an image': f'{size_px} px',
-      'MMACs': f'{cost / 1e6:,.1f}',
-      '% of the largest': f'{100 * cost / full:.1f}',
-    }
-    for size_px, cost in zip(model.resolutions, macs.sizes, strict=True)
-  ]
-  text = [f'{len(names)} classes', '', terminal.table(parameters), '']
-  if model.predictor is None:
-    return '\n'.join([*text, terminal.table(costs)])
-  costs.append(
-    {
-      'cost of an image': f'predictor ({model.predictor_px} px)',
-      'MMACs': f'{macs.predictor / 1e6:,.1f}',
-      '% of the largest': f'{100 * macs.predictor / full:.1f}',
-    }
-  )
-  low, high = (
-    (cost + macs.predictor) / 1e9 for cost in (min(macs.sizes), full)
-  )
-  return '\n'.join(
-    [
-      *text,
-      terminal.table(costs),
+  costs = {
+    f'{px} px': cost
+    for px, cost in zip(model.resolutions, macs.sizes, strict=True)
+  }
+  if model.predictor is not None:
+    costs[f'predictor ({model.predictor_px} px)'] = macs.predictor
+    low, high = ((x + macs.predictor) / 1e9 for x in (min(macs.sizes), full))
+    routed = [
       '',
       f'Routed, predictor counted: {low:.4g} to {high:.4g} GMACs an image.',
     ]
-  )
+  parameters = [
+    {'parameters': name, '': f'{count:,}'}
+    for name, count in count_parameters(model).items()
+  ]
+  rows = [
+    {
+      'cost of an image': name,
+      'MMACs': f'{cost / 1e6:,.1f}',
+      '% of the largest': f'{100 * cost / full:.1f}',
+    }
+    for name, cost in costs.items()
+  ]
+  tables = [terminal.table(parameters), '', terminal.table(rows)]
+  return '\n'.join([f'{len(names)} classes', '', *tables, *routed])
 
 
 def _exits(model: RANet) -> str:

@@ -181,8 +181,9 @@ class _Bulk:
 
   def __init__(self, compiled: Any):
     count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
+    # Each with the answer that it is working on.
     self._requests = collections.deque(
-      _Request(compiled.create_infer_request()) for _ in range(count)
+      [compiled.create_infer_request(), None] for _ in range(count)
     )
 
   def start(self, images: np.ndarray) -> Any:
@@ -195,24 +196,14 @@ class _Bulk:
     return _Joined([self._begin(x) for x in np.array_split(images, count)])
 
   def _begin(self, images: np.ndarray) -> '_Answer':
-    request = self._requests.popleft()
-    self._requests.append(request)
-    return request.start(images)
-
-
-class _Request:
-  """A request of OpenVINO, and whose answer it is working on."""
-
-  def __init__(self, request: Any):
-    self._request = request
-    self._answer: _Answer | None = None
-
-  def start(self, images: np.ndarray) -> '_Answer':
-    if self._answer is not None:
-      self._answer.settle()
-    self._request.start_async({0: images}, share_inputs=True)
-    self._answer = _Answer(self._request, images)
-    return self._answer
+    oldest = self._requests[0]
+    self._requests.rotate(-1)
+    request, answer = oldest
+    if answer is not None:
+      answer.settle()
+    request.start_async({0: images}, share_inputs=True)
+    oldest[1] = _Answer(request, images)
+    return oldest[1]
 
 
 class _Answer:
