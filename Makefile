@@ -4,30 +4,43 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
-.PHONY: help quickstart test test-slow test-soak lint
+.PHONY: help quickstart test test-slow test-all test-soak lint
 
 help:
 	@echo 'make quickstart  install, train on real digits, evaluate: minutes'
 	@echo 'make test        ruff and the tests'
 	@echo 'make test-slow   tests that take minutes'
+	@echo 'make test-all    both in one go, as CI does'
 	@echo 'make test-soak   tests that take longer than CI has'
 	@echo 'PYTHON=python3.12, VENV=.venv and WORKDIR=runs/quickstart may be set.'
 
 quickstart: $(VENV)/ready
 	$(RUN) -m drnet_jax.main --config=quickstart --workdir=$(WORKDIR)
 
+# What tests compile, for the next run; JAX's key holds flags and versions.
+test test-slow test-all test-soak: \
+  export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(VENV))/programs
+
+PYTEST = $(RUN) -m pytest -q -rs --durations 40
+
 test: lint
-	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 10 -m 'not slow'
+	$(PYTEST) -n 2 --dist loadfile -m 'not slow'
 
 # Kills, several processes, every network, real weights on real photographs.
 test-slow: $(VENV)/ready
-	$(RUN) -m pytest -q -n 2 --dist worksteal --durations 10 -m 'slow and not soak'
+	$(PYTEST) -n 2 --dist loadfile -m 'slow and not soak'
 
-# What CI has no time for: ten kills, twenty faults of two processes, a sweep,
-# a thousand exported photographs, the notebook, every command of the docs.
+# A worker makes what the tests of a file share once for both. Files by name:
+# the longest are not the last.
+test-all: lint
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
+
+# What CI has no time for: ten kills, twenty faults of two processes, every
+# network at every size, a sweep, a thousand exported photographs, the notebook,
+# every command of the docs.
 test-soak: $(VENV)/ready
-	$(RUN) -m pytest -q --durations 10 -m soak
-	DRNET_JAX_KILLS=10 $(RUN) -m pytest -q tests/test_run.py -k killed
+	$(PYTEST) -m soak
+	DRNET_JAX_KILLS=10 $(PYTEST) tests/test_run.py -k killed
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -2,17 +2,27 @@
 """Eight CPU devices for every test, and quick rather than fast compilation."""
 
 import contextlib
+import csv
+import fcntl
+import functools
 import io
 import os
 import tempfile
 
+QUICK = (
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+)
+# Each once, and in the same order in workers and their children: the text is
+# part of the key of what was compiled.
 os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
-  ]
+  dict.fromkeys(
+    [
+      *os.environ.get('XLA_FLAGS', '').split(),
+      '--xla_force_host_platform_device_count=8',
+      *QUICK,
+    ]
+  )
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['ORT_DISABLE_TELEMETRY'] = '1'
@@ -20,7 +30,7 @@ os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['XDG_CACHE_HOME'] = _CACHE.name
 # But what one test compiled, whoever needs it next: workers and the commands
-# that tests start inherit the first one's folder.
+# that tests start inherit the first one's folder. `make` keeps it for longer.
 _PROGRAMS = tempfile.TemporaryDirectory()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _PROGRAMS.name)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
@@ -35,6 +45,7 @@ from configs import cifar10_ranet_tiny, smoke  # noqa: E402
 from drnet_jax import models  # noqa: E402
 from drnet_jax.choosing import record  # noqa: E402
 from drnet_jax.choosing.options import Costs, Options  # noqa: E402
+from drnet_jax.data import sources  # noqa: E402
 from drnet_jax.run import workdir  # noqa: E402
 from drnet_jax.run.checkpoint import Checkpoints  # noqa: E402
 
@@ -48,8 +59,13 @@ def parsed_flags():
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """One prepared copy of scaled_digits for all tests."""
-  return str(tmp_path_factory.mktemp('data'))
+  """One prepared copy of scaled_digits for all tests of all workers."""
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+  with open(base / 'digits.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    sources.load('scaled_digits', 'test', data_dir=str(base / 'digits'))
+  return str(base / 'digits')
 
 
 @contextlib.contextmanager
@@ -87,6 +103,21 @@ RANET = {
 }
 
 
+def once(function):
+  """Remembers by how the arguments look, for dicts cannot be hashed."""
+  known = {}
+
+  @functools.wraps(function)
+  def call(**kwargs):
+    key = repr(sorted(kwargs.items()))
+    if key not in known:
+      known[key] = function(**kwargs)
+    return known[key]
+
+  return call
+
+
+@once
 def tiny_model(**changes):
   """A DRNet of three sizes that compiles in a second."""
   settings = {
@@ -114,6 +145,7 @@ def random_batch(size: int, *, image_px: int = 32, seed: int = 0):
   }
 
 
+@once
 def tiny_trained(*, has_router: bool = True, spread: float = 1.0, **changes):
   """A model whose predictor uses every size, as if it had been trained.
 
@@ -145,6 +177,16 @@ def tiny_trained(*, has_router: bool = True, spread: float = 1.0, **changes):
   )
 
 
+@functools.cache
+def _jitted(model):
+  """What `recorded` runs: the logits of all options, and the router's."""
+
+  def scores(predictor, stats, images):
+    return model.predict(predictor, stats, images, train=False)[0]
+
+  return jax.jit(model.all_logits), jax.jit(scores)
+
+
 def recorded(trained, images, labels=None):
   """What every option of a model says of images, run densely.
 
@@ -154,15 +196,14 @@ def recorded(trained, images, labels=None):
     labels: int [N]; by default what the last option says.
   """
   weights = trained.params, trained.batch_stats
-  logits = jax.jit(trained.model.all_logits)(*weights, images)
+  all_logits, scores = _jitted(trained.model)
+  logits = all_logits(*weights, images)
   p = np.asarray(jax.nn.softmax(logits))
   label = p[:, -1].argmax(-1) if labels is None else np.asarray(labels)
   log_p = None
   if trained.has_router:
-    scores, _ = trained.model.predict(
-      weights[0]['predictor'], weights[1]['predictor'], images, train=False
-    )
-    log_p = np.asarray(jax.nn.log_softmax(scores))
+    said = scores(*(x['predictor'] for x in weights), images)
+    log_p = np.asarray(jax.nn.log_softmax(said))
   options, macs = Options.of(trained.model.options), trained.model.macs()
   return record.Record(
     options=options,
@@ -177,6 +218,7 @@ def recorded(trained, images, labels=None):
   )
 
 
+@once
 def tiny_exits():
   """A network whose four exits disagree, as if it had been trained."""
   model = models.create_ranet(
@@ -186,7 +228,7 @@ def tiny_exits():
     std=(0.25,) * 3,
     num_classes=5,
   )
-  params, batch_stats = model.init(jax.random.key(0))
+  params, batch_stats = jax.jit(model.init)(jax.random.key(0))
   network = params['network']
   for k in range(1, len(model.options) + 1):
     head = network[f'exit{k}']['head']
@@ -202,6 +244,18 @@ def tiny_exits():
   )
 
 
+@pytest.fixture(scope='session')
+def trained():
+  """The tiny model with a router, as most tests of serving want it."""
+  return tiny_trained()
+
+
+def rows_of(*path):
+  """Rows of a csv file, each a dict."""
+  with open(os.path.join(*path), newline='') as file:
+    return list(csv.DictReader(file))
+
+
 def pictures(count, *, side=32, seed=0):
   """Pictures of differing brightness and contrast: the router tells them."""
   rng = np.random.default_rng(seed)
@@ -211,10 +265,24 @@ def pictures(count, *, side=32, seed=0):
   return (low + noise % span).astype(np.uint8)
 
 
-def encoded(image, format='PNG', **options):
+def encoded(image, format='PNG', **options) -> bytes:
+  """A file of an array, or of a PIL image."""
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(image)
   file = io.BytesIO()
-  Image.fromarray(image).save(file, format, **options)
+  image.save(file, format, **options)
   return file.getvalue()
+
+
+def pack(path, files, **arrays) -> str:
+  """Writes a packed file of images, and `label`, `split`, `class_name`."""
+  np.savez(
+    path,
+    data=np.frombuffer(b''.join(files), np.uint8),
+    offsets=np.cumsum([0, *map(len, files)]),
+    **arrays,
+  )
+  return str(path)
 
 
 @pytest.fixture(scope='session')

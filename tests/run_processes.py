@@ -82,6 +82,7 @@ def _train(environment, devices, config, path) -> None:
   """What `main` does of a run, but for the report."""
   os.environ |= environment | {
     'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+    '--xla_llvm_disable_expensive_passes=true '
     f'--xla_force_host_platform_device_count={devices}',
   }
   if not flags.FLAGS.is_parsed():

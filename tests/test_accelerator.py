@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The accelerator suite, in small, and what it promises when cut off."""
 
-import csv
 import dataclasses
-import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import encoded, pack, rows_of
 
 from configs import accelerator as accelerator_config
 from drnet_jax.bench import accelerator, trace
@@ -16,17 +14,10 @@ from drnet_jax.bench import accelerator, trace
 @pytest.fixture
 def suite(tmp_path):
   """Of a packed file of noise: 48 images of 4 classes, a third of them val."""
-  rng, files = np.random.default_rng(0), []
-  for _ in range(48):
-    file = io.BytesIO()
-    noise = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, 'JPEG')
-    files.append(file.getvalue())
-  path = str(tmp_path / 'packed.npz')
-  np.savez(
-    path,
-    data=np.frombuffer(b''.join(files), np.uint8),
-    offsets=np.cumsum([0, *map(len, files)]),
+  noise = np.random.default_rng(0).integers(0, 256, (48, 40, 40, 3), np.uint8)
+  path = pack(
+    tmp_path / 'packed.npz',
+    [encoded(image, 'JPEG') for image in noise],
     label=np.arange(48) % 4,
     split=np.arange(48) % 3 // 2,
     class_name=np.array([b'a', b'b', b'c', b'd']),
@@ -43,8 +34,7 @@ def suite(tmp_path):
 
 
 def written(suite):
-  with open(f'{suite.out}/{accelerator.FILE}', newline='') as file:
-    return list(csv.DictReader(file))
+  return rows_of(suite.out, accelerator.FILE)
 
 
 def statuses(suite):

@@ -57,6 +57,9 @@ ALL = [
 ]
 
 
+_MODELS = {}  # that several commands make
+
+
 def create_model(config):
   data = settings.call(Data, config.data, 'config.data')
   # Data sets that are not on this machine: their number of classes is enough.
@@ -64,7 +67,10 @@ def create_model(config):
     names = tuple(map(str, range(1000)))
   else:
     names = data.class_names()
-  return workdir.create_model(config.model, names)
+  key = (repr(config.model.to_dict()), len(names))
+  if key not in _MODELS:
+    _MODELS[key] = workdir.create_model(config.model, names)
+  return _MODELS[key]
 
 
 @functools.cache

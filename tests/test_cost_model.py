@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost model against what was measured, and against arithmetic."""
 
-import csv
 import pathlib
 import types
 
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import rows_of, tiny_model
 
 from configs import cifar10_ranet, in1k, quickstart
 from drnet_jax import models
@@ -32,8 +31,7 @@ def test_macs_of_the_stages():
 
 def test_one_rate_explains_the_measured_steps():
   """images/s x MACs is the same for all kinds of step, within 10 %."""
-  with open(RESULTS / 'training_step.csv') as file:
-    rows = list(csv.DictReader(file))
+  rows = rows_of(RESULTS, 'training_step.csv')
   rates = [
     float(row['images_per_second']) * float(row['mmacs_per_image'])
     for row in rows

@@ -4,9 +4,7 @@
 import concurrent.futures
 import copy
 import dataclasses
-import os
 import re
-import subprocess
 import sys
 
 import jax
@@ -23,11 +21,6 @@ from drnet_jax.demo.page import BUDGET, ROUTER
 from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.serve.classifier import Classifier
-
-
-@pytest.fixture(scope='module')
-def trained():
-  return tiny_trained()
 
 
 @pytest.fixture(scope='module')
@@ -260,35 +253,3 @@ def test_the_true_reason_of_a_failed_import(monkeypatch, tmp_path):
   (tmp_path / 'gradio.py').write_text('import no_such_part')
   with pytest.raises(UserError, match="No module named 'no_such_part'"):
     page.import_gradio()
-
-
-_BEHIND_A_PROXY = """
-import socket, urllib.request
-from drnet_jax.demo import page
-gradio = page.import_gradio()
-with gradio.Blocks(analytics_enabled=False) as blocks:
-  gradio.Markdown('here I am')
-with socket.socket() as free:
-  free.bind(('127.0.0.1', 0))
-  port = free.getsockname()[1]
-blocks.block_thread = lambda: None
-page.serve(blocks, '127.0.0.1', port)
-print(b'here I am' in urllib.request.urlopen(blocks.local_url).read())
-"""
-
-
-@pytest.mark.slow
-def test_the_page_is_served_behind_any_proxy():
-  nowhere = {'http': 'http', 'https': 'http', 'all': 'socks5'}
-  environment = {
-    name: f'{scheme}://127.0.0.1:9'
-    for kind, scheme in nowhere.items()
-    for name in (f'{kind}_proxy', f'{kind}_PROXY'.upper())
-  }
-  done = subprocess.run(
-    [sys.executable, '-c', _BEHIND_A_PROXY],
-    env=os.environ | environment,
-    capture_output=True,
-    text=True,
-  )
-  assert done.stdout.strip() == 'True', done.stderr

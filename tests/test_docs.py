@@ -12,7 +12,7 @@ import sys
 
 import jax
 import pytest
-from conftest import pictures
+from conftest import QUICK, pictures
 from PIL import Image
 from records import calibration_of
 
@@ -47,7 +47,8 @@ RUN = {
   'make_digits.py': '',
   'drnet_jax.main --config=configs/photos.py --workdir=runs/digits': (
     '--config.data.images_per_class=8 --config.pretrain.epochs=1 '
-    '--config.pretrain.batch_size=16 --config.data.held_out=16'
+    '--config.pretrain.batch_size=16 --config.data.held_out=16 '
+    '--config.data.least_epoch_images=0'
   ),
   'drnet_jax predict --workdir=runs/digits': '',
 }
@@ -136,7 +137,11 @@ def place(data_dir, tmp_path_factory):
       (folder / name).parent.mkdir(exist_ok=True)
       (folder / name).write_text(text)
   config = quickstart.get_config()
-  config.data.data_dir = data_dir
+  config.data.update(
+    data_dir=data_dir,
+    validation_split='validation[:200]',
+    test_split='test[:200]',
+  )
   run = folder / 'runs' / 'quickstart'
   names = tuple('0123456789')
   workdir.begin(str(run), config, names)
@@ -166,6 +171,7 @@ def shell(place, command, *, timeout=280):
   environment = os.environ | {
     'PATH': os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'],
     'PYTHONPATH': f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
+    'XLA_FLAGS': ' '.join(QUICK),  # on one device, as its reader has
   }
   return subprocess.run(
     ['bash', '-c', command],

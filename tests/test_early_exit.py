@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real early exit does what a simulated one says."""
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -11,7 +9,16 @@ import shutil
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import RANET, compilations, recorded, tiny_exits, tiny_trained
+from conftest import (
+  RANET,
+  compilations,
+  encoded,
+  pack,
+  recorded,
+  rows_of,
+  tiny_exits,
+  tiny_trained,
+)
 from PIL import Image
 
 from configs import cifar10_ranet_tiny
@@ -49,6 +56,18 @@ def pictures(count, seed=0):
   return (low + noise).astype(np.uint8)
 
 
+@pytest.fixture(scope='module')
+def hundred_and_fifty(trained):
+  images = pictures(150)
+  return images, recorded(trained, images)
+
+
+@pytest.fixture(scope='module')
+def two_hundred(trained):
+  images = pictures(200, seed=11)
+  return images, recorded(trained, images)
+
+
 # First, while the classifier is fresh.
 def test_nothing_is_compiled_after_loading(classifier):
   classifier.policy = Policy((0, 1, 2, 3), None, (0.5, 0.5, 0.5))
@@ -59,9 +78,8 @@ def test_nothing_is_compiled_after_loading(classifier):
 
 
 @pytest.mark.parametrize('ratio', [0.2, 0.7, 1.5])
-def test_real_is_simulated(classifier, trained, ratio):
-  images = pictures(150)
-  said = recorded(trained, images)
+def test_real_is_simulated(classifier, hundred_and_fifty, ratio):
+  images, said = hundred_and_fifty
   chosen = exit_shares.by_ratio(said, ratio)
   # Midway between two images, so that no rounding decides.
   chosen = dataclasses.replace(
@@ -89,10 +107,9 @@ def test_real_is_simulated(classifier, trained, ratio):
 
 @pytest.mark.parametrize('answer', ('last', 'pooled'))
 @pytest.mark.parametrize('path', [(0, 1, 2, 3), (0, 3), (1, 2)])
-def test_any_path_through_the_exits(classifier, trained, path, answer):
+def test_any_path_through_the_exits(classifier, two_hundred, path, answer):
   """Also one that passes exits without a look, in streams too."""
-  images = pictures(200, seed=11)
-  said = recorded(trained, images)
+  images, said = two_hundred
   limits = np.quantile(said.margin[:, path[:-1]], 0.5, axis=0)
   if answer == 'pooled' and path == (0, 3):
     with pytest.raises(KeyError, match='no mean'):
@@ -221,18 +238,12 @@ def test_a_ladder_of_both_methods(trained):
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run_with_exits(tmp_path_factory):
   """A workdir of a tiny network on a packed file of noise."""
   folder = tmp_path_factory.mktemp('ranet')
-  files = []
-  for image in pictures(96, seed=7):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, 'PNG')
-    files.append(file.getvalue())
-  np.savez(
+  path = pack(
     folder / 'noise.npz',
-    data=np.frombuffer(b''.join(files), np.uint8),
-    offsets=np.cumsum([0, *map(len, files)]),
+    [encoded(image) for image in pictures(96, seed=7)],
     label=np.arange(96) % 5,
     split=np.repeat([0, 1], 48),
     class_name=np.array([b'a', b'b', b'c', b'd', b'e']),
@@ -243,7 +254,7 @@ def run(tmp_path_factory):
   config.model.image_px = 16
   config.data.update(
     name='packed',
-    data_dir=str(folder / 'noise.npz'),
+    data_dir=path,
     test_split='val',
     held_out=16,
     epoch_images=32,
@@ -255,50 +266,49 @@ def run(tmp_path_factory):
   return path
 
 
-def test_a_run_trains_evaluates_calibrates_and_predicts(run, capsys, tmp_path):
-  evaluate.evaluate(run)
-  with open(os.path.join(run, 'held_out.json')) as file:
+def test_a_run_trains_evaluates_calibrates_and_predicts(
+  run_with_exits, capsys, tmp_path
+):
+  evaluate.evaluate(run_with_exits)
+  with open(os.path.join(run_with_exits, 'held_out.json')) as file:
     assert len(set(json.load(file))) == 16
-  with open(os.path.join(run, 'metrics.csv')) as file:
-    names = {row['metric'] for row in csv.DictReader(file)}
+  names = {row['metric'] for row in rows_of(run_with_exits, 'metrics.csv')}
   assert {'train/top1_exit2', 'validation/fixed_exit_2_top1'} <= names
-  with flagsaver.flagsaver(workdir=run, measure='jax'):
+  with flagsaver.flagsaver(workdir=run_with_exits, measure='jax'):
     calibrate.run([])
-  with open(os.path.join(run, 'report', 'budget.csv')) as file:
-    rows = list(csv.DictReader(file))
+  rows = rows_of(run_with_exits, 'report', 'budget.csv')
   assert [float(row['q']) for row in rows] == list(exit_shares.RATIOS)
-  calibration = calibration_lib.read(run)
+  calibration = calibration_lib.read(run_with_exits)
   assert calibration.images == 16 and len(calibration.options) == 2
   for table in calibration.costs.values():
     assert list(table.options) == sorted(table.options)
   with flagsaver.flagsaver(
-    workdirs=[run],
+    workdirs=[run_with_exits],
     folder=str(tmp_path),
     settings=2,
     timed_images=8,
     timed_rounds=1,
   ):
     compare.run([])
-  with open(tmp_path / 'compare.csv') as opened:
-    costs = [float(row['timed_gmacs']) for row in csv.DictReader(opened)]
+  costs = [float(x['timed_gmacs']) for x in rows_of(tmp_path, 'compare.csv')]
   full = calibration.costs['GMACs'].options
   assert costs[0] == pytest.approx(full[0]) and costs[-1] <= full[-1]
   assert (tmp_path / 'compare.svg').exists()
   file = str(tmp_path / 'image.png')
   Image.fromarray(pictures(1)[0]).save(file)
   capsys.readouterr()
-  with flagsaver.flagsaver(workdir=run, exit=2, format='json'):
+  with flagsaver.flagsaver(workdir=run_with_exits, exit=2, format='json'):
     predict.run([file, file])
   answers = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
   assert [x['option'] for x in answers] == ['exit 2', 'exit 2']
   assert answers[0]['gmacs'] == pytest.approx(full[1])
 
 
-def test_thresholds_are_never_set_on_the_test_images(run, tmp_path):
-  config = workdir.read_config(run)
+def test_thresholds_are_never_set_on_the_test_images(run_with_exits, tmp_path):
+  config = workdir.read_config(run_with_exits)
   config.data.validation_split = 'val'
   path = str(tmp_path / 'anytime')
-  shutil.copytree(run, path)
+  shutil.copytree(run_with_exits, path)
   settings.write_json(os.path.join(path, 'config.json'), settings.plain(config))
   with pytest.raises(UserError, match='tested on. Train with'):
     calibrate_lib.calibrate(Subject(path))
@@ -346,16 +356,16 @@ def test_both_methods_on_one_plot(trained, classifier):
     ({'model.method': 'msdnet'}, 'is not one of'),
   ],
 )
-def test_mistakes_in_a_config(run, tmp_path, change, message):
-  config = workdir.read_config(run)
+def test_mistakes_in_a_config(run_with_exits, tmp_path, change, message):
+  config = workdir.read_config(run_with_exits)
   config.update_from_flattened_dict(change)
   with pytest.raises(UserError, match=message):
     train.train(config, str(tmp_path))
 
 
-def test_images_without_a_class_need_a_teacher(run, tmp_path):
+def test_images_without_a_class_need_a_teacher(run_with_exits, tmp_path):
   Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
-  config = workdir.read_config(run)
+  config = workdir.read_config(run_with_exits)
   config.data.unlabelled = str(tmp_path)
   with pytest.raises(UserError, match="'exits' learns from labels: config.ex"):
     train.train(config, str(tmp_path / 'run'))

@@ -31,11 +31,6 @@ RUNTIME = pathlib.Path(package.__file__).with_name('standalone.py')
 
 
 @pytest.fixture(scope='module')
-def trained():
-  return tiny_trained()
-
-
-@pytest.fixture(scope='module')
 def ours(trained):
   return Classifier.of(trained, runtime='jax', batch=4)
 

@@ -1,36 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from drnet_jax import flops, models
-
-# Parameters; GMACs by input size. specs: torchvision's networks, and section 4.
-GOLDEN = {
-  'resnet18': (11_689_512, {224: 1.814, 168: 1.114, 112: 0.485}),
-  'resnet34': (21_797_672, {224: 3.664}),
-  'resnet50': (25_557_032, {224: 4.089, 168: 2.503, 112: 1.078}),
-  'resnet101': (44_549_160, {224: 7.80}),
-  'resnet152': (60_192_808, {224: 11.51}),
-}
-
-
-@pytest.mark.parametrize('name', GOLDEN)
-def test_parameters_and_macs_of_named_networks(name):
-  parameters, gmacs = GOLDEN[name]
-  network = models.NETWORKS[name](num_classes=1000)
-  for size_px, expected in gmacs.items():
-    image = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
-    init = functools.partial(network.init, train=False)
-    variables = jax.eval_shape(init, jax.random.key(0), image)
-    count = sum(x.size for x in jax.tree.leaves(variables['params']))
-    assert count == parameters
-    macs = flops.count_macs(network.apply, variables, image, train=False)
-    digits = len(str(expected).partition('.')[2])
-    assert round(macs / 1e9, digits) == expected
+from drnet_jax import flops
 
 
 def test_grouped_convolution_counts_its_own_channels_only():

@@ -21,7 +21,8 @@ pytestmark = [
 @pytest.mark.parametrize(
   'size_px, top1, top5',
   [
-    (112, 0.547, 0.780),
+    (96, 0.400, 0.656),
+    pytest.param(112, 0.547, 0.780, marks=pytest.mark.soak),
     pytest.param(168, 0.739, 0.907, marks=pytest.mark.soak),
   ],
 )

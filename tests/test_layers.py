@@ -53,7 +53,12 @@ def layer(module: str) -> str:
 
 def imports(path: pathlib.Path):
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        package, _, inner = alias.name.partition('.')
+        if package == 'drnet_jax' and inner:
+          yield inner
+    elif isinstance(node, ast.ImportFrom) and node.module:
       if node.module == 'drnet_jax':
         yield from (alias.name for alias in node.names)
       elif node.module.startswith('drnet_jax.'):

@@ -56,34 +56,10 @@ def whole(base):  # noqa: F811
   return base
 
 
-def nothing(path, patch):
-  del path, patch
-
-
-def no_data(path, patch):
-  del patch
-  shutil.rmtree(path.parent / 'photos')
-
-
-def moved_data(path, patch):
-  del patch
-  (path.parent / 'photos').rename(path.parent / 'elsewhere')
-
-
-def other_classes(path, patch):
-  del patch
-  change(path.parent / 'photos', 'renamed')
-
-
 def empty_workdir(path, patch):
   del patch
   shutil.rmtree(path)
   path.mkdir()
-
-
-def damaged_checkpoint(path, patch):
-  del patch
-  spoil(path)
 
 
 def stale_record(path, patch):
@@ -120,34 +96,45 @@ def read_only(path, patch):
   patch.setattr(os, 'replace', refuse(os.replace, 1))
 
 
-FAULTS = (
-  nothing,
-  no_data,
-  moved_data,
-  other_classes,
-  read_only,
-  empty_workdir,
-  damaged_checkpoint,
-  stale_record,
-)
+FAULTS = {
+  'nothing': lambda path, patch: None,
+  'no_data': lambda path, patch: shutil.rmtree(path.parent / 'photos'),
+  'moved_data': lambda path, patch: (path.parent / 'photos').rename(
+    path.parent / 'elsewhere'
+  ),
+  'other_classes': lambda path, patch: change(
+    path.parent / 'photos', 'renamed'
+  ),
+  'read_only': read_only,
+  'empty_workdir': empty_workdir,
+  'damaged_checkpoint': lambda path, patch: spoil(path),
+  'stale_record': stale_record,
+}
 # Of these a command makes all it promises; of the rest it says what is wrong.
 WORKS = {
+  *((name, 'nothing') for name in COMMANDS),
   ('evaluate', 'stale_record'),
+  # From the record of these weights, which is there.
+  ('calibrate', 'no_data'),
+  ('calibrate', 'moved_data'),
+  ('calibrate', 'other_classes'),
   ('report', 'no_data'),
   ('report', 'moved_data'),
   ('report', 'damaged_checkpoint'),
   ('report', 'other_classes'),
+  # The classes are those of the checkpoint.
+  ('predict', 'other_classes'),
 }
-
-
-# Long, and no fault of theirs.
+# Not run: they take long, and these faults do not touch them.
 LEFT_OUT = {
-  (name, fault)
-  for name in ('train', 'export', 'predict')
-  for fault in (nothing, stale_record)
-} - {('predict', nothing)}
+  ('train', 'nothing'),
+  ('train', 'stale_record'),
+  ('export', 'nothing'),
+  ('export', 'stale_record'),
+  ('predict', 'stale_record'),
+}
 CASES = [
-  pytest.param(name, fault, id=f'{name}-{fault.__name__}')
+  (name, fault)
   for name in COMMANDS
   for fault in FAULTS
   if (name, fault) not in LEFT_OUT
@@ -161,7 +148,7 @@ def test_it_works_or_says_what_is_wrong(
   path = takes_over(whole, tmp_path)
   status = 0
   with monkeypatch.context() as patch:
-    fault(path, patch)
+    FAULTS[fault](path, patch)
     try:
       cli.run_command(lambda: COMMANDS[name](str(path)))
     except SystemExit as stop:
@@ -171,5 +158,4 @@ def test_it_works_or_says_what_is_wrong(
   assert (status == 2) == (
     len([x for x in lines if x.startswith('error')]) == 1
   )
-  if fault is nothing or (name, fault.__name__) in WORKS:
-    assert status == 0, lines
+  assert (status == 0) == ((name, fault) in WORKS), lines

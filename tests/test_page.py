@@ -37,9 +37,17 @@ def calibrated(run, tmp_path_factory):
   return path
 
 
+# Where nobody answers, for all that a proxy may be meant for.
+NOWHERE = {
+  case(f'{kind}_proxy'): f'{scheme}://127.0.0.1:9'
+  for kind, scheme in {'http': 'http', 'https': 'http', 'all': 'socks5'}.items()
+  for case in (str.lower, str.upper)
+}
+
+
 @pytest.fixture(scope='module')
 def address(calibrated):
-  """Of the page, served by the command."""
+  """Of the page, served by the command, which is behind a proxy."""
   pytest.importorskip('gradio')
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -48,7 +56,8 @@ def address(calibrated):
     [
       *(sys.executable, '-m', 'drnet_jax', 'demo'),
       *(f'--workdir={calibrated}', f'--port={port}'),
-    ]
+    ],
+    env=os.environ | NOWHERE,
   )
   url = f'http://127.0.0.1:{port}/'
   try:
@@ -59,6 +68,8 @@ def address(calibrated):
         break
       except OSError:
         time.sleep(0.5)
+    else:
+      raise AssertionError('the page does not answer')
     yield url
   finally:
     served.terminate()
@@ -100,6 +111,12 @@ class Page:
 
   def move_slider(self, key):
     self.find('#budget input[type=range]')[0].send_keys(key)
+
+
+def test_the_page_is_served_behind_any_proxy(address):
+  """Also where there is no browser."""
+  with urllib.request.urlopen(address) as page:
+    assert b'drnet_jax' in page.read()
 
 
 @pytest.mark.parametrize('width', [390, 1280])

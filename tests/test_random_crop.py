@@ -3,8 +3,8 @@
 
 import numpy as np
 import pytest
+from conftest import encoded
 from PIL import Image
-from test_transforms import encoded
 
 from drnet_jax.data import random_crop
 from drnet_jax.data.pixels import UnreadableImage

@@ -128,7 +128,13 @@ def create(name, num_classes=10):
 @pytest.mark.parametrize(
   'name, classes',
   [
-    pytest.param(*key, marks=() if key[0] in QUICK else pytest.mark.slow)
+    pytest.param(
+      *key,
+      marks=()
+      if key[0] in QUICK
+      # Of a hundred classes only the heads are others.
+      else [pytest.mark.slow, *[pytest.mark.soak] * (key[1] == 100)],
+    )
     for key in COSTS
   ],
 )

@@ -6,7 +6,6 @@ with its raw values, or named as one without measurements. A new table fails the
 test until it is one or the other.
 """
 
-import csv
 import pathlib
 import re
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rows_of
 
 from drnet_jax import flops, models
 from drnet_jax.choosing import halves
@@ -49,13 +49,11 @@ WITHOUT_NUMBERS = [
   'rival',
   '`--config.init_from=`',
   'field of `config`',
-  'policy',
 ]
 
 
 def raw(name):
-  with open(RESULTS / f'{name}.csv', newline='') as file:
-    return list(csv.DictReader(file))
+  return rows_of(RESULTS, f'{name}.csv')
 
 
 def tables(text):

@@ -35,11 +35,6 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def trained():
-  return tiny_trained()
-
-
-@pytest.fixture(scope='module')
 def ladder(trained):
   small = tiny_trained(has_router=False, resolutions=(16, 32), spread=2.0)
   return {'small': small, 'large': trained}

@@ -2,12 +2,12 @@
 """Folders and packed files as data sets."""
 
 import dataclasses
-import io
 import itertools
 import shutil
 
 import numpy as np
 import pytest
+from conftest import encoded, pack
 from PIL import Image
 
 from configs import in100
@@ -49,9 +49,7 @@ DATA = {
 
 def picture(label, i) -> bytes:
   """A grey square whose shade tells class and number."""
-  file = io.BytesIO()
-  Image.new('RGB', (12, 9), (50 * label + i,) * 3).save(file, 'PNG')
-  return file.getvalue()
+  return encoded(Image.new('RGB', (12, 9), (50 * label + i,) * 3))
 
 
 def shade(example) -> int:
@@ -75,16 +73,13 @@ def packed(tmp_path):
   """Two of each class to train, two to validate; a name occurs twice."""
   labels = np.repeat(np.arange(3), PER_CLASS)
   images = [picture(j, i % PER_CLASS) for i, j in enumerate(labels)]
-  path = str(tmp_path / 'images.npz')
-  np.savez(
-    path,
-    data=np.frombuffer(b''.join(images), np.uint8),
-    offsets=np.cumsum([0, *map(len, images)]),
+  return pack(
+    tmp_path / 'images.npz',
+    images,
     label=labels,
     split=np.tile([0, 0, 1, 1], 3),
     class_name=np.array([b'crane', b'cat', b'crane']),
   )
-  return path
 
 
 @pytest.fixture
@@ -233,11 +228,9 @@ def test_packed_names_in_any_writing_and_an_empty_image(tmp_path, dtype):
   names = ['café', 'thé', '茶']
   if dtype == 'S':
     names = [name.encode() for name in names[:2]] + ['thé'.encode('latin-1')]
-  path, image = str(tmp_path / 'images.npz'), picture(0, 3)
-  np.savez(
-    path,
-    data=np.frombuffer(image, np.uint8),
-    offsets=[0, 0, len(image)],
+  path = pack(
+    tmp_path / 'images.npz',
+    [b'', picture(0, 3)],
     label=[0, 1],
     split=[0, 0],
     class_name=np.array(names),

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import encoded
 from PIL import Image
 from test_sources import DATA
-from test_transforms import encoded
 
 from drnet_jax import settings
 from drnet_jax.data import sources

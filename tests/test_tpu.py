@@ -120,7 +120,7 @@ def drnet(network=RESNET, **fields):
     },
     predictor_px=128,
     image_px=224,
-    resolutions=(112, 168, 224),
+    resolutions=(112, 224),
     resolution_aware_bn=True,
     antialias=True,
     mean=(0.5,) * 3,
@@ -239,12 +239,12 @@ def equations(jaxpr, where=''):
 def test_a_routed_step(monkeypatch, devices, shards):
   lowering = lowered_step(monkeypatch, 'routed', devices, shards)
   check(lowering)
-  # 16 or 64 slots at three sizes
+  # 16 or 64 slots at two sizes
   assert lowering.counts == {
     '_route_batch': 1,
-    '_explore_size': 3,
-    '_learn_size': 3 * 2,
-    '_refresh_size': 3,
+    '_explore_size': 2,
+    '_learn_size': 2 * 2,
+    '_refresh_size': 2,
     '_update_state': 1,
   }
 

@@ -1,56 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kind of picture that people really have."""
 
-import io
-
 import numpy as np
 import pytest
+from conftest import encoded
 from PIL import Image
 
 from drnet_jax.data import pixels, transforms
 from drnet_jax.errors import UserError
-
-RAMP = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
-
-
-def encoded(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  return file.getvalue()
-
-
-def test_grey_becomes_three_equal_channels():
-  rgb = pixels.decode(encoded(Image.fromarray(RAMP)))
-  assert (rgb == RAMP[..., None]).all()
-
-
-def test_sixteen_bits_are_scaled_not_clipped():
-  deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
-  assert (pixels.decode(encoded(deep)) == RAMP[..., None]).all()
-
-
-@pytest.mark.parametrize('mode', ['RGBA', 'LA'])
-def test_transparency_shows_white(mode):
-  image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
-  assert (pixels.decode(encoded(image)) == 255).all()
-
-
-def test_palette_with_transparency():
-  image = Image.new('P', (4, 4), 1)
-  image.putpalette([255, 0, 0, 0, 255, 0])
-  assert (pixels.decode(encoded(image)) == [0, 255, 0]).all()
-  assert (pixels.decode(encoded(image, transparency=1)) == 255).all()
-
-
-def test_exif_rotation_is_applied():
-  image = Image.fromarray(np.repeat(RAMP[..., None], 3, -1))
-  exif = Image.Exif()
-  exif[0x0112] = 6  # stored lying on its side
-  assert pixels.decode(encoded(image, 'JPEG', exif=exif)).shape == (
-    40,
-    30,
-    3,
-  )
 
 
 def test_cmyk_and_animations():

@@ -79,7 +79,7 @@ def takes_over(base, path):
 
 
 @pytest.fixture
-def run(base, tmp_path):
+def spoilable(base, tmp_path):
   """A copy of the run, its config and its data, to spoil."""
   path = str(takes_over(base, tmp_path))
   return path, workdir.read_config(path), tmp_path / 'photos'
@@ -108,8 +108,10 @@ def change(photos, how):
 
 
 @pytest.mark.parametrize('how', CHANGES)
-def test_classes_that_change_are_named_wherever_data_meets_a_model(run, how):
-  path, config, data = run
+def test_classes_that_change_are_named_wherever_data_meets_a_model(
+  spoilable, how
+):
+  path, config, data = spoilable
   before = {p: p.read_bytes() for p in data.parent.rglob('*.json')}
   change(data, how)
   if how == 'renamed':  # the order of its place must stay: it does not
@@ -141,8 +143,8 @@ def test_a_difference_in_words():
   assert "'n4' and 4 more; missing: 'ant'" in many
 
 
-def test_labels_follow_names_and_a_map_on_purpose(run, tmp_path):
-  path, _, data = run
+def test_labels_follow_names_and_a_map_on_purpose(spoilable, tmp_path):
+  path, _, data = spoilable
   expected = record_of(path)
   kept = tmp_path / 'classes.txt'
   kept.write_text('\n'.join(NAMES[::-1]))
@@ -165,8 +167,8 @@ def test_labels_follow_names_and_a_map_on_purpose(run, tmp_path):
     record_of(path, f'--config.data.class_map={rename}')
 
 
-def test_weights_of_a_run_with_other_classes_lose_their_head(run):
-  path, _, _ = run
+def test_weights_of_a_run_with_other_classes_lose_their_head(spoilable):
+  path, _, _ = spoilable
   trained, mesh = tiny_trained(), mesh_lib.create(1)
   fresh = tiny_trained(spread=0.0)
   others = ('ant', 'bee', 'cat', 'dog', 'fox')
@@ -193,8 +195,8 @@ def test_weights_of_a_run_with_other_classes_lose_their_head(run):
   )
 
 
-def test_a_checkpoint_knows_its_classes(run):
-  path, _, _ = run
+def test_a_checkpoint_knows_its_classes(spoilable):
+  path, _, _ = spoilable
   settings.write_json(f'{path}/classes.json', NAMES[::-1])
   with pytest.raises(UserError, match='other classes than classes.json.*order'):
     record_of(path)
@@ -203,8 +205,8 @@ def test_a_checkpoint_knows_its_classes(run):
     record_of(path)
 
 
-def test_data_that_moved_and_no_training_split(run):
-  path, config, data = run
+def test_data_that_moved_and_no_training_split(spoilable):
+  path, config, data = spoilable
   moved = data.parent / 'elsewhere'
   expected = record_of(path)
   data.rename(moved)
@@ -236,8 +238,8 @@ FREE = {
 }
 
 
-def test_what_may_change_is_recorded_and_the_rest_refused(run):
-  path, config, _ = run
+def test_what_may_change_is_recorded_and_the_rest_refused(spoilable):
+  path, config, _ = spoilable
   for field, value in FREE.items():
     config.update_from_flattened_dict({field: value})
   changed = workdir.begin(path, config, NAMES)
@@ -298,8 +300,8 @@ def spoil(path):
           file.truncate(10)
 
 
-def test_only_a_damaged_checkpoint_is_to_be_deleted(run, monkeypatch):
-  path, config, _ = run
+def test_only_a_damaged_checkpoint_is_to_be_deleted(spoilable, monkeypatch):
+  path, config, _ = spoilable
   mesh = mesh_lib.create(1)
   config.model.base.width = 8
   settings.write_json(f'{path}/config.json', settings.plain(config))
@@ -333,13 +335,19 @@ def test_the_advice_after_a_nan_works(base, tmp_path):
   config = make_config(str(base / 'photos'))
   config.stages = ('pretrain',)
   config.pretrain.epochs, config.pretrain.schedule.warmup_epochs = 4, 0.0
-  config.checkpoint_every_epochs, config.keep_checkpoints = 1.0, 4
+  config.keep_checkpoints = 4
   config.pretrain.optimizer.name = 'sgd'
   path = str(tmp_path / 'run')
-  for lr, left in ((1e30, []), (1e-3, [1, 2, 3, 4])):
+  config.log_every_steps = 1
+  for lr, every, said, left in (
+    (1e30, 4.0, 'the loss of step 2', []),
+    (1e30, 1.0, 'validate', []),
+    (1e-3, 1.0, '', [1, 2, 3, 4]),
+  ):
     config.pretrain.schedule.lr = lr
-    if not left:
-      with pytest.raises(UserError, match='stage pretrain: .* none yet'):
+    config.pretrain.eval_every_epochs = config.checkpoint_every_epochs = every
+    if said:
+      with pytest.raises(UserError, match=f'pretrain: {said}.* none yet'):
         train.train(config, path)
     else:
       train.train(config, path)
