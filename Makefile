@@ -21,7 +21,7 @@ quickstart: $(VENV)/ready
 test test-slow test-all test-soak: \
   export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(VENV))/programs
 
-PYTEST = $(RUN) -m pytest -q -rs --durations 40
+PYTEST = $(RUN) -m pytest -q -rfEs --durations 40
 
 test: lint
 	$(PYTEST) -n 2 --dist loadfile -m 'not slow'

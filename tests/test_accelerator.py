@@ -74,6 +74,7 @@ def test_every_part_in_small(suite):
 
 
 def test_a_training_is_as_long_as_the_speed_allows(suite):
+  suite.config.data.held_out = 8
   steps = suite.found['c steps'] = []
   with pytest.raises(RuntimeError, match='no fixed step'):
     accelerator._set_epochs(suite, suite.config, 100.0)

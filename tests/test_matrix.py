@@ -115,9 +115,6 @@ WORKS = {
   *((name, 'nothing') for name in COMMANDS),
   ('evaluate', 'stale_record'),
   # From the record of these weights, which is there.
-  ('calibrate', 'no_data'),
-  ('calibrate', 'moved_data'),
-  ('calibrate', 'other_classes'),
   ('report', 'no_data'),
   ('report', 'moved_data'),
   ('report', 'damaged_checkpoint'),
