@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-_KEPT_S = 30 * 24 * 3600  # of what nobody asked for
+_KEPT_S = 30 * 24 * 3600  # after so long unused, a folder is removed
 
 
 def path(*parts: str) -> str:

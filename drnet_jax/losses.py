@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of DRNet (arXiv:2106.02898) and one regulariser of AR-Net."""
+"""Losses of training.
+
+Cross-entropy, teachers (distillation, the ensemble of RS-Net), the FLOPs hinge
+of DRNet (arXiv:2106.02898), the regulariser of AR-Net.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -32,8 +32,8 @@ from drnet_jax.errors import UserError
 if TYPE_CHECKING:  # not every command reads a config
   import ml_collections
 
-# Fields that older versions did not have, and what they did: by section, those
-# of stages by the part of a stage.
+# Fields that older versions lacked, at the value they behaved as: by section of
+# the config or, for stages, by section of the stage.
 _ADDED = {
   'data': {
     'max_pixels': 0,

@@ -50,6 +50,8 @@ def run(arguments: Sequence[str]) -> None:
     workers = tuple(map(int, _WORKERS.value))
     if len(enlarge) not in (0, 2):
       raise ValueError(f'{_ENLARGE.value!r} is not <width>x<height>')
+    if min(enlarge, default=1) < 1 or min(threads + workers, default=0) < 0:
+      raise ValueError('a number is below what there can be')
   except ValueError as error:
     raise UserError(f'--enlarge, --threads, --workers: {error}') from error
   bench.run(

@@ -48,7 +48,7 @@ _SET = flags.DEFINE_string(
 _ONLY = flags.DEFINE_list('only', [], 'Names of the rows to run; default all.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
 
-# The second: it was still importing, with no work to save yet.
+# The second: it ended before it noted signals, with nothing to save yet.
 _STOPPED = (PREEMPTED, -signal.SIGTERM)
 _POLL_S = 5  # between looks at what other sweeps of the folder are at
 

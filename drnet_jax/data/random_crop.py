@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random resized crops straight from image files, the work of training input.
 
-The crop is drawn from the header, before anything is decoded; a JPEG is then
-decoded at 1/2, 1/4 or 1/8 of its size where the crop has the pixels to spare.
+Of a JPEG that is grey or RGB and upright the crop is drawn from the header,
+before anything is decoded, and it is decoded at 1/2, 1/4 or 1/8 of its size
+where the crop has the pixels to spare; any other file is decoded whole first.
 Two libraries speed this up where they are installed (`drnet_jax[fast]`):
 simplejpeg, a binding of libjpeg-turbo, decodes, and OpenCV enlarges. What is
 cut out and how it is resized does not depend on them, nor which files count as

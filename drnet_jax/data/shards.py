@@ -4,7 +4,6 @@
 import bisect
 import concurrent.futures
 import itertools
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -71,10 +70,10 @@ class Shards:
     decoders = {self._image: tfds.decode.SkipDecoding()} if self._image else {}
     example = self._features.deserialize_example_np(record, decoders=decoders)
     label = example.pop(self._label)
-    if not 0 <= label < (self._num_classes or math.inf):
+    if self._num_classes and not 0 <= label < self._num_classes:
       raise UserError(
         f'label {label} of {self.name(i)} is none of the '
-        f'{self._num_classes or ""} classes; see config.data.keys'
+        f'{self._num_classes} classes; see config.data.keys'
       )
     image = example.pop(self._image, b'')
     return example | {'image': image, 'label': label}

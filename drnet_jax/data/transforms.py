@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to the pixels of one image on the host: crops, no more.
+"""Crops and shifts of one image, on the host.
 
-Flips, normalisation and every resize to a candidate size run on the device.
+RandAugment is in `rand_augment`; flips, normalisation and every resize to a
+candidate size run on the device.
 """
 
 import numpy as np

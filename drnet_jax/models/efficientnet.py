@@ -30,11 +30,11 @@ class EfficientNet(nn.Module):
     num_classes: K.
     width: multiplies B0's channels.
     depth: multiplies B0's blocks.
-    lite: for phones: no squeeze-and-excitation, ReLU6, and a stem, head, first
-      and last stage that stay B0's.
+    lite: for phones: no squeeze-and-excitation, ReLU6; stem, head, and the
+      number of blocks of the first and last stage stay B0's.
     dropout: before the classifier, in training.
-    drop: chance of the last block to be its shortcut, in training; grows
-      linearly from 0 at the first.
+    drop: chance of a block to be its shortcut, in training: for block i of n,
+      counted from 0, i / n times this.
     padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
       `layers`.
     epsilon: of the norms; TensorFlow's weights have 1e-3.

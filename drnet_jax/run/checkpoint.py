@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a stage: Orbax, asynchronous, atomic.
 
-The position in the data is the step (see `data.pipeline`), so the state is all
-there is to save; and, where SIGTERM cut a row of metrics short, that of its
-steps. Beside them stand the names of the classes, without which the weights
-mean nothing. A process killed during a save leaves a temporary directory that
-Orbax neither lists nor loads, and that the next one to save here removes. Of
-several processes each writes its part, and all must call every method.
+The position in the data is the step (see `data.pipeline`), so there is only the
+state to save and, where SIGTERM came between two rows of metrics.csv, the
+metrics of the steps since the last row. Beside them stand the names of the
+classes, without which the weights mean nothing. A process killed during a save
+leaves a temporary directory that Orbax neither lists nor loads, and that the
+next one to save here removes. Of several processes each writes its part, and
+all must call every method.
 """
 
 import glob

@@ -25,7 +25,7 @@ class Picture:
     self._crops: dict[View, np.ndarray] = {}
 
   def cut(self, views: Iterable[View]) -> None:
-    """Decodes the image, and keeps these crops and nothing else of it.
+    """Decodes the image once and keeps these crops, not the decoded image.
 
     Raises:
       UserError: the image cannot be read.

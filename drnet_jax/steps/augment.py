@@ -112,8 +112,8 @@ def _weights(settings: BatchAugmentation, key, side_px: int) -> jax.Array:
 def _mix(x: jax.Array, weight: jax.Array) -> jax.Array:
   """Each element with its partner's, in pairs of neighbours.
 
-  The order is random, so neighbours are a random pairing; and they lie on one
-  device, so no image is sent to another.
+  The order is random, so neighbours are a random pairing; and none is sent to
+  another device where each has an even number of images.
   """
   pairs = x.reshape(-1, 2, *x.shape[1:])
   partner = pairs[:, ::-1].reshape(x.shape)

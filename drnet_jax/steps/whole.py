@@ -27,7 +27,8 @@ class WholeStep:
     optimizer: over the whole parameter tree.
     mesh: devices to run on.
     objective: what is minimised, of the subclass's `objective_class`.
-    batch_size, steps_per_epoch: unused; the schedules are the optimiser's.
+    batch_size, steps_per_epoch: unused: every step takes them, for `RoutedStep`
+      needs them.
   """
 
   def __init__(
