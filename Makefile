@@ -17,7 +17,8 @@ help:
 quickstart: $(VENV)/ready
 	$(RUN) -m drnet_jax.main --config=quickstart --workdir=$(WORKDIR)
 
-# What tests compile, for the next run; JAX's key holds flags and versions.
+# What tests compile, for the next run; JAX's key holds flags and versions. Cut
+# off while it was written? rm -r .venv/programs
 test test-slow test-all test-soak: \
   export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(VENV))/programs
 
@@ -30,8 +31,8 @@ test: lint
 test-slow: $(VENV)/ready
 	$(PYTEST) -n 2 --dist loadfile -m 'slow and not soak'
 
-# A worker makes what the tests of a file share once for both. Files by name:
-# the longest are not the last.
+# In one session, what the tests of a file share is made once for the quick and
+# the slow. Files go by name, so the longest are not last.
 test-all: lint
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
 

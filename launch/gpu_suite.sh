@@ -24,10 +24,16 @@ fi
 packed=$(realpath -m -- "$1")
 [[ -z ${OUT-} ]] || OUT=$(realpath -m -- "$OUT")
 shift
+flags=()
+for flag in "$@"; do
+  file=${flag#--weights=}
+  [[ $flag == "$file" || ! -e $file ]] || flag=--weights=$(realpath -- "$file")
+  flags+=("$flag")
+done
 
 cd "$(dirname "$0")/.."
 # PyTorch is timed in the same process and wants memory, too.
 run env XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.65}" \
   timeout --kill-after=10 480 "${PYTHON:-python}" -m drnet_jax benchmark_accelerator \
   "--out=${OUT:-runs/accelerator}" --config=configs/accelerator.py \
-  "--config.data.data_dir=$packed" "$@"
+  "--config.data.data_dir=$packed" "${flags[@]}"

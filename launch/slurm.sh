@@ -7,7 +7,7 @@
 #
 # The workdir and the data must be on a disk that all nodes share. SLURM warns
 # with SIGTERM three minutes before the time limit: the run saves and exits with
-# 75, and the job queues itself again. JAX finds its peers in SLURM's variables.
+# 75, and the job queues itself again, at most 100 times. JAX finds its peers in SLURM's variables.
 #
 # GPUS_PER_NODE (8), PYTHON (python): set them to what the nodes have.
 set -euo pipefail
@@ -35,7 +35,8 @@ printf -v run '%q ' "${PYTHON:-python}" -m drnet_jax.main "$@"
 # processes leave together, with one status (drnet_jax/processes.py).
 job="srun --kill-on-bad-exit=0 $run
 status=\$?
-if ((status != 0 && status != 2 && \${SLURM_RESTART_COUNT:-0} < 100)); then scontrol requeue \"\$SLURM_JOB_ID\"; fi
+if [ \$status -ne 0 ] && [ \$status -ne 2 ] && [ \${SLURM_RESTART_COUNT:-0} -lt 100 ]
+then scontrol requeue \"\$SLURM_JOB_ID\"; fi
 exit \$status"
 command=(
   sbatch --job-name=drnet_jax --requeue --open-mode=append

@@ -46,7 +46,8 @@ case $action in
     ;;
   install)
     root=$(cd "$(dirname "$0")/.." && pwd)
-    on_all_hosts 'rm -rf drnet_jax' # scp would copy into an older one
+    # scp would copy into an older one; and nobody's runs in it are deleted.
+    on_all_hosts '[ ! -e drnet_jax ] || mv drnet_jax "drnet_jax.$(date +%s)"'
     run gcloud compute tpus tpu-vm scp --recurse "$root" "$NAME:drnet_jax" \
       "--zone=$ZONE" --worker=all
     # The image's own Python may be older than JAX takes.

@@ -93,7 +93,7 @@ def test_slurm_runs_one_process_a_gpu_and_queues_again():
   assert shlex.split(job[0])[2:] == [
     *('python', '-m', 'drnet_jax.main', '--config=c.py', '--workdir=/a b')
   ]
-  assert 'scontrol requeue' in job[2]
+  assert 'scontrol requeue' in job[3]
 
 
 @pytest.mark.parametrize('status', [0, 2, 75, 76, 134, 137])
@@ -108,7 +108,7 @@ def test_slurm_queues_again_what_can_go_on(tmp_path, status):
     launch('slurm.sh', '--dry-run', '--', '--config=c.py', '--workdir=w')
   )
   done = subprocess.run(
-    ['bash', '-c', command[-1]],
+    ['sh', '-c', command[-1]],  # as of --wrap
     env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '7'},
   )
   assert done.returncode == status

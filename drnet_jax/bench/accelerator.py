@@ -46,6 +46,7 @@ from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
 
 FILE = 'accelerator.csv'
+_ORIGINS = ('from_scratch', 'from_weights')  # folders of part f's runs
 _HEADER = ('part', 'what', 'measure', 'value')
 _STATUS = 'part'  # `what` of the row that ends a part
 _CEILING = 'matrix product, TFLOP/s'
@@ -105,6 +106,9 @@ class Suite:
 def run(suite: Suite) -> str:
   """Runs all parts; returns the tables as Markdown."""
   os.makedirs(suite.out, exist_ok=True)
+  if os.path.exists(os.path.join(suite.out, FILE)):  # an earlier suite's
+    for name in _ORIGINS:
+      shutil.rmtree(os.path.join(suite.out, name), ignore_errors=True)
   with open(os.path.join(suite.out, FILE), 'w', newline='') as file:
     csv.writer(file).writerow(_HEADER)
   begin = time.perf_counter()
@@ -351,7 +355,6 @@ def real_training(suite: Suite, left_s: float) -> Iterator[dict]:
       seconds = (end - time.perf_counter()) / (len(origins) - i)
       _set_epochs(suite, config, seconds - _START_S)
     path = os.path.join(suite.out, name.replace(' ', '_'))
-    shutil.rmtree(path, ignore_errors=True)  # of an earlier suite
     start = time.perf_counter()
     train.train(config, path)
     epochs = config.pretrain.epochs + config.finetune.epochs

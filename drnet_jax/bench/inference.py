@@ -103,7 +103,7 @@ class Contenders:
         self.rivals['torch, onnx'] = rivals.in_onnxruntime(rival, classes)
     if not self.classifiers:
       raise UserError(
-        "--paths: 'torch' is a rival; name a runtime to hold it against, too"
+        "--paths: 'torch' is only a rival; name a runtime of ours, too"
       )
 
   def _add(self, engine) -> None:

@@ -57,8 +57,7 @@ def subject(
   run = evaluated.read(path)
   if run.calibration is None:
     raise UserError(
-      f'{path} is not calibrated: python -m drnet_jax calibrate '
-      f'--workdir={path}'
+      f'{path} is not calibrated: {evaluated.how_to_calibrate(path)}'
     )
   points = run.calibration.family('GMACs', policy)
   some = np.unique(
@@ -71,8 +70,8 @@ def subject(
   classifier = Classifier.load(path, runtime=runtime)
   if classifier.calibration is None:
     raise UserError(
-      f'{path} was calibrated with other weights: python -m drnet_jax '
-      f'calibrate --workdir={path}'
+      f'{path} was calibrated with other weights: '
+      f'{evaluated.how_to_calibrate(path)}'
     )
   return Subject(
     name=path,

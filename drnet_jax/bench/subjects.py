@@ -100,7 +100,7 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
       record = run.record
       if run.found:
         policies[asked.get('policy', 'best')] = run.found.policy
-    elif asked:
+    elif not as_trained:
       raise UserError(
         f'{path} was evaluated with other weights: python -m drnet_jax.main '
         f'--mode=evaluate --workdir={path}'

@@ -18,10 +18,17 @@ from drnet_jax.errors import UserError
 
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
 _GROUP = 'original'  # field of the examples that are copies of one original
-_REMEDY = (
-  'delete it, then python -m drnet_jax.main --mode=evaluate --workdir=... '
-  'makes it anew'
-)
+_REMEDY = 'delete it, then evaluate or calibrate the run again'
+# Of a file, in every version of it.
+_NEEDED = {
+  'options',
+  'label',
+  'gmacs',
+  'predictor_gmacs',
+  'predicted',
+  'confidence',
+  'top5',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +242,7 @@ def save(record: Record, path: str) -> None:
     if getattr(record, name) is not None:
       arrays[name] = getattr(record, name)
   extra = {_EXTRA + k: v for k, v in record.extra.items()}
-  partial = f'{path}.partial'
+  partial = f'{path}.{os.getpid()}.partial'
   with open(partial, 'wb') as file:  # a name would get another ending
     np.savez_compressed(file, **arrays, **extra)
   os.replace(partial, path)
@@ -250,10 +257,19 @@ def load(path: str) -> Record:
   try:
     with np.load(path) as file:
       arrays = dict(file)
-  except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+  # A RuntimeError is zipfile's of a changed version or flag.
+  except (
+    ValueError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     raise UserError(f'{path} is damaged ({error}): {_REMEDY}') from error
   if 'resolutions' in arrays:  # as files of version 0.2 call it
     arrays['options'] = [f'{r} px' for r in arrays['resolutions']]
+  if missing := _NEEDED - arrays.keys():
+    raise UserError(f'{path} lacks {", ".join(sorted(missing))}: {_REMEDY}')
   options = Options.of(arrays['options'])
   if 'chain' in arrays:
     options = Options(options.names, tuple(arrays['chain'].tolist()))

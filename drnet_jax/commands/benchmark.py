@@ -68,7 +68,7 @@ _IMAGES = flags.DEFINE_integer('images', 80, 'Images per bulk round.', 2)
 
 
 def run(arguments: Sequence[str]) -> None:
-  path = cli.WORKDIR.value
+  path = cli.workdir() if cli.WORKDIR.value else None
   if bool(path) == bool(_NETWORK.value):
     raise UserError(
       'give either --workdir (a trained run) or --network (a name)'
@@ -88,15 +88,15 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax.bench import inference, subjects
   from drnet_jax.tables import cells, write_csv
 
-  if min(batches, default=1) < 1 or min(shares) < 0:
+  if min(batches, default=1) < 1 or min(shares, default=0) < 0:
     raise UserError('--batches begin at 1, --shares at 0')
   if not path and asked():
     raise UserError('--policy and --budget_* are for a --workdir')
-  os.makedirs(to, exist_ok=True)
   if path:
     subject = subjects.of_workdir(path, _IMAGES.value, asked())
   else:
     subject = subjects.of_network(_NETWORK.value, sizes, shares, _IMAGES.value)
+  os.makedirs(to, exist_ok=True)  # before the long work
   contenders = inference.Contenders(
     subject, _PATHS.value, batches, rival=_NETWORK.value or ''
   )

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
     if len(enlarge) not in (0, 2):
       raise ValueError(f'{_ENLARGE.value!r} is not <width>x<height>')
     if min(enlarge, default=1) < 1 or min(threads + workers, default=0) < 0:
-      raise ValueError('a number is below what there can be')
+      raise ValueError('sizes begin at 1, threads and workers at 0')
   except ValueError as error:
     raise UserError(f'--enlarge, --threads, --workers: {error}') from error
   bench.run(

@@ -101,11 +101,11 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
   }
   first = next(iter(subjects.values()))
   record = calibrate.joined_record(subjects, first.data.test_split)
+  if len(record.options) < 2:
+    raise UserError('there is only one option: nothing can choose')
   budgets = np.geomspace(record.gmacs.min(), record.costs.full, 16)
   rows = halves.halves(record, budgets[1:], splits=_HALVES.value)
   found = halves.summary(rows)
-  if not found:
-    raise UserError('there is only one option: nothing can choose')
   print(
     terminal.table(
       [

@@ -81,7 +81,10 @@ def start(module: ModuleType) -> None:
   used = [flag.name for flag in _shared(module)]
   for flag in flags.FLAGS.flags_by_module_dict().get(_SHARED, ()):
     if flag.present and flag.name not in used:
-      print(f'error: --{flag.name} is of other commands', file=sys.stderr)
+      print(
+        f'error: --{flag.name} is a flag of other commands; see --help',
+        file=sys.stderr,
+      )
       sys.exit(2)
   set_up()
   run_command(lambda: module.run(arguments[1:]))

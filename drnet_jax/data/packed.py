@@ -111,6 +111,7 @@ def _read(path: str, only: Sequence[str] = ()) -> dict[str, np.ndarray]:
   except (
     ValueError,
     EOFError,
+    RuntimeError,
     TypeError,
     zipfile.BadZipFile,
     zlib.error,

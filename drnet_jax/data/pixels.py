@@ -15,7 +15,7 @@
 
 Of a file nothing else than its pixels and its orientation is read: a photograph
 with damaged notes is a photograph. A file that ends early is refused, for what
-is missing would be shown as grey. Exports carry this file as it is.
+is missing would be shown as grey. Exports carry this file (`package.write`).
 """
 
 import contextlib

@@ -118,7 +118,7 @@ class Contract:
     for name, other in others:
       if other.class_names != first.class_names:
         raise UserError(
-          f'{first_name} and {name} know other classes, or in another order: '
+          f'{first_name} and {name} do not know the same classes: '
           f'{classes.difference(first.class_names, other.class_names)}'
         )
     router = next((c for c in several.values() if c.routes), first)

@@ -28,7 +28,8 @@ class Model:
       self.contract = contract = json.load(file)
     named = (row for row in contract['policies'] if row['family'] == policy)
     if not (rows := [x for x in named if (x['gmacs'] or 0) <= gmacs]):
-      raise ValueError(f'no policy {policy!r} within {gmacs} GMACs')
+      known = sorted({row['family'] for row in contract['policies']})
+      raise ValueError(f'no {policy!r} within {gmacs} GMACs; there are {known}')
     self.policy = rows[-1]
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # else it reports home
     import onnxruntime

@@ -167,7 +167,7 @@ class Block(nn.Module):
       lent = resize_aligned(lent, x.shape[1:3])
       x = jnp.concatenate([x, lent], axis=-1)
     if plan.transition:
-      kept = int(x.shape[-1] * self.reduction)
+      kept = max(int(x.shape[-1] * self.reduction), 1)
       x = unit(x, kept, 1, name='transition')
     return x, taps
 

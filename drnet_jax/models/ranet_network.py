@@ -137,7 +137,7 @@ class ResolutionAdaptiveNetwork(nn.Module):
   lengthen: bool = False
   first_blocks: settings.Natural = 2
   more_blocks: settings.Natural = 2
-  reduction: Annotated[float, settings.In('[0.1, 1]')] = 0.5
+  reduction: Annotated[float, settings.In('(0, 1]')] = 0.5
   compression: Annotated[float, settings.In('(0, 1)')] = 0.25
   dtype: layers.DType = 'float32'
 

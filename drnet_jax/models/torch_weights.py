@@ -81,6 +81,7 @@ def read(path: str) -> StateDict:
     OSError,
     ValueError,
     EOFError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
     safetensors.SafetensorError,

@@ -241,6 +241,14 @@ def is_evaluated(path: str) -> bool:
   return os.path.exists(os.path.join(path, workdir.TEST_RECORD))
 
 
+def how_to_calibrate(path: str) -> str:
+  """The command for a workdir, or for the folder of a ladder."""
+  what = f'--workdir={path}'
+  if ladder.is_ladder(path):
+    what = f'--workdir={",".join(ladder.members(path).values())} --to={path}'
+  return f'python -m drnet_jax calibrate {what}'
+
+
 def read(path: str, **asked: Any) -> EvaluatedRun:
   """Reads an evaluated workdir, or the folder of a ladder.
 
@@ -253,24 +261,20 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
       what is asked.
   """
   workdir.read_config(_first(path))  # says what is wrong with a wrong folder
-  a_ladder = ladder.is_ladder(path)
-  calibrate = 'python -m drnet_jax calibrate ' + (
-    f'--workdir={",".join(ladder.members(path).values())} --to={path}'
-    if a_ladder
-    else f'--workdir={path}'
-  )
   if not is_evaluated(path):
     evaluate = f'python -m drnet_jax.main --mode=evaluate --workdir={path}'
-    raise UserError(
-      f'{path} is not evaluated yet: {calibrate if a_ladder else evaluate}'
-    )
+    if ladder.is_ladder(path):
+      evaluate = how_to_calibrate(path)
+    raise UserError(f'{path} is not evaluated yet: {evaluate}')
   record = record_lib.load(os.path.join(path, workdir.TEST_RECORD))
   calibration = _calibration(path, record)
   if asked == {'policy': 'router'}:  # as trained: no calibration needed
     if len(policy_lib.routes(record)) < 2:
       raise UserError(f'{path}: --policy=router needs a trained predictor')
   elif asked and not calibration:
-    raise UserError(f'{path} is not calibrated for its weights: {calibrate}')
+    raise UserError(
+      f'{path} is not calibrated for its weights: {how_to_calibrate(path)}'
+    )
   return of(path, record, calibration, asked)
 
 

@@ -32,8 +32,8 @@ def shown(
   Returns:
     By name the group of each image, int [N], and for each group the indices of
     up to COLUMNS images, at random with a fixed seed. 'ends': by `ends` (Figure
-    4 of the paper). 'needed': by the first option that is right, the last group
-    by none (Figure 1).
+    4 of the paper). 'needed': by the cheapest option that is right, the last
+    group by none (Figure 1).
   """
   groups = {} if ends is None else {'ends': ends}
   groups['needed'] = scores.smallest_sufficient(record)

@@ -426,8 +426,7 @@ def _galleries(run: EvaluatedRun) -> list[Section]:
 def _made_with(done: Sequence[Row]) -> Section:
   lines = []
   for row in done:
-    made = [s for s in row.run.sessions if s['what'] == 'evaluate']
-    last = made[-1] if made else {}
+    last = _evaluated(row.run)
     facts = [last.get(k, '') for k in ('time', 'commit', 'device', 'versions')]
     lines.append([row.name, row.run.path, *facts])
   return Section(
@@ -440,6 +439,12 @@ def _made_with(done: Sequence[Row]) -> Section:
     ],
     folded=True,
   )
+
+
+def _evaluated(run: EvaluatedRun) -> Mapping[str, Any]:
+  """The session that made what is reported; {} if it is not noted."""
+  made = [s for s in run.sessions if s['what'] == 'evaluate']
+  return made[-1] if made else {}
 
 
 def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
@@ -467,5 +472,5 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
   }
   for name, around in intervals.items():
     line |= run_rows.columns(name, around)
-  last = run.sessions[-1] if run and run.sessions else {}
+  last = _evaluated(run) if run else {}
   return line | {k: last.get(k, '') for k in ('commit', 'device', 'time')}

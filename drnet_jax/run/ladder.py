@@ -36,14 +36,20 @@ def members(paths: str | Sequence[str]) -> dict[str, str]:
       raise UserError(
         f'{file} is damaged ({error}): calibrate the ladder again'
       ) from error
-  if len(set(map(os.path.abspath, paths))) < max(len(paths), 2):
-    raise UserError('a ladder takes at least two workdirs, each of them once')
+  if len(paths) < 2:
+    raise UserError('a ladder takes at least two workdirs')
   return dict(zip(short_names(paths), paths, strict=True))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-  """Of folders, as short as tells them apart, from wherever they are named."""
+  """Of folders, as short as tells them apart, from wherever they are named.
+
+  Raises:
+    UserError: one is named twice.
+  """
   full = [os.path.abspath(path) for path in paths]
+  if len(set(full)) < len(full):
+    raise UserError(f'{", ".join(paths)}: name each folder once')
   names = [os.path.basename(path) for path in full]
   if len(set(names)) < len(names):
     common = os.path.commonpath(full)

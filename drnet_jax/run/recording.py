@@ -164,7 +164,8 @@ class Subject:
   def __init__(self, path: str, overrides: Sequence[str] = ()):
     if (root := paths.root(path)) != path:
       raise UserError(
-        f'{path} is one checkpoint: recorded are the latest weights of {root}'
+        f'{path} is one checkpoint: name the workdir, {root}; its latest '
+        'weights are recorded'
       )
     mesh = mesh_lib.create()
     self.path = path

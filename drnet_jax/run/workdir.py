@@ -181,8 +181,10 @@ def note(
     line = {'what': what} | provenance.now()
     if changed:
       line['changed'] = changed
-    with open(_sessions_file(path), 'a') as file:
-      file.write(json.dumps(line) + '\n')
+    with open(_sessions_file(path), 'a+') as file:
+      file.seek(0)
+      is_cut_off = file.read()[-1:] not in ('', '\n')  # by a full disk
+      file.write('\n' * is_cut_off + json.dumps(line) + '\n')
 
 
 def sessions(path: str) -> list[dict[str, Any]]:

@@ -66,8 +66,8 @@ class Classifier:
   Attributes:
     policy: that images follow. The best within the calibration's tolerance of
       full accuracy; without a calibration the router as trained, or else the
-      most expensive option; of an exported folder that which it was exported
-      with. Set it by `set_budget`, `set_option`, or to any
+      most expensive option; of an exported folder the one it was exported with.
+      Set it by `set_budget`, `set_option`, or to any
       `choosing.policy.Policy`.
   """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from drnet_jax.errors import UserError
 from drnet_jax.serve.answers import Failure
 from drnet_jax.serve.choice import TOLERANCE
 from drnet_jax.serve.classifier import Classifier
@@ -66,6 +67,8 @@ def compare(
     else:
       others += 1
   count = len(images) - unread
+  if images and not count:
+    raise UserError('none of the images to compare can be read')
   return Parity(theirs.engine.name, count, ties, others, largest)
 
 

@@ -9,6 +9,7 @@ network with exits, the answers so far. Whoever holds a `Schedule` (a call of
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,8 @@ def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
   if not contract.options.keeps_exits_together(policy.path):
     raise UserError(
       f'{policy_lib.describe(policy, contract.options)}: exits of a network '
-      'must follow one another, for features are handed from one to the next'
+      'must follow one another, for features are handed from one to the next. '
+      'If a calibration chose it, calibrate again'
     )
   stops, entries = [], []
   chains = contract.options.chain
@@ -186,6 +188,12 @@ class Schedule:
       if len(self.queues[place].waiting) >= self._batch:
         return place
     return None
+
+  def held(self) -> set[int]:
+    """Ids of the images that wait, or whose results are to be fetched."""
+    waiting = (x for queue in self.queues for x in queue.waiting)
+    flying = (x for _, items, *_ in self._in_flight for x in items)
+    return {id(x) for x in itertools.chain(waiting, flying)}
 
   @property
   def is_busy(self) -> bool:

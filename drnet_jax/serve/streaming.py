@@ -106,6 +106,7 @@ class Stream:
     self._latencies_s: collections.deque = collections.deque(maxlen=10_000)
     self.answered = self.late = self.spilled = 0
     self._room = threading.BoundedSemaphore(_MOST_WAITING)
+    self._open: dict[int, Item] = {}  # whose futures are not done, by id
     self._closing = threading.Event()
     self._readers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._worker = threading.Thread(target=self._work, daemon=True)
@@ -135,6 +136,8 @@ class Stream:
     request = Request(time.monotonic(), concurrent.futures.Future())
     request.future.add_done_callback(lambda _: self._room.release())
     item = Item(request, self._classifier.picture(source))
+    self._open[id(item)] = item
+    request.future.add_done_callback(lambda _: self._open.pop(id(item), None))
     self._readers.submit(self._read, item)
     return request.future
 
@@ -216,7 +219,14 @@ class Stream:
     try:
       work()
     except Exception as error:
-      for item in items:
+      held = self._schedule.held()
+      # Batches of later stages may have begun within: theirs wait nowhere.
+      lost = [
+        item
+        for item in list(self._open.values())
+        if item.policy and id(item) not in held
+      ]
+      for item in [*items, *lost]:
         if not item.key.future.done():
           item.key.future.set_exception(error)
 
