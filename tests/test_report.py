@@ -727,10 +727,14 @@ def test_networks_of_one_size_are_rivals_too(
   text = (tmp_path / 'report.md').read_text()
   assert text.count('| one | ') == 8 + 3  # in this table and in three others
   # Without such networks there is no such rival.
+  twin = shutil.copytree(calibrated, tmp_path / 'twin')
   with flagsaver.flagsaver(
-    workdir=f'{calibrated},{calibrated}', report_to=str(tmp_path)
+    workdir=f'{calibrated},{twin}', report_to=str(tmp_path)
   ):
     command.run([])
+  with flagsaver.flagsaver(workdir=f'{twin},{twin}'):
+    with pytest.raises(UserError, match='name each folder once'):
+      command.run([])
   assert {row['over_networks'] for row in rows_of(tmp_path, 'budgets.csv')} == {
     ''
   }
