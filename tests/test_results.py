@@ -240,6 +240,15 @@ def photos_training():
   return [[names[key], *top1] for key, top1 in found.items()]
 
 
+def photos_rates():
+  """Top-1 at each size, by folder and learning rate."""
+  found = {}
+  for r in raw('photos_rates'):
+    top1 = f'{100 * float(r["top1"]):.1f}'
+    found.setdefault((r['folder'], r['lr']), []).append(top1)
+  return [[*key, *top1] for key, top1 in found.items()]
+
+
 def by_budget():
   """Rows of each family, by budget."""
   found = {}
@@ -415,6 +424,7 @@ SOURCES = {
 IN_RESULTS = {
   ('row of the set', 'top-1, %'): imagenette,
   ('learns from', '64 px'): photos_training,
+  ('folder', 'rate'): photos_rates,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
 }
 
