@@ -35,6 +35,7 @@ from drnet_jax.report import (
   wording,
 )
 from drnet_jax.report.paper_tables import TABLES
+from drnet_jax.run import workdir
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
@@ -320,6 +321,12 @@ def test_what_a_full_disk_cut_off_is_passed_over(tmp_path):
   after = evaluated.read(str(path))
   assert after.metrics == before.metrics
   assert after.sessions == [{'what': 'train'}]
+  # Nor is the next one lost, which begins a line of its own.
+  workdir.note(str(path), 'evaluate')
+  assert [x['what'] for x in workdir.sessions(str(path))] == [
+    'train',
+    'evaluate',
+  ]
 
 
 @pytest.mark.parametrize('name', ['a$b_$', '_x', 'A$AP and Ke$ha', '<b>|'])
