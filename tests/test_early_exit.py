@@ -237,6 +237,41 @@ def test_a_ladder_of_both_methods(trained):
 # The commands, on a run that took no training.
 
 
+def test_a_stage_that_fails_leaves_no_image_without_an_answer(
+  classifier, monkeypatch
+):
+  """Nor those that waited in its pool from batches before.
+
+  Seven of eight go on: those of the second batch fill the pool, and its stage
+  starts while theirs is being fetched.
+  """
+  images = pictures(16, seed=13)
+  classifier.set_exit(1)
+  sure = [x.probability for x in classifier.predict(images)]
+  order = np.argsort(sure)
+  images = images[
+    [*order[:2], order[14], *order[2:11], order[15], *order[11:14]]
+  ]
+  limit = float(np.sort(sure)[13:15].mean())
+  run = classifier.engine.run
+
+  def fails(option, inputs):
+    if option:
+      raise RuntimeError('out of memory')
+    return run(option, inputs)
+
+  count = len(classifier.contract.options)
+  classifier.policy = Policy(
+    tuple(range(count)), None, (limit,) * (count - 1), signal='probability'
+  )
+  monkeypatch.setattr(classifier.engine, 'run', fails)
+  with classifier.stream(deadline_ms=2000, batch=8) as stream:
+    futures = [stream.submit(image) for image in images]
+  errors = [future.exception(timeout=5) for future in futures]
+  assert sum(error is None for error in errors) == 2  # who left before
+  assert not stream._open
+
+
 @pytest.fixture(scope='module')
 def run_with_exits(tmp_path_factory):
   """A workdir of a tiny network on a packed file of noise."""
