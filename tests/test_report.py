@@ -144,31 +144,35 @@ def test_a_judgement_agrees_with_the_scores():
   ],
 )
 def test_the_headline_says_whether_the_gain_is_real(gain, short, says):
-  *_, last = answers(images(gain=gain), resamples=200)
-  assert last.question == 'Is the gain real?'
-  assert last.short == short and says in last.text
+  *_, real, _ = answers(images(gain=gain), resamples=200)
+  assert real.question == 'Is the gain real?'
+  assert real.short == short and says in real.text
 
 
 def test_the_headline_says_what_is_saved_and_against_what():
   # Costs 2.5 of 4; right on 3 of 4, as the largest.
-  saving, rivals, _ = answers(make_record(), resamples=50)
-  assert saving.short == '37.5 %'
+  saving, accuracy, gain, how = answers(make_record(), resamples=50)
+  assert saving.short == '37.5 % of the work'
   assert 'takes 2.50 GMACs on average, 0.500 GMACs of it' in saving.text
   assert 'with all images at 30 px it is 4.00 GMACs' in saving.text
-  assert 'from 75.0 to 75.0 %: +0.0 [+0.0, +0.0] points' in saving.text
-  assert 'Policy: router 10, 20, 30 px.' in saving.text
-  assert rivals.short == 'all images at 30 px'
+  assert accuracy.short == '75.0 %'
+  assert accuracy.text == (
+    'Top-1: +0.0 [+0.0, +0.0] points against all images at 30 px, 75.0 %.'
+  )
   # At 2.5 GMACs the hull has .5 + .25 / 4.
-  assert 'or mixture of two 56.2 %' in rivals.text
+  assert 'the best fixed size at the same cost, 56.2 %,' in gain.text
+  assert how.short == 'router 10, 20, 30 px'
+  assert how.text.startswith('Images end: ')
 
 
 def test_the_headline_names_a_single_size_that_is_better_than_the_full_one():
   # Sizes cost 1, 2 and 4, the router 1.25 and its predictor .5.
   right = [[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
-  saving, rivals, _ = answers(make_record(right, [0, 0, 1, 0]), resamples=50)
-  assert 'But 20 px alone is the best size here: 75.0 % at 2.00' in rivals.text
-  assert 'the router saves 12.5 % and gains +0.0 [' in rivals.text
-  assert saving.text.endswith(' 30 px is hardly used: 0.0 % of the images.')
+  record = make_record(right, [0, 0, 1, 0])
+  _, accuracy, _, how = answers(record, resamples=50)
+  assert 'But 20 px alone is the best size here: 75.0 % at 2' in accuracy.text
+  assert 'the router saves 12.5 % and gains +0.0 [' in accuracy.text
+  assert how.text.endswith('75.0 % at 10 px, 25.0 % at 20 px, 0.0 % at 30 px.')
 
 
 @pytest.mark.parametrize(
@@ -204,9 +208,9 @@ def test_commands_are_marked_in_html():
 
 
 def test_a_router_that_costs_more_saves_nothing():
-  saving, *_ = answers(make_record(choice=[2] * 4), resamples=9)
+  saving, *_, how = answers(make_record(choice=[2] * 4), resamples=9)
   assert saving.short == 'Nothing'
-  assert '100.0 % of the images end at 30 px' in saving.text
+  assert '100.0 % at 30 px. This policy has collapsed' in how.text
 
 
 def test_classes_are_told_apart():
@@ -471,7 +475,7 @@ def test_a_calibrated_run_is_judged_by_its_best_policy(calibrated, tmp_path):
   assert run.found.top1 >= points['fixed'][-1].top1 - 0.003
   cheaper = [p for p in points['best'] if p.gmacs < run.found.gmacs]
   assert all(p.top1 < points['fixed'][-1].top1 - 0.003 for p in cheaper)
-  saved = f'{100 * run.judgement.saving.value:.1f} %'
+  saved = f'{100 * run.judgement.saving.value:.1f} % of the work'
   assert report.answers[0].short == saved
   rows = {row['policy']: row for row in rows_of(tmp_path, 'evaluation.csv')}
   assert {'best policy', 'router as trained'} <= set(rows)
@@ -619,7 +623,7 @@ def test_a_calibrated_network_with_exits_chooses(tmp_path):
     run.judgement.others
   )
   report = run_page.write(run, str(tmp_path / 'out'))
-  assert report.answers[1].short == 'all images at exit 3'
+  assert 'with all images at exit 3' in report.answers[0].text
 
 
 @pytest.fixture(scope='module')

@@ -157,18 +157,31 @@ def router(costs: Costs, options: tuple[int, ...], **dial: float) -> Policy:
 
 
 def describe(policy: Policy, options: Options) -> str:
-  """In words: 'cascade 64, 112, 160 px', 'router, lambda 3.1'."""
+  """In words: 'cascade 64, 160 px, on while the margin is under 0.90'."""
+  return ', '.join([name(policy, options), *details(policy)])
+
+
+def name(policy: Policy, options: Options) -> str:
+  """'cascade 64, 112, 160 px'."""
   names = [options.names[j] for j in policy.path]
-  family = policy.family.replace('_', ' ')
   if all(name.endswith(' px') for name in names):
     names = [name.removesuffix(' px') for name in names]
     names[-1] += ' px'
-  text = f'{family} {", ".join(names)}'
+  return f'{policy.family.replace("_", " ")} {", ".join(names)}'
+
+
+def details(policy: Policy) -> list[str]:
+  """How its dial and thresholds are set, and which answer counts."""
+  found = []
   if isinstance(policy.start, Dial) and policy.start.low:
-    text += f', lambda {policy.start.low:.3g}'
+    found.append(f'lambda {policy.start.low:.3g}')
   if limits := [f'{x:.2f}' for x in policy.stop if np.isfinite(x)]:
-    text += f', on while the {policy.signal} is under {" and ".join(limits)}'
-  return text + (', answers pooled' if policy.answer == 'pooled' else '')
+    found.append(
+      f'on while the {policy.signal} is under {" and ".join(limits)}'
+    )
+  if policy.answer == 'pooled':
+    found.append('answers pooled')
+  return found
 
 
 def routes(record: Record) -> tuple[int, ...]:

@@ -84,12 +84,14 @@ class Page:
     subtitle: what the numbers are of.
     answers: what a reader wants to know first.
     sections: in order.
+    figures: beside the answers, SVG by file name, without ending.
   """
 
   title: str
   subtitle: str
   answers: Sequence[Answer]
   sections: Sequence[Section]
+  figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write(page: Page, directory: str) -> str:
@@ -103,8 +105,8 @@ def write(page: Page, directory: str) -> str:
     The path of the html file.
   """
   os.makedirs(directory, exist_ok=True)
-  for section in page.sections:
-    for name, svg in section.figures.items():
+  for part in (page, *page.sections):
+    for name, svg in part.figures.items():
       _write(directory, f'{name}.svg', svg)
   _write(directory, 'report.md', markdown(page, directory))
   return _write(directory, FILE, html(page))
@@ -141,6 +143,7 @@ def markdown(page: Page, directory: str) -> str:
 
   parts = [f'# {page.title}', page.subtitle]
   parts += [f'**{a.question} {a.short}.** {a.text}' for a in page.answers]
+  parts += [f'![{name}]({name}.svg)' for name in page.figures]
   for section in page.sections:
     parts += [f'## {section.title}', *section.text]
     parts += [f'![{name}]({name}.svg)' for name in section.figures]

@@ -11,7 +11,7 @@ from drnet_jax import settings, terminal
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import ClassEffect, Judgement, Scored
+from drnet_jax.choosing.scores import ClassEffect, Judgement, Score, Scored
 from drnet_jax.report import (
   latencies,
   page,
@@ -27,6 +27,7 @@ from drnet_jax.run import ladder
 from drnet_jax.tables import write_csv
 
 _MOST_CLASSES = 20  # in the table of the page; all are in the csv
+_RARE = 0.01  # of the images at a size
 
 _RIVALS = (
   'All use the same weights and test images. Best fixed: one {noun} for all '
@@ -121,6 +122,9 @@ def _page(
     ),
     answers=answers(run),
     sections=[section for section in sections if section],
+    figures={
+      'accuracy_cost': plots.accuracy_cost(record, fixed, judged, _curves(run))
+    },
   )
 
 
@@ -172,14 +176,21 @@ def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
   return found
 
 
+def _curves(run: EvaluatedRun) -> dict[str, list[Score]]:
+  """Each family over its budgets; not twice where one alone is the best."""
+  curves, drawn = {}, []
+  for family, budgets in sorted(run.budgets.items()):
+    points = [checked.got for checked in budgets]
+    places = [(p.gmacs, p.top1) for p in points]
+    if family == 'fixed' or len(points) < 2 or places in drawn:
+      continue
+    drawn.append(places)
+    name = 'best of each cost' if family == 'best' else family.replace('_', ' ')
+    curves[name] = points
+  return curves
+
+
 def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
-  curves = {
-    'best policy' if family == 'best' else family.replace('_', ' '): [
-      checked.got for checked in budgets
-    ]
-    for family, budgets in sorted(run.budgets.items())
-    if family != 'fixed' and len(budgets) > 1
-  }
   return Section(
     title='Accuracy and cost',
     text=[
@@ -187,9 +198,6 @@ def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
       f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
       'saving shows on this machine.'
     ],
-    figures={
-      'accuracy_cost': plots.accuracy_cost(run.record, fixed, judged, curves)
-    },
     tables=[_policy_table(run, judged, fixed)],
   )
 
@@ -244,7 +252,7 @@ def _stale(run: EvaluatedRun) -> str:
   names = [
     run.record.options.names[j]
     for j in run.router.path
-    if judged.policy.shares[j] < wording.RARE
+    if judged.policy.shares[j] < _RARE
   ]
   return _STALE.format(sizes=' and '.join(names)) if names else ''
 

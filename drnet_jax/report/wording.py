@@ -4,12 +4,12 @@
 import dataclasses
 import math
 
-from drnet_jax.choosing.policy import Policy, describe
+from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Interval, Judgement, Scored
 
 _COLLAPSED = 0.95  # of the images at one option
-RARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +66,22 @@ def three_digits(value: float) -> str:
 
 def answers(judged: Judgement, record: Record, policy: Policy) -> list[Answer]:
   """What a stranger asks of a policy first."""
+  saving, top1 = judged.saving.value, judged.policy.top1.value
   return [
     Answer(
-      'How much work is saved?',
-      f'{percent(judged.saving.value)} %'
-      if judged.saving.value > 0
-      else 'Nothing',
+      'What do I save?',
+      f'{percent(saving)} % of the work' if saving > 0 else 'Nothing',
       _saving(judged, record, policy),
     ),
-    Answer('Against what?', _all_at(judged.full), _rivals(judged, record)),
+    Answer(
+      'At what accuracy?', f'{percent(top1)} %', _accuracy(judged, record)
+    ),
     Answer('Is the gain real?', *_gain(judged, record)),
+    Answer(
+      'How?',
+      policy_lib.name(policy, record.options),
+      _how(judged.policy, record, policy),
+    ),
   ]
 
 
@@ -89,43 +95,30 @@ def _saving(judged: Judgement, record: Record, policy: Policy) -> str:
   predictor = (
     f', {cost(overhead, record)} of it the predictor' if overhead else ''
   )
-  text = (
+  return (
     f'An image takes {cost(found.gmacs.value, record)} on average{predictor}; '
     f'with {_all_at(full)} it is {cost(full.gmacs.value, record)}. Saved: '
-    f'{percent_interval(judged.saving)} % of the multiply-adds. Top-1 goes '
-    f'from {percent(full.top1.value)} to {percent(found.top1.value)} %: '
-    f'{points(full.gain)} points. Policy: {describe(policy, record.options)}.'
+    f'{percent_interval(judged.saving)} % of the multiply-adds.'
   )
-  names = record.options.names
-  if found.shares.max() > _COLLAPSED:
-    most = int(found.shares.argmax())
-    return text + (
-      f' {percent(found.shares[most])} % of the images end at {names[most]}: '
-      'this policy has collapsed onto one option.'
-    )
-  return text + ''.join(
-    f' {names[j]} is hardly used: {percent(found.shares[j])} % of the images.'
+
+
+def _how(found: Scored, record: Record, policy: Policy) -> str:
+  ends = ', '.join(
+    f'{percent(found.shares[j])} % at {record.options.names[j]}'
     for j in policy.path
-    if found.shares[j] < RARE
   )
+  how = ', '.join([*policy_lib.details(policy), f'images end: {ends}'])
+  text = f'{how[0].upper()}{how[1:]}.'
+  if found.shares.max() > _COLLAPSED:
+    text += ' This policy has collapsed onto one option.'
+  return text
 
 
-def _rivals(judged: Judgement, record: Record) -> str:
-  noun = record.options.noun
-  rivals = [
-    (f'the best fixed {noun} or mixture of two', judged.best_fixed),
-    (f'{noun}s drawn at random', judged.random),
-    *((name, scored) for name, scored in judged.others.items()),
-  ]
-  listed = '; '.join(
-    f'{name} {percent(rival.top1.value)} % at {cost(rival.gmacs.value, record)}'
-    for name, rival in rivals
-  )
+def _accuracy(judged: Judgement, record: Record) -> str:
+  full = judged.full
   return (
-    f'The saving is against the same network with {_all_at(judged.full)}.'
-    f'{_against_best_single(judged, record)} Rivals with the same weights: '
-    f'{listed}. The {judged.policy.name}: '
-    f'{percent(judged.policy.top1.value)} %.'
+    f'Top-1: {points(full.gain)} points against {_all_at(full)}, '
+    f'{percent(full.top1.value)} %.{_against_best_single(judged, record)}'
   )
 
 
@@ -151,7 +144,10 @@ def _against_best_single(judged: Judgement, record: Record) -> str:
 def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   """In a word, and in full."""
   gain = judged.best_fixed.gain
-  rival = f'the best fixed {record.options.noun} at the same cost'
+  rival = (
+    f'the best fixed {record.options.noun} at the same cost, '
+    f'{percent(judged.best_fixed.top1.value)} %,'
+  )
   by = f'{points(gain)} points'
   better = [  # and not because it may cost more
     name
@@ -167,9 +163,9 @@ def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   else:
     short = 'Not shown'
     text = f'Over {rival} it gains {by}: the interval contains zero.'
-  text += (
-    f' Over {record.options.noun}s at random: {points(judged.random.gain)}.'
+  rivals = {f'{record.options.noun}s at random': judged.random}
+  rivals |= {f'the {name}': scored for name, scored in judged.others.items()}
+  over = ', '.join(
+    f'{name} {100 * s.gain.value + 0.0:+.1f}' for name, s in rivals.items()
   )
-  for name, scored in judged.others.items():
-    text += f' Over the {name}: {points(scored.gain)}.'
-  return short, f'{text} All from one training run: another may differ.'
+  return short, f'{text} Over {over}. One training run: another may differ.'
