@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()  # train.Run
   config.seed = 0
   config.init_from = ''  # a workdir or PyTorch weights to begin with
-  config.reset_head = False  # True: but with a fresh classifier
+  config.reset_head = False  # True: but with a new classifier
   config.eval_batch_size = 400
   config.log_every_steps = 10
   config.checkpoint_every_epochs = 1.0

@@ -370,6 +370,17 @@ def test_without_a_budget_accuracy_is_kept(calibrated):
   assert fixed.top1 == pytest.approx(full)
 
 
+def test_few_images_do_not_tell_what_a_saving_costs(held_out):
+  """Of 99 one image is more than a point, so nothing is saved on them."""
+  few, enough = (
+    Calibration.of(held_out.some(slice(n)), split='x') for n in (99, 100)
+  )
+  assert few.find() == few.points['GMACs']['fixed'][-1]
+  assert enough.find().gmacs < few.find().gmacs
+  assert few.find(policy='cascade') == few.points['GMACs']['cascade'][-1]
+  assert few.find(gmacs=2.0).policy.family != 'fixed'
+
+
 @pytest.mark.parametrize(
   'asked, says',
   [

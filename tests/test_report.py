@@ -612,7 +612,10 @@ def test_a_calibrated_network_with_exits_chooses(tmp_path):
   # between it and image 0.
   held_out = record([[0.8, 1, 1], [0.3, 0.9, 1], *sure[2:]], 'validation')
   Calibration.of(held_out, split='validation').write(str(path))
-  run = evaluated.read(str(path))
+  few = evaluated.read(str(path))
+  assert few.policy.family == 'fixed'
+  assert '4 held-out images are too few' in run_page.answers(few)[-1].text
+  run = evaluated.read(str(path), gmacs=2.0)
   limit = (0.8 + 0.3) / 2
   assert run.policy.family == 'cascade' and run.router is None
   assert run.policy.stop[0] == pytest.approx(limit)

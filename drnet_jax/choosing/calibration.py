@@ -30,6 +30,8 @@ _FORMAT = 2
 # What a saving may cost in accuracy unless a budget says: top-1.
 TOLERANCE = 0.003
 _MOST_IMAGES = 10_000  # more hardly move a threshold
+# Of fewer one image is more than a point: on 57 the best policy was worthless.
+_FEWEST_IMAGES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Calibration:
   split: str
   images: int
   origin: str
+
+  @property
+  def too_few(self) -> bool:
+    """Whether they say nothing of what a saving costs."""
+    return self.images < _FEWEST_IMAGES
 
   @classmethod
   def of(
@@ -96,7 +103,8 @@ class Calibration:
       ms: the same in milliseconds.
       accuracy: top-1 in [0, 1] to reach at the least cost. Without any of the
         three: that of the best fixed option, less TOLERANCE, or the most that
-        the family has.
+        the family has. Where the images are too few to tell, `best` is that
+        option.
 
     Raises:
       UserError: not calibrated for it, or out of reach.
@@ -106,8 +114,10 @@ class Calibration:
       raise UserError('set one budget: gmacs, ms or accuracy')
     points = self.family('GMACs' if ms is None else 'ms', policy)
     if not given:
-      best = self.points['GMACs']['fixed'][-1].top1
-      wanted = min(best - TOLERANCE, points[-1].top1)
+      fixed = self.points['GMACs']['fixed'][-1]
+      if self.too_few:
+        return fixed if policy == 'best' else points[-1]
+      wanted = min(fixed.top1 - TOLERANCE, points[-1].top1)
       return next(p for p in points if p.top1 >= wanted)
     (asked,) = given
     if accuracy is None:

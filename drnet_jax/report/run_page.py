@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of one run."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
@@ -48,6 +49,11 @@ _UNCALIBRATED = (
   'paid for; its thresholds were set on these images, which favours it. '
 )
 
+_TOO_FEW = (
+  ' {} held-out images are too few to tell what a saving costs, so nothing is '
+  'saved unless a budget is set; name more with config.data.held_out or '
+  'calibrate --split.'
+)
 _STALE = (
   ' Hardly any image was sent to {sizes}, so the batch statistics there are '
   'stale, and a fixed size scores less than its weights could. '
@@ -84,7 +90,13 @@ def write(run: EvaluatedRun, directory: str) -> Page:
 def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
   if run.judgement:
-    return wording.answers(run.judgement, run.record, run.policy)
+    *found, how = wording.answers(run.judgement, run.record, run.policy)
+    few = run.calibration and run.calibration.too_few
+    if few and run.policy.family == 'fixed':
+      how = dataclasses.replace(
+        how, text=how.text + _TOO_FEW.format(run.calibration.images)
+      )
+    return [*found, how]
   return _without_choice(run, run_rows.fixed_options(run.record))
 
 

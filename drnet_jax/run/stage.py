@@ -7,6 +7,7 @@ A stage is data: a kind of step, how long, and with what.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import time
 import zlib
@@ -296,6 +297,11 @@ class StageRunner:
         if stops:
           break
     return state, average
+
+  def first_epoch(self):
+    """The batches that the stage begins with, on this process's devices."""
+    with contextlib.closing(self._batches(0)) as batches:
+      yield from itertools.islice(batches, self._steps_per_epoch)
 
   def _batches(self, start: int):
     """This process's parts of the batches from a step on, on its devices."""

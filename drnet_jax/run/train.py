@@ -6,6 +6,7 @@ randomness and data depend on the step alone, so the numbers are those of a run
 never cut off, also on another number of processes or devices.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ from drnet_jax import models, processes, settings
 from drnet_jax.data.pipeline import HELD_OUT, Data
 from drnet_jax.errors import UserError
 from drnet_jax.models import Model
+from drnet_jax.run import head, workdir
 from drnet_jax.run import weights as weights_lib
-from drnet_jax.run import workdir
 from drnet_jax.run.recording import Evaluator
 from drnet_jax.run.stage import Stage, StageRunner
 
@@ -36,7 +37,8 @@ class Run:
     seed: of weights, data order, augmentation and routing noise.
     init_from: workdir or file of PyTorch weights to begin the first stage
       with, see `weights`; '' for none.
-    reset_head: begin with a fresh classifier all the same.
+    reset_head: replace the weights' classifier by one that is fitted to their
+      features of the first stage's images, see `head`.
     model: see `models.create`.
     data: see `data.pipeline.Data`.
     stages: each stage by name, in order.
@@ -101,7 +103,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]
   first = begun[-1] if begun else 0
-  weights = None if begun else _initial_weights(run, mesh, model, names)
+  weights = None
+  if not begun:
+    weights = _initial_weights(run, mesh, model, names, stages[0])
   evaluate = functools.partial(
     Evaluator(model, mesh).split,
     data,
@@ -142,21 +146,29 @@ def read(config: ml_collections.ConfigDict) -> Run:
 
 
 def _initial_weights(
-  run: Run, mesh: Mesh, model: Model, class_names: tuple[str, ...]
+  run: Run,
+  mesh: Mesh,
+  model: Model,
+  class_names: tuple[str, ...],
+  first: StageRunner,
 ):
   """(params, batch_stats) to begin the first stage with."""
   weights = jax.device_put(
     models.initial_weights(model, jax.random.key(run.seed)),
     mesh_lib.replicated(mesh),
   )
-  if run.init_from:
-    return weights_lib.load(
-      run.init_from,
-      model,
-      weights,
-      mesh,
-      class_names=class_names,
-      reset_head=run.reset_head,
-    )
-  logging.info('\n%s', parameter_overview.get_parameter_overview(weights[0]))
-  return weights
+  if not run.init_from:
+    logging.info('\n%s', parameter_overview.get_parameter_overview(weights[0]))
+    return weights
+  params, stats = weights_lib.load(
+    run.init_from,
+    model,
+    weights,
+    mesh,
+    class_names=class_names,
+    reset_head=run.reset_head,
+  )
+  if run.reset_head:
+    with contextlib.closing(first.first_epoch()) as batches:
+      params = head.fitted(model, params, stats, batches, mesh)
+  return params, stats
