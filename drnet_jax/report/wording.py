@@ -29,9 +29,9 @@ class Answer:
 
 def percent(share: float | None, digits: int = 1) -> str:
   """'91.4', or '' where it is not defined."""
-  return (
-    '' if share is None or math.isnan(share) else f'{100 * share:.{digits}f}'
-  )
+  if share is None or math.isnan(share):
+    return ''
+  return f'{round(100 * share, digits) + 0.0:.{digits}f}'  # no '-0.0'
 
 
 def percent_interval(share: Interval) -> str:
@@ -109,7 +109,7 @@ def _how(found: Scored, record: Record, policy: Policy) -> str:
   )
   how = ', '.join([*policy_lib.details(policy), f'images end: {ends}'])
   text = f'{how[0].upper()}{how[1:]}.'
-  if found.shares.max() > _COLLAPSED:
+  if len(policy.path) > 1 and found.shares.max() > _COLLAPSED:
     text += ' This policy has collapsed onto one option.'
   return text
 
