@@ -133,7 +133,7 @@ def get_config() -> ml_collections.ConfigDict:
     'optimizer': optimizer,
     'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
-      'gradient': 'chosen',  # the paper's; see the README on 'all'
+      'gradient': 'chosen',  # the paper's; see docs/method.md on 'all'
       'explore': 0.25,  # of 'all' only
       'loss': 'expected',  # of 'all' only
       'statistics': 'batch',  # the paper's; or 'fresh', 'running'

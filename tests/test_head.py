@@ -67,8 +67,37 @@ def test_it_is_the_logistic_regression_of_scikit_learn(devices, labels):
         assert found[group][name] is leaves
 
 
+def test_images_without_a_label_change_nothing(capsys):
+  trained, mesh = tiny_trained(), mesh_lib.create(1)
+  weights = trained.params, trained.batch_stats
+
+  def doubled():
+    """Every picture once more, without its label."""
+    for batch in batches(mesh, one_hot):
+      yield batch
+      yield batch | {'label': 0 * batch['label']}
+
+  found = [
+    head.fitted(trained.model, *weights, some, mesh)['base']['head']['kernel']
+    for some in (batches(mesh, one_hot), doubled())
+  ]
+  np.testing.assert_allclose(*found, atol=0.05 * np.abs(found[0]).max())
+  alone, with_others = capsys.readouterr().out.splitlines()
+  assert alone == with_others and f'of {IMAGES} crops' in alone
+
+
+def test_a_classifier_of_another_kind_is_left_as_it_is(capsys):
+  trained, mesh = tiny_trained(), mesh_lib.create(1)
+  kernel = trained.params['base']['head']['kernel']
+  base = trained.params['base'] | {'head': {'kernel': kernel}}
+  params = trained.params | {'base': base}
+  none = iter(())
+  found = head.fitted(trained.model, params, trained.batch_stats, none, mesh)
+  assert found is params and 'is random' in capsys.readouterr().out
+
+
 def test_it_reads_no_more_images_than_it_needs(monkeypatch):
-  monkeypatch.setattr(head, '_MOST_IMAGES', 2 * BATCH)
+  monkeypatch.setattr(head, '_ENOUGH_IMAGES', 2 * BATCH)
   trained, mesh = tiny_trained(), mesh_lib.create(1)
   source = batches(mesh, in_int32)
   head.fitted(trained.model, trained.params, trained.batch_stats, source, mesh)

@@ -140,7 +140,7 @@ def test_a_judgement_agrees_with_the_scores():
   [
     (0.0, 'Not shown', 'the interval contains zero'),
     (0.6, 'Yes', 'the interval lies above zero'),
-    (-0.6, 'No, it loses', 'it gains -'),
+    (-0.6, 'No, it loses', 'it loses: -'),
   ],
 )
 def test_the_headline_says_whether_the_gain_is_real(gain, short, says):
@@ -154,10 +154,11 @@ def test_the_headline_says_what_is_saved_and_against_what():
   saving, accuracy, gain, how = answers(make_record(), resamples=50)
   assert saving.short == '37.5 % of the work'
   assert 'takes 2.50 GMACs on average, 0.500 GMACs of it' in saving.text
-  assert 'with all images at 30 px it is 4.00 GMACs' in saving.text
+  assert '4.00 GMACs with all images at 30 px.' in saving.text
   assert accuracy.short == '75.0 %'
   assert accuracy.text == (
-    'Top-1: +0.0 [+0.0, +0.0] points against all images at 30 px, 75.0 %.'
+    'Top-1; all images at 30 px have 75.0 %, so it changes by +0.0 [+0.0, '
+    '+0.0] points.'
   )
   # At 2.5 GMACs the hull has .5 + .25 / 4.
   assert 'the best fixed size at the same cost, 56.2 %,' in gain.text
@@ -626,7 +627,7 @@ def test_a_calibrated_network_with_exits_chooses(tmp_path):
     run.judgement.others
   )
   report = run_page.write(run, str(tmp_path / 'out'))
-  assert 'with all images at exit 3' in report.answers[0].text
+  assert 'with all images at exit 3.' in report.answers[0].text
 
 
 @pytest.fixture(scope='module')

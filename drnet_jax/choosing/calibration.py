@@ -30,7 +30,7 @@ _FORMAT = 2
 # What a saving may cost in accuracy unless a budget says: top-1.
 TOLERANCE = 0.003
 _MOST_IMAGES = 10_000  # more hardly move a threshold
-# Of fewer one image is more than a point: on 57 the best policy was worthless.
+# With fewer, one image is more than a point: on 57 the best was worthless.
 _FEWEST_IMAGES = 100
 
 
@@ -56,7 +56,7 @@ class Calibration:
 
   @property
   def too_few(self) -> bool:
-    """Whether they say nothing of what a saving costs."""
+    """Whether they cannot tell what a saving costs."""
     return self.images < _FEWEST_IMAGES
 
   @classmethod

@@ -239,7 +239,7 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
     minimum=shown(low),
     maximum=shown(high),
     step=10**-digits,
-    value=shown(comparer.calibration.find().gmacs),
+    value=shown(min(comparer.calibration.find().gmacs, high)),
     label=f'Average budget, {name} an image',
     elem_id='budget',
   )

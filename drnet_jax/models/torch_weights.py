@@ -183,7 +183,7 @@ def to_variables(
   if wrong_heads:
     raise UserError(
       'the classifier is for another number of classes: '
-      f'{"; ".join(sorted(wrong_heads))}. To begin with a fresh classifier: '
+      f'{"; ".join(sorted(wrong_heads))}. For a new classifier: '
       '--config.reset_head=True'
     )
   return traverse_util.unflatten_dict(variables)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of one run."""
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
@@ -50,9 +49,9 @@ _UNCALIBRATED = (
 )
 
 _TOO_FEW = (
-  ' {} held-out images are too few to tell what a saving costs, so nothing is '
-  'saved unless a budget is set; name more with config.data.held_out or '
-  'calibrate --split.'
+  ' {} held-out images are too few to tell what a saving costs, so all images '
+  'run at the best fixed {} unless a budget is set. Hold out more '
+  '(config.data.held_out), or name others (calibrate --split).'
 )
 _STALE = (
   ' Hardly any image was sent to {sizes}, so the batch statistics there are '
@@ -91,11 +90,9 @@ def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
   if run.judgement:
     *found, how = wording.answers(run.judgement, run.record, run.policy)
-    few = run.calibration and run.calibration.too_few
-    if few and run.policy.family == 'fixed':
-      how = dataclasses.replace(
-        how, text=how.text + _TOO_FEW.format(run.calibration.images)
-      )
+    if run.calibration and run.calibration.too_few and not run.asked:
+      few = _TOO_FEW.format(run.calibration.images, run.record.options.noun)
+      how = Answer(how.question, how.short, how.text + few)
     return [*found, how]
   return _without_choice(run, run_rows.fixed_options(run.record))
 
@@ -197,7 +194,7 @@ def _curves(run: EvaluatedRun) -> dict[str, list[Score]]:
     if family == 'fixed' or len(points) < 2 or places in drawn:
       continue
     drawn.append(places)
-    name = 'best of each cost' if family == 'best' else family.replace('_', ' ')
+    name = 'best at each cost' if family == 'best' else family.replace('_', ' ')
     curves[name] = points
   return curves
 

@@ -31,7 +31,7 @@ def percent(share: float | None, digits: int = 1) -> str:
   """'91.4', or '' where it is not defined."""
   if share is None or math.isnan(share):
     return ''
-  return f'{round(100 * share, digits) + 0.0:.{digits}f}'  # no '-0.0'
+  return f'{100 * share:z.{digits}f}'
 
 
 def percent_interval(share: Interval) -> str:
@@ -44,7 +44,7 @@ def points(difference: Interval) -> str:
   if math.isnan(difference.value):
     return ''
   parts = (difference.value, difference.low, difference.high)
-  value, low, high = (f'{100 * x + 0.0:+.1f}' for x in parts)
+  value, low, high = (f'{100 * x:+z.1f}' for x in parts)
   return f'{value} [{low}, {high}]'
 
 
@@ -76,7 +76,7 @@ def answers(judged: Judgement, record: Record, policy: Policy) -> list[Answer]:
     Answer(
       'At what accuracy?', f'{percent(top1)} %', _accuracy(judged, record)
     ),
-    Answer('Is the gain real?', *_gain(judged, record)),
+    Answer('Is the gain real?', *_gain(judged, record, policy)),
     Answer(
       'How?',
       policy_lib.name(policy, record.options),
@@ -96,8 +96,8 @@ def _saving(judged: Judgement, record: Record, policy: Policy) -> str:
     f', {cost(overhead, record)} of it the predictor' if overhead else ''
   )
   return (
-    f'An image takes {cost(found.gmacs.value, record)} on average{predictor}; '
-    f'with {_all_at(full)} it is {cost(full.gmacs.value, record)}. Saved: '
+    f'An image takes {cost(found.gmacs.value, record)} on average{predictor}, '
+    f'and {cost(full.gmacs.value, record)} with {_all_at(full)}. Saved: '
     f'{percent_interval(judged.saving)} % of the multiply-adds.'
   )
 
@@ -107,8 +107,8 @@ def _how(found: Scored, record: Record, policy: Policy) -> str:
     f'{percent(found.shares[j])} % at {record.options.names[j]}'
     for j in policy.path
   )
-  how = ', '.join([*policy_lib.details(policy), f'images end: {ends}'])
-  text = f'{how[0].upper()}{how[1:]}.'
+  parts = [*policy_lib.details(policy), f'images end: {ends}']
+  text = ' '.join(f'{part[0].upper()}{part[1:]}.' for part in parts)
   if len(policy.path) > 1 and found.shares.max() > _COLLAPSED:
     text += ' This policy has collapsed onto one option.'
   return text
@@ -117,17 +117,17 @@ def _how(found: Scored, record: Record, policy: Policy) -> str:
 def _accuracy(judged: Judgement, record: Record) -> str:
   full = judged.full
   return (
-    f'Top-1: {points(full.gain)} points against {_all_at(full)}, '
-    f'{percent(full.top1.value)} %.{_against_best_single(judged, record)}'
+    f'Top-1; {_all_at(full)} have {percent(full.top1.value)} %, so it changes '
+    f'by {points(full.gain)} points.{_against_best_single(judged, record)}'
   )
 
 
 def _against_best_single(judged: Judgement, record: Record) -> str:
   """Where the most expensive option is not the best one."""
   best = judged.best_single
-  if best is judged.full:
-    return ''
   saved = 1 - judged.policy.gmacs.value / best.gmacs.value
+  if best is judged.full or not (saved or best.gain.value):
+    return ''
   saves = (
     f'saves {percent(saved)} %'
     if saved > 0
@@ -141,8 +141,10 @@ def _against_best_single(judged: Judgement, record: Record) -> str:
   )
 
 
-def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
+def _gain(judged: Judgement, record: Record, policy: Policy) -> tuple[str, str]:
   """In a word, and in full."""
+  if policy.family == 'fixed':
+    return 'There is none', f'All images run at one {record.options.noun}.'
   gain = judged.best_fixed.gain
   rival = (
     f'the best fixed {record.options.noun} at the same cost, '
@@ -156,16 +158,20 @@ def _gain(judged: Judgement, record: Record) -> tuple[str, str]:
   ]
   if gain.sign > 0:
     short = f'Yes, but the {better[0]} is better' if better else 'Yes'
-    text = f'It beats {rival} by {by}; the interval lies above zero.'
+    text = f'It is ahead of {rival} by {by}; the interval lies above zero.'
   elif gain.sign < 0:
     short = 'No, it loses'
-    text = f'Over {rival} or less it gains {by}.'
+    text = f'Against {rival} it loses: {by}.'
   else:
     short = 'Not shown'
     text = f'Over {rival} it gains {by}: the interval contains zero.'
   rivals = {f'{record.options.noun}s at random': judged.random}
   rivals |= {f'the {name}': scored for name, scored in judged.others.items()}
-  over = ', '.join(
-    f'{name} {100 * s.gain.value + 0.0:+.1f}' for name, s in rivals.items()
-  )
-  return short, f'{text} Over {over}. One training run: another may differ.'
+
+  def over(name: str, rival: Scored) -> str:
+    dearer = rival.gmacs.value > judged.policy.gmacs.high
+    more = f' (at {cost(rival.gmacs.value, record)})' if dearer else ''
+    return f'{name} {100 * rival.gain.value:+z.1f}{more}'
+
+  listed = ', '.join(over(*item) for item in rivals.items())
+  return short, f'{text} Over {listed}. One training run: another may differ.'
