@@ -240,12 +240,27 @@ def photos_training():
   return [[names[key], *top1] for key, top1 in found.items()]
 
 
+def photos_whole():
+  """Fixed sizes, then some budgets, of a run on all training images."""
+  rows = raw('photos_whole')
+  return [
+    [
+      r['policy'].partition(', on while')[0],
+      f'{100 * float(r["share_of_full"]):.0f}',
+      f'{100 * float(r["top1"]):.1f}',
+      *(gains(r, 'over_best_fixed') if r['over_best_fixed'] else ['']),
+    ]
+    for r in (rows[i] for i in (0, 1, 2, 7, 10, 14, 18, 20))
+  ]
+
+
 def photos_rates():
   """Top-1 at each size, by folder and learning rate."""
   found = {}
   for r in raw('photos_rates'):
     top1 = f'{100 * float(r["top1"]):.1f}'
-    found.setdefault((r['folder'], r['lr']), []).append(top1)
+    key = r['folder'], r['classifier'], r['lr']
+    found.setdefault(key, []).append(top1)
   return [[*key, *top1] for key, top1 in found.items()]
 
 
@@ -424,7 +439,8 @@ SOURCES = {
 IN_RESULTS = {
   ('row of the set', 'top-1, %'): imagenette,
   ('learns from', '64 px'): photos_training,
-  ('folder', 'rate'): photos_rates,
+  ('folder', 'new classifier'): photos_rates,
+  ('one network, all training images',): photos_whole,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
 }
 
