@@ -470,12 +470,13 @@ def rows_of(directory, name):
 def test_a_calibrated_run_is_judged_by_its_best_policy(calibrated, tmp_path):
   run = evaluated.read(str(calibrated))
   report = run_page.write(run, str(tmp_path))
-  # Within .3 points of the best fixed size on the calibration images, where
-  # nothing cheaper is.
+  # Beyond doubt within .3 points of the best fixed size on the calibration
+  # images, where nothing cheaper is.
   points = run.calibration.points['GMACs']
-  assert run.found.top1 >= points['fixed'][-1].top1 - 0.003
+  least = points['fixed'][-1].top1 - 0.003
+  assert run.found.top1 - run.found.doubt >= least
   cheaper = [p for p in points['best'] if p.gmacs < run.found.gmacs]
-  assert all(p.top1 < points['fixed'][-1].top1 - 0.003 for p in cheaper)
+  assert all(p.top1 - p.doubt < least for p in cheaper)
   saved = f'{100 * run.judgement.saving.value:.1f} % of the work'
   assert report.answers[0].short == saved
   rows = {row['policy']: row for row in rows_of(tmp_path, 'evaluation.csv')}
@@ -615,7 +616,9 @@ def test_a_calibrated_network_with_exits_chooses(tmp_path):
   Calibration.of(held_out, split='validation').write(str(path))
   few = evaluated.read(str(path))
   assert few.policy.family == 'fixed'
-  assert '4 held-out images are too few' in run_page.answers(few)[-1].text
+  assert (
+    'By 4 held-out images no saving is sure' in run_page.answers(few)[-1].text
+  )
   run = evaluated.read(str(path), gmacs=2.0)
   limit = (0.8 + 0.3) / 2
   assert run.policy.family == 'cascade' and run.router is None

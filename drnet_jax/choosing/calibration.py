@@ -30,8 +30,6 @@ _FORMAT = 2
 # What a saving may cost in accuracy unless a budget says: top-1.
 TOLERANCE = 0.003
 _MOST_IMAGES = 10_000  # more hardly move a threshold
-# With fewer, one image is more than a point: on 57 the best was worthless.
-_FEWEST_IMAGES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +51,6 @@ class Calibration:
   split: str
   images: int
   origin: str
-
-  @property
-  def too_few(self) -> bool:
-    """Whether they cannot tell what a saving costs."""
-    return self.images < _FEWEST_IMAGES
 
   @classmethod
   def of(
@@ -102,9 +95,9 @@ class Calibration:
         everything counted.
       ms: the same in milliseconds.
       accuracy: top-1 in [0, 1] to reach at the least cost. Without any of the
-        three: that of the best fixed option, less TOLERANCE, or the most that
-        the family has. Where the images are too few to tell, `best` is that
-        option.
+        three: that of the best fixed option, less TOLERANCE, beyond doubt: a
+        standard error is taken off. Where none is so sure, that option; of
+        another family the most accurate policy.
 
     Raises:
       UserError: not calibrated for it, or out of reach.
@@ -115,10 +108,11 @@ class Calibration:
     points = self.family('GMACs' if ms is None else 'ms', policy)
     if not given:
       fixed = self.points['GMACs']['fixed'][-1]
-      if self.too_few:
-        return fixed if policy == 'best' else points[-1]
-      wanted = min(fixed.top1 - TOLERANCE, points[-1].top1)
-      return next(p for p in points if p.top1 >= wanted)
+      least = fixed.top1 - TOLERANCE
+      sure = [p for p in points if p.top1 - p.doubt >= least]
+      if policy == 'best':
+        sure.append(fixed)
+      return min(sure, key=lambda p: p.gmacs) if sure else points[-1]
     (asked,) = given
     if accuracy is None:
       within = [p for p in points if p.cost <= asked * (1 + 1e-9)]

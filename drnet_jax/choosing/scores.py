@@ -418,7 +418,7 @@ def by_class(
   for label in np.unique(record.label):
     mine = np.flatnonzero(record.label == label)
     mean = float(change[mine].mean())
-    half = _Z * _standard_error(change[mine] - mean, groups[mine])
+    half = _Z * standard_error(change[mine] - mean, groups[mine])
     found.append(
       ClassEffect(
         name=class_names[label],
@@ -431,7 +431,7 @@ def by_class(
   return sorted(found, key=lambda effect: effect.change.value)
 
 
-def _standard_error(residuals: np.ndarray, groups: np.ndarray) -> float:
+def standard_error(residuals: np.ndarray, groups: np.ndarray) -> float:
   """Of a mean, from residuals whose groups are independent; NaN of one."""
   sums = np.bincount(np.unique(groups, return_inverse=True)[1], residuals)
   count = len(sums)

@@ -43,6 +43,8 @@ class Point:
     gmacs: the same in 1e9 multiply-adds.
     top1: share classified correctly.
     shares: of the images that leave at each option, [R].
+    doubt: standard error of its top1 less that of the best fixed option, on
+      the same images; 0 in older calibrations.
   """
 
   policy: Policy
@@ -50,6 +52,7 @@ class Point:
   gmacs: float
   top1: float
   shares: tuple[float, ...]
+  doubt: float = 0.0
 
 
 def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
@@ -74,6 +77,7 @@ def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
     family: _pareto((at(p, record, costs) for p in policies), costs)
     for family, policies in found.items()
   }
+  points = _with_doubts(points, record)
   every = [point for several in points.values() for point in several]
   return points | {'best': _pareto(every, costs)}
 
@@ -93,6 +97,27 @@ def at(policy: Policy, record: Record, costs: Costs) -> Point:
     cost = float(decide(policy, record, costs).cost.mean())
   shares = tuple(score.shares.tolist())
   return Point(policy, cost, score.gmacs, score.top1, shares)
+
+
+def _with_doubts(
+  points: dict[str, list[Point]], record: Record
+) -> dict[str, list[Point]]:
+  """The same points, each with its doubt."""
+  option, groups = points['fixed'][-1].policy, record.groups
+  full = decide(option, record, record.costs).right.astype(float)
+  least = 1 / len(np.unique(groups))  # where all agree, the next might not
+
+  def doubt(point: Point) -> float:
+    if point.policy == option:
+      return 0.0
+    change = decide(point.policy, record, record.costs).right - full
+    error = scores.standard_error(change - change.mean(), groups)
+    return float(np.fmax(error, least))
+
+  return {
+    family: [dataclasses.replace(p, doubt=doubt(p)) for p in several]
+    for family, several in points.items()
+  }
 
 
 def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:

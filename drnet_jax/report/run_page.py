@@ -48,10 +48,10 @@ _UNCALIBRATED = (
   'paid for; its thresholds were set on these images, which favours it. '
 )
 
-_TOO_FEW = (
-  ' {} held-out images are too few to tell what a saving costs, so all images '
-  'run at the best fixed {} unless a budget is set. Hold out more '
-  '(config.data.held_out), or name others (calibrate --split).'
+_UNSURE = (
+  ' By {:,} held-out images no saving is sure to keep the accuracy. Set a '
+  'budget, hold out more images (config.data.held_out), or name others '
+  '(calibrate --split).'
 )
 _STALE = (
   ' Hardly any image was sent to {sizes}, so the batch statistics there are '
@@ -90,9 +90,9 @@ def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
   if run.judgement:
     *found, how = wording.answers(run.judgement, run.record, run.policy)
-    if run.calibration and run.calibration.too_few and not run.asked:
-      few = _TOO_FEW.format(run.calibration.images, run.record.options.noun)
-      how = Answer(how.question, how.short, how.text + few)
+    if run.calibration and run.policy.family == 'fixed' and not run.asked:
+      unsure = _UNSURE.format(run.calibration.images)
+      how = Answer(how.question, how.short, how.text + unsure)
     return [*found, how]
   return _without_choice(run, run_rows.fixed_options(run.record))
 
