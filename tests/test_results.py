@@ -501,11 +501,16 @@ def test_the_quick_start_wins_plainly():
   assert (np.diff(fixed, axis=0) > 1).all(), 'accuracy rises with the size'
   best, full = (quickstart_rows(x) for x in ('best policy', 'fixed 64 px'))
   assert len(best) == 3
-  assert (column(best, 'gmacs') / column(full, 'gmacs') < 0.57).all()
+  share = column(best, 'gmacs') / column(full, 'gmacs')
+  assert np.median(share) < 0.55 and max(share) < 0.61
+  lost = column(full, 'top1') - column(best, 'top1')
+  assert np.median(lost) < 0.5 and max(lost) < 1.3
+  for px in (32, 44, 64):
+    assert (column(best, f'share of {px} px') > 4.9).all()
   for rival in ('best fixed', 'random'):
     assert (column(quickstart_rows(rival), 'gain_low') > 0).all()
   for rival in ('router', 'cascade'):
-    assert (column(quickstart_rows(rival), 'gain') > 0.4).all()
+    assert (column(quickstart_rows(rival), 'gain') > 0.3).all()
 
 
 def test_the_prose_on_photographs_is_that_of_its_csv():
