@@ -19,7 +19,8 @@ SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 def launch(script, *arguments, **environment):
   return subprocess.run(
     [LAUNCH / script, *arguments],
-    env=os.environ | environment,
+    # `make PYTHON=python3.13 test` hands its own on.
+    env=os.environ | {'PYTHON': 'python'} | environment,
     capture_output=True,
     text=True,
     timeout=60,
