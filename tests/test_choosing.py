@@ -373,11 +373,12 @@ def test_without_a_budget_accuracy_is_kept(calibrated):
 
 
 def test_few_images_do_not_tell_what_a_saving_costs(held_out):
-  """Of 50 one image is two points, so nothing is saved on them."""
+  """Of 99 one image is a point, so nothing is saved on them."""
   few, many = (
-    Calibration.of(held_out.some(slice(n)), split='x') for n in (50, None)
+    Calibration.of(held_out.some(slice(n)), split='x') for n in (99, None)
   )
   assert few.find() == few.points['GMACs']['fixed'][-1]
+  assert few.find(policy='cascade') == few.points['GMACs']['cascade'][-1]
   assert many.find().gmacs < few.find().gmacs
   assert few.find(gmacs=2.0).policy.family != 'fixed'
 

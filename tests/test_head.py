@@ -86,10 +86,14 @@ def test_images_without_a_label_change_nothing(capsys):
   assert alone == with_others and f'of {IMAGES} crops' in alone
 
 
-def test_a_classifier_of_another_kind_is_left_as_it_is(capsys):
+@pytest.mark.parametrize(
+  'layer',
+  [lambda dense: {'kernel': dense['kernel']}, lambda dense: {'a': dense}],
+)
+def test_a_classifier_of_another_kind_is_left_as_it_is(layer, capsys):
   trained, mesh = tiny_trained(), mesh_lib.create(1)
-  kernel = trained.params['base']['head']['kernel']
-  base = trained.params['base'] | {'head': {'kernel': kernel}}
+  base = trained.params['base']
+  base = base | {'head': layer(base['head'])}
   params = trained.params | {'base': base}
   none = iter(())
   found = head.fitted(trained.model, params, trained.batch_stats, none, mesh)

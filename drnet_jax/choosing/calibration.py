@@ -30,6 +30,7 @@ _FORMAT = 2
 # What a saving may cost in accuracy unless a budget says: top-1.
 TOLERANCE = 0.003
 _MOST_IMAGES = 10_000  # more hardly move a threshold
+_FEWEST_IMAGES = 100  # of fewer one is worth a point: a lucky one would pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,9 @@ class Calibration:
         everything counted.
       ms: the same in milliseconds.
       accuracy: top-1 in [0, 1] to reach at the least cost. Without any of the
-        three: that of the best fixed option, less TOLERANCE, beyond doubt: a
-        standard error is taken off. Where none is so sure, that option; of
-        another family the most accurate policy.
+        three: that of the best fixed option, less TOLERANCE, with a standard
+        error to spare. Where `best` has none, that option; where another
+        family has none, its most accurate policy.
 
     Raises:
       UserError: not calibrated for it, or out of reach.
@@ -110,6 +111,8 @@ class Calibration:
       fixed = self.points['GMACs']['fixed'][-1]
       least = fixed.top1 - TOLERANCE
       sure = [p for p in points if p.top1 - p.doubt >= least]
+      if self.images < _FEWEST_IMAGES:
+        sure = []
       if policy == 'best':
         sure.append(fixed)
       return min(sure, key=lambda p: p.gmacs) if sure else points[-1]

@@ -43,8 +43,9 @@ class Point:
     gmacs: the same in 1e9 multiply-adds.
     top1: share classified correctly.
     shares: of the images that leave at each option, [R].
-    doubt: standard error of its top1 less that of the best fixed option, on
-      the same images; 0 in older calibrations.
+    doubt: standard error of the difference between its top1 and the best fixed
+      option's on the same images, at least one original's weight; 0 of that
+      option, and in older calibrations.
   """
 
   policy: Policy
@@ -105,7 +106,7 @@ def _with_doubts(
   """The same points, each with its doubt."""
   option, groups = points['fixed'][-1].policy, record.groups
   full = decide(option, record, record.costs).right.astype(float)
-  least = 1 / len(np.unique(groups))  # where all agree, the next might not
+  least = 1 / (groups.max() + 1)  # where all agree, the next might not
 
   def doubt(point: Point) -> float:
     if point.policy == option:

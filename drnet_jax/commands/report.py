@@ -8,10 +8,10 @@ the folder of a set of experiments (`set.json`, as `drnet_jax sweep` leaves it).
 Of one run it writes what `main` wrote after training; of several a table,
 beside the paper's figures where the set is one of the paper's tables. Needs
 neither images nor weights. `--policy` and `--budget_*` say which policy the
-report is about (default: the cheapest that is within .3 points of full
-accuracy on held-out images, a standard error taken off).
-`--report_to` names another folder than `report/` in
-the run, in the set, or in the folder that several runs have in common.
+report is about (default: the cheapest that on held-out images is within .3
+points of full accuracy, with a standard error to spare). `--report_to` names
+another folder than `report/` in the run, in the set, or in the folder that
+several runs have in common.
 """
 
 import os

@@ -10,6 +10,7 @@ from flax import traverse_util
 from drnet_jax import settings, terminal
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
+from drnet_jax.choosing.policy import fixed as fixed_at
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Judgement, Score, Scored
 from drnet_jax.report import (
@@ -49,7 +50,7 @@ _UNCALIBRATED = (
 )
 
 _UNSURE = (
-  ' By {:,} held-out images no saving is sure to keep the accuracy. Set a '
+  ' On {:,} held-out images no saving keeps the accuracy for sure. Set a '
   'budget, hold out more images (config.data.held_out), or name others '
   '(calibrate --split).'
 )
@@ -90,7 +91,8 @@ def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
   if run.judgement:
     *found, how = wording.answers(run.judgement, run.record, run.policy)
-    if run.calibration and run.policy.family == 'fixed' and not run.asked:
+    full = fixed_at(int(run.record.gmacs.argmax()))
+    if run.calibration and run.policy == full and not run.asked:
       unsure = _UNSURE.format(run.calibration.images)
       how = Answer(how.question, how.short, how.text + unsure)
     return [*found, how]

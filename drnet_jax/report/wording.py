@@ -66,7 +66,8 @@ def three_digits(value: float) -> str:
 
 def answers(judged: Judgement, record: Record, policy: Policy) -> list[Answer]:
   """What a stranger asks of a policy first."""
-  saving, top1 = judged.saving.value, judged.policy.top1.value
+  saving = round(judged.saving.value, 9)  # of a fixed size a mean is not exact
+  top1 = judged.policy.top1.value
   return [
     Answer(
       'What do I save?',
@@ -117,15 +118,15 @@ def _how(found: Scored, record: Record, policy: Policy) -> str:
 def _accuracy(judged: Judgement, record: Record) -> str:
   full = judged.full
   return (
-    f'Top-1; {_all_at(full)} have {percent(full.top1.value)} %, so it changes '
-    f'by {points(full.gain)} points.{_against_best_single(judged, record)}'
+    f'Top-1, against {percent(full.top1.value)} % with {_all_at(full)}: '
+    f'{points(full.gain)} points.{_against_best_single(judged, record)}'
   )
 
 
 def _against_best_single(judged: Judgement, record: Record) -> str:
   """Where the most expensive option is not the best one."""
   best = judged.best_single
-  saved = 1 - judged.policy.gmacs.value / best.gmacs.value
+  saved = round(1 - judged.policy.gmacs.value / best.gmacs.value, 9)
   if best is judged.full or not (saved or best.gain.value):
     return ''
   saves = (
@@ -144,7 +145,7 @@ def _against_best_single(judged: Judgement, record: Record) -> str:
 def _gain(judged: Judgement, record: Record, policy: Policy) -> tuple[str, str]:
   """In a word, and in full."""
   if policy.family == 'fixed':
-    return 'There is none', f'All images run at one {record.options.noun}.'
+    return 'There is none', f'All images end at one {record.options.noun}.'
   gain = judged.best_fixed.gain
   rival = (
     f'the best fixed {record.options.noun} at the same cost, '

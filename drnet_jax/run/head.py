@@ -46,8 +46,10 @@ def fitted(
     mesh: devices to run on.
   """
   layer, size_px = params['base'][HEAD], max(model.resolutions)
-  if {k: jnp.ndim(x) for k, x in layer.items()} != {'kernel': 2, 'bias': 1}:
-    terminal.say(f'{HEAD!r} is no dense layer: the new classifier is random')
+  if jax.tree.map(jnp.ndim, layer) != {'kernel': 2, 'bias': 1}:
+    terminal.say(
+      f'{HEAD!r} is no dense layer with a bias: the new classifier is random'
+    )
     return params
   whole = mesh_lib.replicated(mesh)
   batches = iter(batches)

@@ -64,8 +64,8 @@ class Classifier:
     runtime: a line about what runs it, for people.
 
   Attributes:
-    policy: that images follow. The best within the calibration's tolerance of
-      full accuracy; without a calibration the router as trained, or else the
+    policy: that images follow. What `Calibration.find` gives without a budget;
+      without a calibration the router as trained, or else the
       most expensive option; of an exported folder the one it was exported with.
       Set it by `set_budget`, `set_option`, or to any
       `choosing.policy.Policy`.
