@@ -75,8 +75,8 @@ def cells() -> list[dict[str, Any]]:
       """
       ## The report
 
-      What is saved, at what accuracy, and is the gain real? The page that `main`
-      left at the end of the run says so.
+      What is saved, at what accuracy, and is the gain real? The page that
+      `main` left at the end of the run says so.
       """
     ),
     code(
