@@ -35,7 +35,9 @@ def load(
   Args:
     origin: a workdir, whose latest weights are taken (those of the predictor
       only if it has been trained); or weights under PyTorch's names (`hub`),
-      which go to the base network, its norms to every size.
+      which go to the base network, its norms to every size. An untrained
+      predictor that is the base network but for its outputs begins with the
+      base's weights, with the norms of the smallest size.
     model: to load them into.
     fresh: of the model, as initialised.
     mesh: devices to put them on.
@@ -49,6 +51,7 @@ def load(
   Raises:
     UserError: the weights cannot be read, or are not the model's.
   """
+  has_router = False
   if hub.is_weights(origin):
     found = _from_torch(origin, model, fresh, reset_head=reset_head)
   else:
@@ -70,8 +73,8 @@ def load(
       params = params | {
         'base': params.get('base', {}) | {head: fresh[0]['base'][head]}
       }
-    found = params, batch_stats
-    if isinstance(model, DRNet) and not trained.has_router:
+    found, has_router = (params, batch_stats), trained.has_router
+    if isinstance(model, DRNet) and not has_router:
       # An untrained predictor is nothing to keep: ours may be another network.
       found = tuple(
         theirs | {'predictor': ours['predictor']}
@@ -79,6 +82,14 @@ def load(
       )
     _check_same_shapes(origin, found, fresh)
     terminal.say(f'Weights from {origin}, {trained.origin}')
+  if isinstance(model, DRNet) and not has_router and _predictor_is_base(model):
+    params, batch_stats = found
+    begin = model.variables(params, batch_stats, min(model.resolutions))
+    head = {layers.HEAD: fresh[0]['predictor'][layers.HEAD]}
+    found = (
+      params | {'predictor': begin['params'] | head},
+      batch_stats | {'predictor': begin['batch_stats']},
+    )
   return jax.device_put(found, mesh_lib.replicated(mesh))
 
 
@@ -142,6 +153,14 @@ def _from_torch(
   weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
   terminal.say(f'Weights from {file}, the norms copied to every size')
   return weights
+
+
+def _predictor_is_base(model: DRNet) -> bool:
+  """Whether the two are the same network but for the number of outputs."""
+  base, predictor = model.base, model.predictor
+  return type(base) is type(predictor) and predictor == base.clone(
+    num_classes=predictor.num_classes
+  )
 
 
 def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
