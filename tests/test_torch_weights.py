@@ -105,6 +105,33 @@ def test_missing_and_unused_tensors_are_all_named(model, fresh, state):
     load(model, fresh, wrong)
 
 
+@pytest.mark.parametrize('same', [True, False])
+def test_a_predictor_like_the_base_begins_with_its_weights(
+  state, tmp_path, same
+):
+  like = BASE if same else BASE | {'head': 48}
+  model = create(predictor=like, predictor_px=40)
+  fresh = jax.jit(model.init)(jax.random.key(0))
+  file = str(tmp_path / 'weights.npz')
+  torch_weights.write(file, state)
+  params, stats = weights.load(
+    file,
+    model,
+    fresh,
+    mesh_lib.create(1),
+    class_names=(),
+    reset_head=False,
+  )
+  began, began_stats = fresh[0]['predictor'], fresh[1]['predictor']
+  if same:
+    base = model.variables(params, stats, 33)
+    began = base['params'] | {'head': began['head']}
+    began_stats = base['batch_stats']
+    assert began['head']['kernel'].shape[1] == len(model.resolutions)
+  jax.tree.map(np.testing.assert_array_equal, params['predictor'], began)
+  jax.tree.map(np.testing.assert_array_equal, stats['predictor'], began_stats)
+
+
 def test_another_width_is_refused(fresh, state):
   wide = create(base=BASE | {'width': 0.5})
   with pytest.raises(UserError, match='of another shape'):
