@@ -138,8 +138,8 @@ def begin(
   if processes.is_main():
     try:
       os.makedirs(path, exist_ok=True)
-      settings.write_json(_classes_file(path), class_names)
-      settings.write_json(_config_file(path), ours)
+      settings.write_json(os.path.join(path, 'classes.json'), class_names)
+      settings.write_json(os.path.join(path, 'config.json'), ours)
     except OSError as error:
       raise UserError(f'cannot write to --workdir={path}: {error}') from error
   return changed
@@ -181,7 +181,7 @@ def note(
     line = {'what': what} | provenance.now()
     if changed:
       line['changed'] = changed
-    with open(_sessions_file(path), 'a+') as file:
+    with open(os.path.join(path, 'sessions.jsonl'), 'a+') as file:
       file.seek(0)
       is_cut_off = file.read()[-1:] not in ('', '\n')  # by a full disk
       file.write('\n' * is_cut_off + json.dumps(line) + '\n')
@@ -189,13 +189,12 @@ def note(
 
 def sessions(path: str) -> list[dict[str, Any]]:
   """What `note` wrote, in order; [] of an older run."""
-  if not os.path.exists(_sessions_file(path)):
-    return []
-  found = []
-  with open(_sessions_file(path)) as file:
-    for line in file:
-      with contextlib.suppress(ValueError):  # a full disk leaves a part of one
-        found.append(json.loads(line))
+  file, found = os.path.join(path, 'sessions.jsonl'), []
+  if os.path.exists(file):
+    with open(file) as lines:
+      for line in lines:
+        with contextlib.suppress(ValueError):  # a full disk leaves part of one
+          found.append(json.loads(line))
   return found
 
 
@@ -212,8 +211,7 @@ def keep_held_out(path: str, rows: np.ndarray) -> None:
   file = os.path.join(path, 'held_out.json')
   if not (os.path.exists(file) and has_run(path)):
     settings.write_json(file, rows.tolist())
-    return
-  if settings.read_json(file) != rows.tolist():
+  elif settings.read_json(file) != rows.tolist():
     raise UserError(
       f'{file} names other images than are held out now: the data set or the '
       'random numbers have changed. Choose another --workdir.'
@@ -232,19 +230,20 @@ def read_config(
   Raises:
     UserError: no run was begun there.
   """
-  if not os.path.exists(_config_file(path)):
+  file = os.path.join(path, 'config.json')
+  if not os.path.exists(file):
     raise UserError(
       f'{path} is not a workdir of drnet_jax: it has no config.json. Train one '
       'with python -m drnet_jax.main --config=... --workdir=...'
     )
-  config = settings.completed(settings.read_json(_config_file(path)))
+  config = settings.completed(settings.read_json(file))
   config = ml_collections.ConfigDict(config)
   return settings.overridden(config, overrides, _OF_EVALUATION)
 
 
 def class_names(path: str) -> tuple[str, ...]:
   """Of the run in a workdir, in label order."""
-  return tuple(settings.read_json(_classes_file(path)))
+  return tuple(settings.read_json(os.path.join(path, 'classes.json')))
 
 
 def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
@@ -301,20 +300,8 @@ def create_model(
 
 def has_run(path: str) -> bool:
   """Whether a run has been begun there, and has saved a checkpoint."""
-  return os.path.exists(_config_file(path)) and any(
+  return os.path.exists(os.path.join(path, 'config.json')) and any(
     name.isdigit()
     for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
     for name in folders
   )
-
-
-def _sessions_file(path: str) -> str:
-  return os.path.join(path, 'sessions.jsonl')
-
-
-def _classes_file(path: str) -> str:
-  return os.path.join(path, 'classes.json')
-
-
-def _config_file(path: str) -> str:
-  return os.path.join(path, 'config.json')
