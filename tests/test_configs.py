@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import cifar10_ranet_tiny, quickstart
-from drnet_jax import settings
+from drnet_jax import models, settings
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.run import describe, train, workdir
@@ -69,7 +69,7 @@ def create_model(config):
     names = data.class_names()
   key = (repr(config.model.to_dict()), len(names))
   if key not in _MODELS:
-    _MODELS[key] = workdir.create_model(config.model, names)
+    _MODELS[key] = models.create(config.model, num_classes=len(names))
   return _MODELS[key]
 
 

@@ -260,7 +260,7 @@ def test_imported_runs_can_be_used_and_exported(tmp_path, data_dir):
   config.data.data_dir = data_dir
   with config.unlocked():
     config.model.base = BASE
-  model = workdir.create_model(config.model, tuple('0123456789'))
+  model = models.create(config.model, num_classes=10)
   fresh = jax.jit(model.init)(jax.random.key(1))
   names = torch_weights.export(model, *fresh, 64, naming='timm')
   state = torch_golden.random_state(

@@ -40,7 +40,7 @@ from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated, page
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.wording import Answer
-from drnet_jax.run import evaluate, train, workdir
+from drnet_jax.run import evaluate, train
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
@@ -379,7 +379,8 @@ def _set_epochs(suite: Suite, config, seconds: float) -> None:
   )
   read = train.read(config)
   source = read.data.open(read.data.train_split)
-  macs = workdir.create_model(read.model, source.class_names).macs()
+  classes = len(source.class_names)
+  macs = models.create(read.model, num_classes=classes).macs()
   for name, share in (('pretrain', 2 / 3), ('finetune', 1 / 3)):
     rate = macs_per_second / cost_model.macs_per_image(read.stages[name], macs)
     rate = min(rate, _IMAGES_PER_CORE * os.cpu_count())

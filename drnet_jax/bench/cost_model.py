@@ -9,11 +9,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from drnet_jax import routing, terminal
+from drnet_jax import models, routing, terminal
 from drnet_jax.errors import UserError
 from drnet_jax.flops import Macs
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.run import train, workdir
+from drnet_jax.run import train
 from drnet_jax.run.stage import Stage
 
 
@@ -353,7 +353,8 @@ def report(
     train_images: unless the config says.
   """
   run = train.read(config)
-  model = workdir.create_model(run.model, run.data.class_names())
+  classes = len(run.data.class_names())
+  model = models.create(run.model, num_classes=classes)
   if not isinstance(model, DRNet):
     raise UserError('the estimate is for DRNets; config.model makes a RANet')
   rows = estimate_table(

@@ -3,13 +3,11 @@
 
 import jax
 import ml_collections
-import numpy as np
 
-from drnet_jax import settings, terminal
+from drnet_jax import models, settings, terminal
 from drnet_jax.data.pipeline import Data
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.models.ranet import RANet
-from drnet_jax.run import workdir
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
@@ -22,7 +20,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
     UserError: a model that cannot be built.
   """
   names = settings.call(Data, config.data, 'config.data').class_names()
-  model = workdir.create_model(config.model, names)
+  model = models.create(config.model, num_classes=len(names))
   if isinstance(model, RANet):
     return f'{len(names)} classes\n\n{_exits(model)}'
   macs, routed = model.macs(), []
@@ -74,7 +72,7 @@ def count_parameters(model: DRNet) -> dict[str, int]:
   params, _ = jax.eval_shape(model.init, jax.random.key(0))
 
   def count(tree) -> int:
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+    return sum(x.size for x in jax.tree.leaves(tree))
 
   sets = params['norm']
   first = count(next(iter(sets.values())))

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import ml_collections
@@ -51,7 +51,7 @@ class Run:
       optimiser's state: 1 for a copy on each, 0 for one on all together.
   """
 
-  seed: Annotated[int, settings.In('[0, 2147483647]')]
+  seed: settings.Whole
   init_from: settings.Path
   reset_head: bool
   model: Mapping[str, Any]
@@ -88,7 +88,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
       for split in (data.train_split, data.validation_split)
     )
   source = data.with_unlabelled(source)
-  model = workdir.create_model(run.model, names)
+  model = models.create(run.model, num_classes=len(names))
   data.check_side(model.image_px)
   # All stages before the first is run: a mistake in the last shows at once.
   stages = [

@@ -111,7 +111,7 @@ def import_torch(
   config = config.copy_and_resolve_references()
   config.init_from = file
   names = settings.call(Data, config.data, 'config.data').class_names()
-  model = workdir.create_model(config.model, names)
+  model = models.create(config.model, num_classes=len(names))
   weights = _from_torch(
     file,
     model,

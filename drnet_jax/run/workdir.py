@@ -261,7 +261,7 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   path, only_stage, only_step = paths.parts(path)
   config = read_config(path, overrides)
   names = class_names(path)
-  model = create_model(config.model, names)
+  model = models.create(config.model, num_classes=len(names))
   abstract = jax.eval_shape(model.init, jax.random.key(0))
   stages = (*reversed(config.stages), INITIAL)
   for stage in [only_stage] if only_stage else stages:
@@ -289,13 +289,6 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
       origin=f'stage {stage}, step {step}',
     )
   raise UserError(f'{path}: no complete checkpoint yet; continue training')
-
-
-def create_model(
-  section: Mapping[str, Any], class_names: tuple[str, ...]
-) -> models.Model:
-  """The model of `config.model` for these classes."""
-  return models.create(section, num_classes=len(class_names))
 
 
 def has_run(path: str) -> bool:
