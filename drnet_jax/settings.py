@@ -239,6 +239,11 @@ def differences(
   return found
 
 
+def matches(field: str, patterns: Sequence[str]) -> bool:
+  """Whether `fnmatch` finds a field, 'config.data.threads', among these."""
+  return any(fnmatch.fnmatchcase(field, pattern) for pattern in patterns)
+
+
 def overridden(
   config: 'ml_collections.ConfigDict',
   overrides: Sequence[str],
@@ -249,16 +254,14 @@ def overridden(
   Args:
     config: left as it is.
     overrides: '--config.<field>=<value>'.
-    fields: which may be given so, `fnmatch` patterns.
+    fields: which may be given so, see `matches`.
 
   Raises:
     UserError: another field is given, or no value that can be read.
   """
   for override in overrides:
-    field = override.partition('=')[0].removeprefix('--')
-    if field == override.removeprefix('--') or not any(
-      fnmatch.fnmatchcase(field, pattern) for pattern in fields
-    ):
+    field, is_given, _ = override.removeprefix('--').partition('=')
+    if not (is_given and matches(field, fields)):
       raise UserError(
         f'{override!r} is not --<field>=<value> with one of the fields '
         f'{", ".join(fields)}: all else is as the run was trained'

@@ -235,12 +235,10 @@ def _run(job: Job) -> int | None:
 
 
 def _without(arguments: Sequence[str], fields: Sequence[str]) -> list[str]:
-  from drnet_jax.run.workdir import matches
-
   return [
     a
     for a in arguments
-    if not matches(a.partition('=')[0].removeprefix('--'), fields)
+    if not settings.matches(a.partition('=')[0].removeprefix('--'), fields)
   ]
 
 

@@ -14,7 +14,6 @@ report/           see `evaluate`
 
 import contextlib
 import dataclasses
-import fnmatch
 import functools
 import json
 import os
@@ -130,7 +129,7 @@ def begin(
     changed = settings.differences(
       settings.plain(read_config(path)), ours, 'config'
     )
-    refused = [f for f in changed if not matches(f, FREE + REMEDIES)]
+    refused = [f for f in changed if not settings.matches(f, FREE + REMEDIES)]
     if refused:
       raise UserError(_another_config(path, refused, changed))
     if not changed:
@@ -143,11 +142,6 @@ def begin(
     except OSError as error:
       raise UserError(f'cannot write to --workdir={path}: {error}') from error
   return changed
-
-
-def matches(field: str, patterns: Sequence[str]) -> bool:
-  """Whether a field, 'config.data.threads', is one of these."""
-  return any(fnmatch.fnmatchcase(field, pattern) for pattern in patterns)
 
 
 def _another_config(
