@@ -109,26 +109,20 @@ def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
     os.makedirs(path(kind), exist_ok=True)
     _clear(path(kind))
     partial = tempfile.mkdtemp(dir=path(kind))
-  except OSError:
-    return _until_the_end(write)
-  try:
-    write(partial)
-    os.chmod(partial, 0o755)
-    # Another process may have been faster; its folder is the same.
-    with contextlib.suppress(OSError):
-      os.rename(partial, path(kind, name))
-  except OSError:  # no room
-    return _until_the_end(write)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-  return path(kind, name)
-
-
-def _until_the_end(write: Callable[[str], None]) -> str:
-  made = tempfile.mkdtemp()
-  atexit.register(shutil.rmtree, made, ignore_errors=True)
-  write(made)
-  return made
+    try:
+      write(partial)
+      os.chmod(partial, 0o755)
+      # Another process may have been faster; its folder is the same.
+      with contextlib.suppress(OSError):
+        os.rename(partial, path(kind, name))
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+    return path(kind, name)
+  except OSError:  # no leave, or no room
+    made = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    write(made)
+    return made
 
 
 def _clear(kind: str) -> None:
