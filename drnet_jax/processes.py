@@ -32,7 +32,6 @@ from drnet_jax.errors import INTERRUPTED, PREEMPTED, UserError
 # Exit status of a run to be started again on all its processes: one was lost.
 LOST_PEER = 76
 
-
 # What launchers that JAX may not know tell of the number of processes.
 _SIZES = ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
 _RANKS = ('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK')
@@ -151,10 +150,9 @@ def signals_noted(
     if pass_on:
       pass_on(signal.SIGTERM)
 
-  numbers = [signal.SIGINT]
+  before = {signal.SIGINT: signal.signal(signal.SIGINT, note)}
   if not several:  # else as JAX has it from `join` on
-    numbers.append(signal.SIGTERM)
-  before = {number: signal.signal(number, note) for number in numbers}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, note)
   try:
     yield
   finally:
