@@ -461,7 +461,10 @@ class _SinceRow:
   def steps(self) -> list[dict[str, float]]:
     """Metrics of each step; waits for the device."""
     fetched = jax.device_get(self._on_device)
-    self._steps += [{k: float(v) for k, v in m.items()} for m in fetched]
+    # Another list: the one before may be waiting to be written, see `save`.
+    self._steps = self._steps + [
+      {k: float(v) for k, v in m.items()} for m in fetched
+    ]
     self._on_device = []
     return self._steps
 
