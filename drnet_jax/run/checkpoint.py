@@ -254,7 +254,10 @@ class Checkpoints:
         'classes.json of that run.'
       )
 
-  def close(self) -> None:
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *unused) -> None:
     """Waits for saves under way, then lets go."""
     try:
       self._manager.wait_until_finished()
@@ -262,12 +265,6 @@ class Checkpoints:
       raise self._cannot_save(error) from error
     finally:
       self._manager.close()
-
-  def __enter__(self) -> 'Checkpoints':
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self.close()
 
 
 def differences(there, here) -> str:
