@@ -2,7 +2,6 @@
 """Weights from another run or from PyTorch, and back to PyTorch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import ml_collections
@@ -17,19 +16,18 @@ from drnet_jax.models import Model, layers, torch_weights
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import checkpoint, hub, workdir
 from drnet_jax.run.checkpoint import Checkpoints
-
-_Weights = tuple[Any, Any]  # (params, batch_stats)
+from drnet_jax.steps.state import Weights
 
 
 def load(
   origin: str,
   model: Model,
-  fresh: _Weights,
+  fresh: Weights,
   mesh: Mesh,
   *,
   class_names: Sequence[str],
   reset_head: bool,
-) -> _Weights:
+) -> Weights:
   """Reads the weights to begin with.
 
   Args:
@@ -65,14 +63,12 @@ def load(
         'the data its names (config.data.class_map)'
       )
     if reset_head:
-      head = layers.HEAD
-      if head not in fresh[0].get('base', {}):
+      if layers.HEAD not in fresh[0].get('base', {}):
         raise UserError(
-          f'config.reset_head: the base network has no layer {head!r}'
+          f'config.reset_head: the base network has no layer {layers.HEAD!r}'
         )
-      params = params | {
-        'base': params.get('base', {}) | {head: fresh[0]['base'][head]}
-      }
+      head = {layers.HEAD: fresh[0]['base'][layers.HEAD]}
+      params = params | {'base': params.get('base', {}) | head}
     found, has_router = (params, batch_stats), trained.has_router
     if isinstance(model, DRNet) and not has_router:
       # An untrained predictor is nothing to keep: ours may be another network.
@@ -142,8 +138,8 @@ def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
 
 
 def _from_torch(
-  file: str, model: Model, fresh: _Weights, *, reset_head: bool
-) -> _Weights:
+  file: str, model: Model, fresh: Weights, *, reset_head: bool
+) -> Weights:
   if not isinstance(model, DRNet):
     raise UserError(
       f'{file}: weights of PyTorch can be read for a DRNet only, and '
@@ -163,7 +159,7 @@ def _predictor_is_base(model: DRNet) -> bool:
   )
 
 
-def _check_same_shapes(origin: str, found: _Weights, ours: _Weights) -> None:
+def _check_same_shapes(origin: str, found: Weights, ours: Weights) -> None:
   for there, here in zip(found, ours, strict=True):
     if different := checkpoint.differences(there, here):
       raise UserError(
