@@ -147,19 +147,14 @@ def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
 def _found(
   folder: str, test: Record, held_out: Record, split: str, ms: Costs | None
 ) -> Calibrated:
-  before = _readable(folder)
+  try:
+    before = calibration_lib.read(folder)
+  except UserError:  # it is about to be replaced anyway
+    before = None
   if ms is None and before and before.options == held_out.options:
     ms = before.costs.get('ms')
   calibration = Calibration.of(held_out, split=split, ms=ms)
   return Calibrated(folder, test, held_out, calibration)
-
-
-def _readable(folder: str) -> Calibration | None:
-  """The calibration that is there, unless it is about to be replaced anyway."""
-  try:
-    return calibration_lib.read(folder)
-  except UserError:
-    return None
 
 
 def check_held_out(split: str, subject: Subject) -> None:

@@ -58,7 +58,6 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def write(folder: str, paths: Sequence[str]) -> None:
-  """Leaves a folder that `members` reads."""
-  os.makedirs(folder, exist_ok=True)
+  """Makes a folder one that `members` reads."""
   listed = [os.path.relpath(path, folder) for path in paths]
   settings.write_json(os.path.join(folder, FILE), {'members': listed})
