@@ -96,14 +96,8 @@ def folder(kind: str, name: str) -> str | None:
 def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
   """Makes a folder of the cache, and clears away what was long not asked for.
 
-  Args:
-    kind: what it holds.
-    name: its key.
-    write: called with an empty folder to fill.
-
-  Returns:
-    Where it is: in the cache, or, where that cannot be written, elsewhere
-    until this process ends.
+  `write` is called with an empty folder to fill. Returns where that is then: in
+  the cache, or, where it cannot be written, elsewhere until this process ends.
   """
   try:
     os.makedirs(path(kind), exist_ok=True)

@@ -48,12 +48,8 @@ def has_label(labels: jax.Array) -> jax.Array:
 def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Whether the likeliest class is the label, or a distribution's likeliest.
 
-  Args:
-    logits: [..., K].
-    labels: see `cross_entropy`.
-
-  Returns:
-    bool [...]; False of images without a label.
+  Logits and labels are those of `cross_entropy`; bool [...], False of images
+  without a label.
   """
   if _are_distributions(labels):
     labels = jnp.where(has_label(labels), labels.argmax(-1), -1)
@@ -144,11 +140,7 @@ def flops_hinge(
 def uniform_usage(choice: jax.Array) -> jax.Array:
   """Squared distance of the sizes' shares from equal use (AR-Net, ECCV 2020).
 
-  Args:
-    choice: [B, R], one-hot or probabilities.
-
-  Returns:
-    A scalar, 0 when every size is used equally.
+  Of a choice [B, R], one-hot or probabilities; 0 when all are used equally.
   """
   share = choice.mean(0)
   return jnp.square(share - 1 / choice.shape[-1]).sum()

@@ -80,16 +80,11 @@ def by_batch(mesh: Mesh) -> NamedSharding:
 
 
 def shardings(tree, mesh: Mesh):
-  """How each array of a state lies between two steps.
+  """How each array of a state (or of its shapes) lies between two steps.
 
-  Args:
-    tree: arrays, or their shapes.
-    mesh: see `create`.
-
-  Returns:
-    A tree of shardings. Kernels are cut along their longest axis that can be
-    divided by the number of shards; vectors (to cut them saves nothing and
-    costs a message) and all else are on every device.
+  Kernels are cut along their longest axis that can be divided by the number of
+  shards; vectors (to cut them saves nothing and costs a message) and all else
+  are on every device.
   """
   shards = mesh.shape[SHARD_AXIS]
 

@@ -40,14 +40,7 @@ def straight_through(
 
 
 def choose(logits: jax.Array) -> jax.Array:
-  """The choice at inference: argmax, no noise.
-
-  Args:
-    logits: [B, R].
-
-  Returns:
-    int32 [B], index of the chosen size.
-  """
+  """The choice at inference, int32 [B]: argmax of logits [B, R], no noise."""
   return logits.argmax(-1).astype(jnp.int32)
 
 

@@ -119,9 +119,7 @@ def calibrate_ladder(
 def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
   """What all options of several runs say of a split.
 
-  Args:
-    subjects: by the name of their network, the cheapest first.
-    split: of each of them.
+  The runs are named by their networks, the cheapest first.
 
   Raises:
     UserError: they know other classes or were given other images.

@@ -45,11 +45,8 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
   """The checkpoints of one stage, `<workdir>/checkpoints/<stage>/<step>`.
 
-  Args:
-    workdir: of the run.
-    stage: name of the stage.
-    keep: how many of the latest to keep; None to only read, also while another
-      process trains.
+  The latest `keep` of them are kept; with None they are only read, also while
+  another process trains.
   """
 
   def __init__(self, workdir: str, stage: str, *, keep: int | None):
@@ -92,11 +89,8 @@ class Checkpoints:
   ) -> None:
     """Starts to save; `state` may be donated as soon as this returns.
 
-    Args:
-      step: of the state.
-      state: to go on from.
-      average: of the weights, where the stage has one.
-      row: metrics of the steps that no row of metrics.csv holds yet.
+    With it goes the average of the weights, where the stage has one, and the
+    metrics of the steps that no row of metrics.csv holds yet.
     """
     items = {'weights': _weights(*state_lib.weights(state))}
     if average is not None:
@@ -132,16 +126,13 @@ class Checkpoints:
   def restore(
     self, step: int, abstract: TrainState, shardings, *, averages: bool
   ) -> tuple[TrainState, Weights | None, list[dict[str, float]]]:
-    """Loads what `save` saved of a step.
+    """Loads what `save` saved of a step: state, average and row.
 
     Args:
       step: from `latest_step`.
       abstract: shapes and dtypes to expect.
       shardings: of the leaves; need not be those they were saved with.
       averages: whether the stage has an average of the weights.
-
-    Returns:
-      state, average and row, as given to `save`.
 
     Raises:
       UserError: files are missing or damaged, cannot be read, or hold another
@@ -166,8 +157,7 @@ class Checkpoints:
 
     Args:
       step: from `latest_step`.
-      params: shapes and dtypes to expect.
-      batch_stats: shapes and dtypes to expect.
+      params, batch_stats: shapes and dtypes to expect.
       sharding: of every leaf.
 
     Raises:

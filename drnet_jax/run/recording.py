@@ -31,12 +31,7 @@ _CHANGES_NOTHING = ('threads', 'workers', 'max_bad_images')
 
 
 class Evaluator:
-  """Records what a model says of a split; compiled once for all its calls.
-
-  Args:
-    model: to evaluate.
-    mesh: devices to run on.
-  """
+  """Records what a model says of a split; compiled once for all its calls."""
 
   def __init__(self, model: Model, mesh: Mesh):
     self._model = model
@@ -64,10 +59,7 @@ class Evaluator:
     batch_size: int,
     **how: bool,
   ) -> Record:
-    """Runs the model over a split, each process over its part of it.
-
-    Of `batch_size` images at a time, over all devices; all else as `__call__`.
-    """
+    """As `__call__`, of `batch_size` images at a time over all devices."""
     batches = data.eval_batches(
       source,
       size_px=self._model.image_px,
@@ -92,8 +84,7 @@ class Evaluator:
     """Runs the model over a split.
 
     Args:
-      params: of the model.
-      batch_stats: of the model.
+      params, batch_stats: of the model.
       batches: from `pipeline.eval_batches`, this process's part.
       num_examples: in the split.
       description: for the progress bar.
@@ -156,7 +147,6 @@ class Subject:
     overrides: '--config.data.<field>=<value>', for data that has moved.
 
   Attributes:
-    path: the workdir.
     trained: its latest weights.
     data: of its config.
   """

@@ -120,13 +120,9 @@ def import_torch(
 
 
 def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
-  """Writes a workdir's latest weights for PyTorch.
+  """Writes a workdir's latest weights, with the norms of one size, for PyTorch.
 
-  Args:
-    path: the workdir.
-    file: to write.
-    size_px: whose norms.
-    naming: see `torch_weights.to_state_dict`.
+  How they can be named, `torch_weights.to_state_dict` says.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   if not isinstance(trained.model, DRNet):

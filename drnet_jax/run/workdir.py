@@ -195,9 +195,7 @@ def sessions(path: str) -> list[dict[str, Any]]:
 def keep_held_out(path: str, rows: np.ndarray) -> None:
   """Writes which images are held out, or checks that they are still the same.
 
-  Args:
-    path: the workdir.
-    rows: int [N], of the training split.
+  They are rows of the training split, int [N].
 
   Raises:
     UserError: the run was begun with others.
