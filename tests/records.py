@@ -2,6 +2,7 @@
 """Records and calibrations to test with, made up or of a tiny model."""
 
 import dataclasses
+import types
 
 import numpy as np
 
@@ -98,11 +99,12 @@ def record_of(trained: workdir.Trained, images) -> Record:
     'index': np.arange(len(images)),
   }
   record = Evaluator(trained.model, mesh_lib.create(1))(
+    types.SimpleNamespace(eval_batches=lambda *_, **how: [batch]),
+    types.SimpleNamespace(examples=images),
+    'a test',
     trained.params,
     trained.batch_stats,
-    [batch],
-    len(images),
-    'a test',
+    batch_size=len(images),
     has_router=trained.has_router,
   )
   return dataclasses.replace(

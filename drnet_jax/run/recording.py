@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class Evaluator:
       'GMACs', macs.gmacs, macs.predictor / 1e9, 'multiply-adds of the jaxpr'
     )
 
-  def split(
+  def __call__(
     self,
     data: Data,
     source: Source,
@@ -57,37 +57,17 @@ class Evaluator:
     batch_stats,
     *,
     batch_size: int,
-    **how: bool,
-  ) -> Record:
-    """As `__call__`, of `batch_size` images at a time over all devices."""
-    batches = data.eval_batches(
-      source,
-      size_px=self._model.image_px,
-      batch_size=batch_size,
-      process=jax.process_index(),
-      num_processes=jax.process_count(),
-    )
-    count = len(source.examples)
-    return self(params, batch_stats, batches, count, description, **how)
-
-  def __call__(
-    self,
-    params,
-    batch_stats,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    num_examples: int,
-    description: str,
-    *,
     has_router: bool,
     keep_probabilities: bool = False,
   ) -> Record:
-    """Runs the model over a split.
+    """Runs the model over a split, each process over its part of it.
 
     Args:
-      params, batch_stats: of the model.
-      batches: from `pipeline.eval_batches`, this process's part.
-      num_examples: in the split.
+      data: that reads its images.
+      source: the split.
       description: for the progress bar.
+      params, batch_stats: of the model.
+      batch_size: images at a time, over all devices.
       has_router: whether the predictor has been trained.
       keep_probabilities: for records that will be joined.
 
@@ -95,6 +75,14 @@ class Evaluator:
       RuntimeError: the batches did not hold each image once.
       NotFinite: the network returns NaN.
     """
+    batches = data.eval_batches(
+      source,
+      size_px=self._model.image_px,
+      batch_size=batch_size,
+      process=jax.process_index(),
+      num_processes=jax.process_count(),
+    )
+    num_examples = len(source.examples)
     parts, extras, indices, queued = [], [], [], []
     columns = self._options.columns
     with terminal.progress(
@@ -172,7 +160,7 @@ class Subject:
     trained = self.trained
     with processes.main_first(f'split {split}'):
       source = self.source(split)
-    record = self._evaluator.split(
+    record = self._evaluator(
       self.data,
       source,
       description,

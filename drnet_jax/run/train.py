@@ -107,7 +107,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   if not begun:
     weights = _initial_weights(run, mesh, model, names, stages[0])
   evaluate = functools.partial(
-    Evaluator(model, mesh).split,
+    Evaluator(model, mesh),
     data,
     validation,
     'validate',
