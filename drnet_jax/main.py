@@ -31,7 +31,6 @@ from ml_collections import config_flags
 
 from drnet_jax import mesh, processes, terminal
 from drnet_jax.commands import cli
-from drnet_jax.commands.cli import read_config, run_command, set_up
 from drnet_jax.run import describe, evaluate, train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,21 +52,21 @@ _PEER_TIMEOUT_S = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str]) -> None:
-  set_up()
+  cli.set_up()
   with processes.leaving_together():
-    run_command(lambda: _run(arguments[1:]))
+    cli.run_command(lambda: _run(arguments[1:]))
 
 
 def _run(overrides: Sequence[str]) -> None:
   if _MODE.value == 'describe':
-    print(describe.describe(read_config(_CONFIG.value)))
+    print(describe.describe(cli.read_config(_CONFIG.value)))
     return
   path = cli.workdir()
   processes.join(peer_timeout_s=_PEER_TIMEOUT_S.value)
   try:
     terminal.say(mesh.describe())
     if _MODE.value == 'train':
-      train.train(read_config(_CONFIG.value), path)
+      train.train(cli.read_config(_CONFIG.value), path)
       overrides = ()  # they are in the run's config
     evaluate.evaluate(path, overrides)
   except processes.Stopped as stop:

@@ -56,9 +56,9 @@ def create(
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
   """Of its devices, in JAX's words; an abstract mesh stands for TPUs."""
-  return (
-    'tpu' if isinstance(mesh, AbstractMesh) else mesh.devices[0, 0].platform
-  )
+  if isinstance(mesh, AbstractMesh):
+    return 'tpu'
+  return mesh.devices[0, 0].platform
 
 
 def describe() -> str:

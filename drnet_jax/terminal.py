@@ -36,11 +36,11 @@ def table(rows: list[Mapping[str, str]]) -> str:
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
   def line(row: list[str]) -> str:
-    first, *rest = (
+    padded = (
       (cell.rjust if i else cell.ljust)(width)
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
-    return '  '.join([first, *rest]).rstrip()
+    return '  '.join(padded).rstrip()
 
   rule = '  '.join('-' * width for width in widths)
   return '\n'.join([line(cells[0]), rule, *map(line, cells[1:])])
