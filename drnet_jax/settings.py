@@ -97,16 +97,13 @@ _KINDS = {
 }
 
 
-def call(
-  function: Callable, section: Mapping[str, Any], path: str, *args, **given
-):
-  """Calls `function(*args, **given, **section)`.
+def call(function: Callable, section: Mapping[str, Any], path: str, **given):
+  """Calls `function(**given, **section)`.
 
   Args:
     function: its keyword-only parameters, less `given`, are the fields.
     section: the config's values for them.
     path: of the section as the user writes it, for instance 'config.data'.
-    *args: passed on.
     **given: passed on; not the config's to set.
 
   Raises:
@@ -117,7 +114,7 @@ def call(
     name: os.path.expanduser(value) if fields[name] == Path else value
     for name, value in section.items()
   }
-  return function(*args, **given, **values)
+  return function(**given, **values)
 
 
 def check(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a number was made with: command, commit, device, versions, date."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -58,11 +59,8 @@ def _git(folder: str, *arguments: str) -> str:
 
 
 def _processor() -> str:
-  try:
-    with open('/proc/cpuinfo') as file:
-      for line in file:
-        if line.startswith('model name'):
-          return line.partition(':')[2].strip()
-  except OSError:
-    pass
+  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+    for line in file:
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
   return platform.processor() or platform.machine()

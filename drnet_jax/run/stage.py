@@ -316,10 +316,8 @@ class StageRunner:
     )
     with contextlib.closing(batches):
       for step, batch in enumerate(batches, start + 1):
-        part = {
-          'image': batch['image'],
-          'label': batch['label'].astype(np.int32),
-        }
+        labels = batch['label'].astype(np.int32)
+        part = {'image': batch['image'], 'label': labels}
         part = mesh_lib.shard_batch(part, self._mesh)
         yield self._augment(part, self._key, step)
 
@@ -357,11 +355,10 @@ class StageRunner:
         'routed_gmacs': router.gmacs,
         'best_fixed_top1': rival,
       }
+      options = record.options.names
       shares = ' '.join(
         f'{option} {share:.0%}'
-        for option, share in zip(
-          record.options.names, router.shares, strict=True
-        )
+        for option, share in zip(options, router.shares, strict=True)
       )
       cost = router.gmacs / record.costs.full
       parts.append(
