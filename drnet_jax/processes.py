@@ -76,8 +76,7 @@ def join(*, peer_timeout_s: int) -> None:
   JAX_PROCESS_ID; under any MPI the first is enough. To be called before
   anything else of JAX.
 
-  Args:
-    peer_timeout_s: when a process has not been heard of for so long, all stop.
+  When a process has not been heard of for `peer_timeout_s`, all stop.
 
   Raises:
     UserError: the environment names several processes, but not how to meet.
@@ -128,10 +127,8 @@ def signals_noted(
 ) -> Iterator[None]:
   """SIGTERM, or Ctrl-C once, is told by `should_stop` and ends nothing else.
 
-  A second Ctrl-C ends this process at once.
-
-  Args:
-    pass_on: called with SIGTERM where either comes, for a child.
+  A second Ctrl-C ends this process at once. `pass_on` is called with SIGTERM
+  where either comes, for a child.
   """
   global _terminated, _interrupted
   _terminated = _interrupted = False

@@ -120,10 +120,7 @@ def call(function: Callable, section: Mapping[str, Any], path: str, **given):
 def check(
   function: Callable, section: Mapping[str, Any], path: str, *given: str
 ) -> dict[str, Any]:
-  """Checks the fields that `call` would hand to a function.
-
-  Returns:
-    What each field is annotated with.
+  """Checks what `call` would hand on; returns each field's annotation.
 
   Raises:
     UserError: a field is missing or unknown, or no value of its kind.

@@ -87,14 +87,10 @@ def calibrate_ladder(
   split: str | None = None,
   ms: Costs | None = None,
 ) -> Calibrated:
-  """Calibrates several runs as one ladder.
+  """Calibrates several runs as one ladder; leaves `ladder.json` in its folder.
 
-  Args:
-    paths: workdirs, the cheapest network first.
-    folder: of the ladder; `ladder.json` is left there.
-    overrides: see `Subject`.
-    split: as for `calibrate`; the same images for all.
-    ms: of all their options.
+  The cheapest network comes first. All else is as for `calibrate`: the split is
+  of the same images for all, and the milliseconds of all their options.
 
   Raises:
     UserError: they know other classes or were given other images.

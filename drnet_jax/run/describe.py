@@ -13,8 +13,7 @@ from drnet_jax.models.ranet import RANet
 def describe(config: ml_collections.ConfigDict) -> str:
   """Tables of parameters and multiply-adds, as text.
 
-  Args:
-    config: of which `model` and the class names of `data` are used.
+  Of the config, `model` and the class names of `data` are used.
 
   Raises:
     UserError: a model that cannot be built.

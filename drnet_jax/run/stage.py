@@ -369,11 +369,7 @@ class StageRunner:
     terminal.say('  '.join(parts))
 
   def _first_state(self, checkpoints: Checkpoints, weights):
-    """The latest checkpoint, or the stage's beginning from `weights`.
-
-    Returns:
-      The state, the average of the weights (None without) and the open row.
-    """
+    """State, average (or None) and open row, as saved or at the beginning."""
     averages = self._stage.ema_decay > 0
     step = checkpoints.latest_step()
     if step is not None:
