@@ -82,13 +82,11 @@ def _download(origin: str) -> str:
 
   try:
     folder = os.path.dirname(get('config.json'))
-    for file in _FILES:
-      try:
-        get(file)
-        return folder
-      except errors.EntryNotFoundError as error:
-        missing = error
-    raise missing
+    try:
+      get(_FILES[0])
+    except errors.EntryNotFoundError:
+      get(_FILES[1])
+    return folder
   except (errors.HfHubHTTPError, OSError, ValueError) as error:
     reason = str(error).strip().partition('\n')[0]
     raise UserError(
