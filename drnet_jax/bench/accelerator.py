@@ -429,7 +429,7 @@ def _page(suite: Suite) -> Page:
       Section(
         title=f'{name}: {PARTS[name][1].__doc__.splitlines()[0]}',
         text=[f'{end["status"]}, after {end["seconds"]:.0f} s.'],
-        tables=[Table(measures, cells)] if cells else [],
+        table=Table(measures, cells) if cells else None,
       )
     )
   done = len(sections) - len(broken)

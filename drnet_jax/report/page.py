@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
@@ -16,11 +17,9 @@ FILE = 'index.html'
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Cells as text.
+  """Cells as text; the first column names the rows.
 
   Attributes:
-    header: of the columns; the first column names the rows.
-    rows: of cells.
     groups: header above the header: titles, and how many columns each spans.
     strong: indices of the rows that matter most.
     note: below.
@@ -31,6 +30,11 @@ class Table:
   groups: Sequence[tuple[str, int]] = ()
   strong: Sequence[int] = ()
   note: str = ''
+
+  @classmethod
+  def of(cls, rows: Sequence[Mapping[str, str]], **options) -> 'Table':
+    """Of rows with the same keys, which make the header."""
+    return cls(list(rows[0]), [list(row.values()) for row in rows], **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +61,8 @@ class Section:
   """A part of the page.
 
   Attributes:
-    title: heading.
-    text: paragraphs.
+    text: paragraphs, in which backticks mark commands.
     figures: SVG by file name, without ending.
-    tables: in order.
     galleries: rows of pictures, by title.
     folded: whether a click opens it.
   """
@@ -68,7 +70,7 @@ class Section:
   title: str
   text: Sequence[str] = ()
   figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  tables: Sequence[Table] = ()
+  table: Table | None = None
   galleries: Mapping[str, Sequence[Picture]] = dataclasses.field(
     default_factory=dict
   )
@@ -80,11 +82,9 @@ class Page:
   """All of a report.
 
   Attributes:
-    title: heading.
     subtitle: what the numbers are of.
     answers: what a reader wants to know first.
-    sections: in order.
-    figures: beside the answers, SVG by file name, without ending.
+    figures: beside the answers, as of a `Section`.
   """
 
   title: str
@@ -94,22 +94,23 @@ class Page:
   figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(page: Page, directory: str) -> str:
+def write(page: Page, directory: str) -> None:
   """Writes `index.html`, `report.md` and the figures as svg.
 
   Args:
     page: to write.
     directory: made if it is not there.
-
-  Returns:
-    The path of the html file.
   """
+  files = {
+    f'{name}.svg': svg
+    for part in (page, *page.sections)
+    for name, svg in part.figures.items()
+  }
+  files |= {'report.md': markdown(page, directory), FILE: html(page)}
   os.makedirs(directory, exist_ok=True)
-  for part in (page, *page.sections):
-    for name, svg in part.figures.items():
-      _write(directory, f'{name}.svg', svg)
-  _write(directory, 'report.md', markdown(page, directory))
-  return _write(directory, FILE, html(page))
+  for name, text in files.items():
+    with open(os.path.join(directory, name), 'w', encoding='utf-8') as file:
+      file.write(text)
 
 
 def html(page: Page) -> str:
@@ -122,16 +123,13 @@ def html(page: Page) -> str:
     undefined=jinja2.StrictUndefined,
   )
   environment.filters['code'] = _code
-  template = environment.get_template('page.html')
-  return template.render(page=page)
+  return environment.get_template('page.html').render(page=page)
 
 
 def _code(text: str) -> markupsafe.Markup:
   """Text in which backticks mark commands, as html."""
-  parts = [str(markupsafe.escape(part)) for part in text.split('`')]
-  for k in range(1, len(parts) - 1, 2):
-    parts[k] = f'<code>{parts[k]}</code>'
-  return markupsafe.Markup(''.join(parts))
+  escaped = str(markupsafe.escape(text))
+  return markupsafe.Markup(re.sub('`([^`]*)`', r'<code>\1</code>', escaped))
 
 
 def markdown(page: Page, directory: str) -> str:
@@ -147,8 +145,8 @@ def markdown(page: Page, directory: str) -> str:
   for section in page.sections:
     parts += [f'## {section.title}', *section.text]
     parts += [f'![{name}]({name}.svg)' for name in section.figures]
-    for table in section.tables:
-      parts += [markdown_table(table), table.note]
+    if section.table:
+      parts += [markdown_table(section.table), section.table.note]
     for title, pictures in section.galleries.items():
       parts += [f'{title}:', ' '.join(map(shown, pictures))]
   return '\n\n'.join(part for part in parts if part) + '\n'
@@ -182,10 +180,3 @@ def markdown_table(table: Table) -> str:
 def _cell(text: str) -> str:
   """A name may hold what Markdown would read as its own."""
   return text.replace('<', '&lt;').replace('|', r'\|').replace('\n', ' ')
-
-
-def _write(directory: str, name: str, text: str) -> str:
-  path = os.path.join(directory, name)
-  with open(path, 'w', encoding='utf-8') as file:
-    file.write(text)
-  return path

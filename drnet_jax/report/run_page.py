@@ -209,7 +209,7 @@ def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
       f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
       'saving shows on this machine.'
     ],
-    tables=[_policy_table(run, judged, fixed)],
+    table=_policy_table(run, judged, fixed),
   )
 
 
@@ -225,28 +225,27 @@ def _policy_table(run: EvaluatedRun, judged, fixed) -> Table:
     note = _RIVALS.format(noun=noun, name=judged.policy.name, others=others)
     note += _stale(run)
   scale, unit = wording.unit(record)
-  # What matters most to the left: a phone shows no more.
-  header = ['', unit, 'top-1, %']
-  if judged:
-    header.append(f'{judged.policy.name} gains, points')
-  header += ['% of full', 'top-5, %']
   rows = []
   for s in scored:
     at_that_cost = judged and s in (judged.best_fixed, judged.random)
-    row = [
-      f'{s.name}, at that cost' if at_that_cost else s.name,
-      wording.three_digits(scale * s.gmacs.value),
-      percent_interval(s.top1),
-    ]
+    # What matters most to the left: a phone shows no more.
+    row = {
+      '': f'{s.name}, at that cost' if at_that_cost else s.name,
+      unit: wording.three_digits(scale * s.gmacs.value),
+      'top-1, %': percent_interval(s.top1),
+    }
     if judged:
-      row.append('' if s is judged.policy else wording.points(s.gain))
-    row += [percent(s.gmacs.value / record.costs.full), percent(s.top5)]
-    rows.append(row + [percent(share) for share in s.shares])
-  options = [f'{name}, %' for name in record.options.names]
-  return Table(
-    header=header + options,
-    groups=[('', len(header)), ('images that end at', len(options))],
-    rows=rows,
+      gain = '' if s is judged.policy else wording.points(s.gain)
+      row[f'{judged.policy.name} gains, points'] = gain
+    row['% of full'] = percent(s.gmacs.value / record.costs.full)
+    row['top-5, %'] = percent(s.top5)
+    first = len(row)
+    for name, share in zip(record.options.names, s.shares, strict=True):
+      row[f'{name}, %'] = percent(share)
+    rows.append(row)
+  return Table.of(
+    rows,
+    groups=[('', first), ('images that end at', len(record.options))],
     strong=[scored.index(judged.policy)] if judged else [],
     note=note,
   )
@@ -270,25 +269,26 @@ def _stale(run: EvaluatedRun) -> str:
 
 def budget_table(run: EvaluatedRun) -> str:
   """The best policy for each budget, promised and checked, as text."""
-  table = _budgets(run).tables[0]
-  rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
-  return terminal.table(rows)
+  return terminal.table(_budget_rows(run))
+
+
+def _budget_rows(run: EvaluatedRun) -> list[dict[str, str]]:
+  scale, unit = wording.unit(run.record)
+  different = {c.point.gmacs: c for c in run.budgets['best']}
+  return [
+    {
+      f'promised, {unit}': wording.three_digits(scale * point.gmacs),
+      'test': wording.three_digits(scale * got.gmacs),
+      'promised, %': percent(point.top1),
+      'test, %': percent(got.top1),
+      'best fixed there, %': percent(scores.hull_top1(run.record, got.gmacs)),
+      'policy': describe(point.policy, run.record.options),
+    }
+    for _, point, got in different.values()
+  ]
 
 
 def _budgets(run: EvaluatedRun) -> Section:
-  scale, unit = wording.unit(run.record)
-  different = {c.point.gmacs: c for c in run.budgets['best']}
-  rows = [
-    [
-      wording.three_digits(scale * point.gmacs),
-      wording.three_digits(scale * got.gmacs),
-      percent(point.top1),
-      percent(got.top1),
-      percent(scores.hull_top1(run.record, got.gmacs)),
-      describe(point.policy, run.record.options),
-    ]
-    for _, point, got in different.values()
-  ]
   return Section(
     title='Any budget',
     text=[
@@ -297,20 +297,7 @@ def _budgets(run: EvaluatedRun) -> Section:
       'cost and accuracy on the test images. `--budget_gmacs` and the slider '
       'of the demo choose in the same way.'
     ],
-    tables=[
-      Table(
-        header=[
-          f'promised, {unit}',
-          'test',
-          'promised, %',
-          'test, %',
-          'best fixed there, %',
-          'policy',
-        ],
-        rows=rows,
-        note='All families are in budgets.csv.',
-      )
-    ],
+    table=Table.of(_budget_rows(run), note='All families are in budgets.csv.'),
     folded=True,
   )
 
@@ -384,19 +371,22 @@ def _class_name(run: EvaluatedRun, label: int) -> str:
 def _classes(
   effects: Sequence[ClassEffect], record: Record, name: str
 ) -> Section:
-  full = record.costs.full
-  shown = list(effects)
+  shown, note = list(effects), ''
   if len(shown) > _MOST_CLASSES:
     half = _MOST_CLASSES // 2
     shown = [*shown[:half], *shown[-half:]]
+    note = (
+      f'{len(shown)} of {len(effects)} classes: the most harmed and the most '
+      'helped. All are in classes.csv.'
+    )
   rows = [
-    [
-      e.name.partition(',')[0],
-      str(e.images),
-      percent(e.full),
-      wording.points(e.change),
-      percent(e.gmacs / full),
-    ]
+    {
+      'class': e.name.partition(',')[0],
+      'images': str(e.images),
+      f'full {record.options.noun}, %': percent(e.full),
+      'change, points': wording.points(e.change),
+      'cost, % of full': percent(e.gmacs / record.costs.full),
+    }
     for e in shown
   ]
   harmed = sum(e.change.sign < 0 for e in effects)
@@ -410,22 +400,7 @@ def _classes(
       'in twenty would.'
     ],
     figures={'classes': plots.classes(effects, record)},
-    tables=[
-      Table(
-        header=[
-          'class',
-          'images',
-          f'full {record.options.noun}, %',
-          'change, points',
-          'cost, % of full',
-        ],
-        rows=rows,
-        note=f'{len(shown)} of {len(effects)} classes: the most harmed and the '
-        'most helped. All are in classes.csv.'
-        if len(shown) < len(effects)
-        else '',
-      )
-    ],
+    table=Table.of(rows, note=note),
   )
 
 
@@ -480,7 +455,7 @@ def _made_with(run: EvaluatedRun) -> Section:
     rows.append(['sessions', f'{len(run.sessions)}; all in sessions.jsonl'])
   return Section(
     title='What made these numbers',
-    tables=[Table(header=['what', 'value'], rows=rows)],
+    table=Table(['what', 'value'], rows),
     folded=True,
   )
 
@@ -493,11 +468,8 @@ def _config(run: EvaluatedRun) -> Section:
   fields = traverse_util.flatten_dict(settings.plain(run.config), sep='.')
   return Section(
     title='Config',
-    tables=[
-      Table(
-        header=['field', 'value'],
-        rows=[[name, repr(value)] for name, value in fields.items()],
-      )
-    ],
+    table=Table(
+      ['field', 'value'], [[name, repr(x)] for name, x in fields.items()]
+    ),
     folded=True,
   )

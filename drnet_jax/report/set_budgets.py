@@ -95,20 +95,9 @@ def section(budgets: Sequence[Budget]) -> Section:
       'a mixture of two, at the cost of the policy.'
     ],
     figures={'budgets': _figure(budgets)},
-    tables=[
-      Table(
-        header=[
-          '',
-          '% of full',
-          'top-1, %',
-          'over best fixed, points',
-          'over networks of one size, points',
-          'policy',
-        ],
-        rows=rows,
-        note='Brackets: 95 % bootstrap intervals over the test images.',
-      )
-    ],
+    table=Table.of(
+      rows, note='Brackets: 95 % bootstrap intervals over the test images.'
+    ),
   )
 
 
@@ -132,17 +121,17 @@ def _figure(budgets: Sequence[Budget]) -> str:
   return plots.budgets(policies, fixed, f'average cost of an image, {unit}')
 
 
-def _cells(budget: Budget) -> list[str]:
+def _cells(budget: Budget) -> dict[str, str]:
   record, got = budget.run.record, budget.checked.got
-  networks = budget.over_networks
-  return [
-    budget.name,
-    wording.percent(got.gmacs / record.costs.full),
-    wording.percent(got.top1),
-    wording.points(budget.over_best_fixed),
-    wording.points(networks) if networks else '',
-    describe(budget.checked.point.policy, record.options),
-  ]
+  networks = budget.over_networks and wording.points(budget.over_networks)
+  return {
+    '': budget.name,
+    '% of full': wording.percent(got.gmacs / record.costs.full),
+    'top-1, %': wording.percent(got.top1),
+    'over best fixed, points': wording.points(budget.over_best_fixed),
+    'over networks of one size, points': networks or '',
+    'policy': describe(budget.checked.point.policy, record.options),
+  }
 
 
 def csv_row(budget: Budget) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def _table_section(
     title=title,
     text=text,
     figures=_figures(number, names, found),
-    tables=[table(number, names, found)],
+    table=table(number, names, found),
   )
 
 
@@ -367,16 +367,18 @@ def _figures(
 
 
 def _rivals(found: Sequence[Row]) -> Section:
-  lines = []
-  for row in found:
-    f = row.found
-    if not f:
-      continue
-    rivals = (f.full, f.best_fixed, f.random, f.oracle)
-    lines.append(
-      [row.name, percent_interval(f.saving)]
-      + [wording.points(r.gain) for r in rivals]
-    )
+  lines = [
+    {
+      '': row.name,
+      'saved, %': percent_interval(row.found.saving),
+      'full size': wording.points(row.found.full.gain),
+      'best fixed': wording.points(row.found.best_fixed.gain),
+      'random': wording.points(row.found.random.gain),
+      'oracle (a bound)': wording.points(row.found.oracle.gain),
+    }
+    for row in found
+    if row.found
+  ]
   return Section(
     title='Each against its rivals',
     text=[
@@ -384,21 +386,7 @@ def _rivals(found: Sequence[Row]) -> Section:
       'points, on the same weights and images. All but the first and the last '
       'have its cost. Each run has a page of its own in its workdir.'
     ],
-    tables=[
-      Table(
-        header=[
-          '',
-          'saved, %',
-          'full size',
-          'best fixed',
-          'random',
-          'oracle (a bound)',
-        ],
-        rows=lines,
-      )
-    ]
-    if lines
-    else [],
+    table=Table.of(lines) if lines else None,
   )
 
 
@@ -431,12 +419,10 @@ def _made_with(done: Sequence[Row]) -> Section:
     lines.append([row.name, row.run.path, *facts])
   return Section(
     title='What made these numbers',
-    tables=[
-      Table(
-        header=['', 'workdir', 'evaluated', 'commit', 'device', 'versions'],
-        rows=lines,
-      )
-    ],
+    table=Table(
+      header=['', 'workdir', 'evaluated', 'commit', 'device', 'versions'],
+      rows=lines,
+    ),
     folded=True,
   )
 
