@@ -22,7 +22,7 @@ from drnet_jax.choosing import scores, search
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import Judgement, Score
+from drnet_jax.choosing.scores import Interval, Judgement, Score, Scored
 from drnet_jax.errors import UserError
 from drnet_jax.report import pictures
 from drnet_jax.run import ladder, workdir
@@ -134,6 +134,25 @@ class EvaluatedRun:
     return scores.judge(self.record, self.router, name='router')
 
   @functools.cached_property
+  def fixed(self) -> tuple[Scored, ...]:
+    """Every option for all images; gains are none where nothing chooses."""
+    if self.judgement:
+      return self.judgement.fixed
+    right, groups = self.record.top1.astype(float), self.record.groups
+    samples = scores.resampled_means(right, groups, scores.RESAMPLES)
+    return tuple(
+      Scored(
+        name=one.name,
+        gmacs=Interval(one.gmacs, one.gmacs, one.gmacs),
+        top1=scores.interval(one.top1, samples[:, j]),
+        top5=one.top5,
+        gain=Interval(np.nan, np.nan, np.nan),
+        shares=one.shares,
+      )
+      for j, one in enumerate(scores.fixed_scores(self.record))
+    )
+
+  @functools.cached_property
   def budgets(self) -> dict[str, list[Checked]]:
     """Of each family what it promised for each budget, and what the test gave.
 
@@ -176,6 +195,12 @@ class EvaluatedRun:
     """Of where images end with the numeric fields of the data set."""
     ends = self.ends()
     return {} if ends is None else scores.rank_correlations(self.record, ends)
+
+  @property
+  def session(self) -> Mapping[str, str]:
+    """That which evaluated it; {} if it is not noted."""
+    made = [s for s in self.sessions if s['what'] == 'evaluate']
+    return made[-1] if made else {}
 
   @property
   def name(self) -> str:
@@ -230,10 +255,8 @@ class EvaluatedRun:
   @property
   def routing(self) -> Mapping[str, Mapping[int, float]]:
     """Metrics of the stage that trains the router; {} if there is none."""
-    for metrics in self.metrics.values():
-      if 'train/entropy' in metrics:
-        return metrics
-    return {}
+    routed = (m for m in self.metrics.values() if 'train/entropy' in m)
+    return next(routed, {})
 
 
 def is_evaluated(path: str) -> bool:
@@ -323,8 +346,7 @@ def _calibration(path: str, record: Record) -> Calibration | None:
     found = calibration_lib.read(path)
   except UserError:  # of an older version; `calibrate` makes it anew
     return None
-  same = found is not None and _weights(found) == _weights(record)
-  return found if same else None
+  return found if found and _weights(found) == _weights(record) else None
 
 
 def _weights(of: Record | Calibration) -> list[str]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of one run."""
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from flax import traverse_util
@@ -12,7 +13,7 @@ from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.policy import fixed as fixed_at
 from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import ClassEffect, Judgement, Score, Scored
+from drnet_jax.choosing.scores import ClassEffect, Score
 from drnet_jax.report import (
   latencies,
   page,
@@ -68,13 +69,14 @@ def write(run: EvaluatedRun, directory: str) -> Page:
   `evaluation.csv`, `classes.csv`, `budgets.csv` and the figures as svg.
   """
   record, judged = run.record, run.judgement
-  fixed = judged.fixed if judged else run_rows.fixed_options(record)
   effects = judged and scores.by_class(record, run.policy, run.class_names)
-  report = _page(run, judged, fixed, effects)
+  report = _page(run, effects)
   page.write(report, directory)
 
   tables = {
-    'evaluation': run_rows.policies(record, judged.all if judged else fixed),
+    'evaluation': run_rows.policies(
+      record, judged.all if judged else run.fixed
+    ),
     'classes': effects and run_rows.classes(effects),
     'budgets': run_rows.budgets(run),
   }
@@ -94,9 +96,9 @@ def answers(run: EvaluatedRun) -> list[Answer]:
     full = fixed_at(int(run.record.gmacs.argmax()))
     if run.calibration and run.policy == full and not run.asked:
       unsure = _UNSURE.format(run.calibration.images)
-      how = Answer(how.question, how.short, how.text + unsure)
+      how = dataclasses.replace(how, text=how.text + unsure)
     return [*found, how]
-  return _without_choice(run, run_rows.fixed_options(run.record))
+  return _without_choice(run)
 
 
 def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
@@ -108,15 +110,18 @@ def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
   }
 
 
-def _page(
-  run: EvaluatedRun,
-  judged: Judgement | None,
-  fixed: Sequence[Scored],
-  effects: Sequence[ClassEffect] | None,
-) -> Page:
-  record = run.record
+def _page(run: EvaluatedRun, effects: Sequence[ClassEffect] | None) -> Page:
+  record, judged = run.record, run.judgement
+  bad = run.evaluation.get('unreadable', 0)
+  unreadable = f'; {bad} more could not be read and are left out' if bad else ''
+  made, when = run.session, ''
+  if made:
+    when = (
+      f'Evaluated {made["time"][:10]} at commit {made["commit"]} on '
+      f'{made["device"]}.'
+    )
   sections = [
-    _accuracy(run, judged, fixed),
+    _accuracy(run),
     run.budgets and _budgets(run),
     _sizes(run),
     judged and _classes(effects, record, judged.policy.name),
@@ -129,62 +134,44 @@ def _page(
     title=f'{run.name}: {run.network} at {run.sizes}',
     subtitle=(
       f'{run.data}, split {run.config.data.test_split}: '
-      f'{len(record.label):,} images{_unreadable(run)}. {_when(run)}'
+      f'{len(record.label):,} images{unreadable}. {when}'
     ),
     answers=answers(run),
     sections=[section for section in sections if section],
     figures={
-      'accuracy_cost': plots.accuracy_cost(record, fixed, judged, _curves(run))
+      'accuracy_cost': plots.accuracy_cost(
+        record, run.fixed, judged, _curves(run)
+      )
     },
   )
 
 
-def _unreadable(run: EvaluatedRun) -> str:
-  bad = run.evaluation.get('unreadable', 0)
-  return f'; {bad} more could not be read and are left out' if bad else ''
-
-
-def _when(run: EvaluatedRun) -> str:
-  done = [s for s in run.sessions if s['what'] == 'evaluate']
-  if not done:
-    return ''
-  last = done[-1]
-  return (
-    f'Evaluated {last["time"][:10]} at commit {last["commit"]} on '
-    f'{last["device"]}.'
-  )
-
-
-def _without_choice(run: EvaluatedRun, fixed: Sequence[Scored]) -> list[Answer]:
+def _without_choice(run: EvaluatedRun) -> list[Answer]:
   record = run.record
+  best = max(run.fixed, key=lambda scored: scored.top1.value)
+  shows = Answer(
+    'What does this run show?',
+    f'{percent(best.top1.value)} %',
+    f'Nothing chooses here: all images get the same option. The best is '
+    f'{best.name} with {percent_interval(best.top1)} % top-1 at '
+    f'{wording.cost(best.gmacs.value, record)} an image.',
+  )
+  if len(run.fixed) == 1:
+    return [shows]
+  bound = scores.oracle(record)
   advice = (
     f' To find policies: python -m drnet_jax calibrate --workdir={run.path}'
-    if len(fixed) > 1
-    else ''
   )
-  best = max(fixed, key=lambda scored: scored.top1.value)
-  found = [
+  return [
+    dataclasses.replace(shows, text=shows.text + advice),
     Answer(
-      'What does this run show?',
-      f'{percent(best.top1.value)} %',
-      f'Nothing chooses here: all images get the same option. The best is '
-      f'{best.name} with '
-      f'{percent_interval(best.top1)} % top-1 at '
-      f'{wording.cost(best.gmacs.value, record)} an image.{advice}',
-    )
+      'What could choosing gain?',
+      f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
+      f'The cheapest correct option for each image has {percent(bound.top1)} '
+      f'% at {wording.cost(bound.gmacs, record)}. It needs the labels, so it '
+      'is a bound, not a result.',
+    ),
   ]
-  if len(fixed) > 1:
-    bound = scores.oracle(record)
-    found.append(
-      Answer(
-        'What could choosing gain?',
-        f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
-        f'The cheapest correct option for each image has {percent(bound.top1)} '
-        f'% at {wording.cost(bound.gmacs, record)}. It needs the labels, so it '
-        'is a bound, not a result.',
-      )
-    )
-  return found
 
 
 def _curves(run: EvaluatedRun) -> dict[str, list[Score]]:
@@ -201,7 +188,7 @@ def _curves(run: EvaluatedRun) -> dict[str, list[Score]]:
   return curves
 
 
-def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
+def _accuracy(run: EvaluatedRun) -> Section:
   return Section(
     title='Accuracy and cost',
     text=[
@@ -209,12 +196,13 @@ def _accuracy(run: EvaluatedRun, judged, fixed) -> Section:
       f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
       'saving shows on this machine.'
     ],
-    table=_policy_table(run, judged, fixed),
+    table=_policy_table(run),
   )
 
 
-def _policy_table(run: EvaluatedRun, judged, fixed) -> Table:
-  record, scored, note = run.record, list(fixed), ''
+def _policy_table(run: EvaluatedRun) -> Table:
+  record, judged = run.record, run.judgement
+  scored, note = run.fixed, ''
   if judged:
     scored, noun = judged.all, record.options.noun
     others = _UNCALIBRATED if judged.others else ''
@@ -442,7 +430,7 @@ def _made_with(run: EvaluatedRun) -> Section:
     rows.append(['parameters', f'{run.evaluation["parameters"]:,}'])
   if not run.sessions and not ladder.is_ladder(run.path):
     rows.append(['commit, device, dates', 'not recorded by this version'])
-  for session in _first_and_last(run.sessions):
+  for session in (*run.sessions[:1], *run.sessions[1:][-1:]):  # first and last
     rows += [
       [f'{session["what"]}, started', session['time']],
       ['command', session['command']],
@@ -458,10 +446,6 @@ def _made_with(run: EvaluatedRun) -> Section:
     table=Table(['what', 'value'], rows),
     folded=True,
   )
-
-
-def _first_and_last(sessions: Sequence[Mapping]) -> list[Mapping]:
-  return list(sessions) if len(sessions) < 3 else [sessions[0], sessions[-1]]
 
 
 def _config(run: EvaluatedRun) -> Section:

@@ -4,32 +4,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Interval, Scored
 from drnet_jax.report.evaluated import EvaluatedRun
-
-
-def fixed_options(record: Record) -> tuple[Scored, ...]:
-  """Every option for all images, where nothing chooses; gains are none."""
-  samples = scores.resampled_means(
-    record.top1.astype(float), record.groups, scores.RESAMPLES
-  )
-  nothing = scores.Interval(np.nan, np.nan, np.nan)
-  return tuple(
-    Scored(
-      name=one.name,
-      gmacs=scores.Interval(one.gmacs, one.gmacs, one.gmacs),
-      top1=scores.interval(one.top1, samples[:, j]),
-      top5=one.top5,
-      gain=nothing,
-      shares=one.shares,
-    )
-    for j, one in enumerate(scores.fixed_scores(record))
-  )
 
 
 def policies(

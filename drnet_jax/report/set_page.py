@@ -46,9 +46,6 @@ class Row:
   Attributes:
     name: of the row.
     run: what was evaluated.
-    scored: its router, without one its best policy, or its largest size if
-      nothing chooses.
-    found: the router or policy among its rivals; None if it has none.
     over_fixed: its top-1 less that of the same network where nothing chooses
       (the most expensive of the set), on the same images; None if it is that
       network, or if there is none.
@@ -56,55 +53,51 @@ class Row:
 
   name: str
   run: EvaluatedRun
-  scored: Scored
-  found: Judgement | None
-  over_fixed: Interval | None = None
+  over_fixed: Interval | None
+
+  @property
+  def found(self) -> Judgement | None:
+    """Its router, or without one its policy, among its rivals; None if none."""
+    return self.run.router_judgement or self.run.judgement
+
+  @property
+  def scored(self) -> Scored:
+    """Its router, else its policy, or its largest size if nothing chooses."""
+    if self.found:
+      return self.found.policy
+    return self.run.fixed[self.run.record.gmacs.argmax()]
 
 
 def rows(runs: RunSet) -> dict[str, Row]:
-  """The evaluated rows of a set by name; those of one run share its scores."""
-  found, by_path = {}, {}
-  for name, run in runs.runs.items():
-    if run is None:
-      continue
-    if run.path not in by_path:
-      judged = run.router_judgement or run.judgement
-      largest = run.record.gmacs.argmax()
-      scored = (
-        judged.policy if judged else run_rows.fixed_options(run.record)[largest]
-      )
-      by_path[run.path] = Row(name, run, scored, judged)
-    found[name] = dataclasses.replace(by_path[run.path], name=name)
+  """The evaluated rows of a set by name."""
+  done = {name: run for name, run in runs.runs.items() if run}
   return {
-    name: dataclasses.replace(row, over_fixed=_over_fixed(row, found))
-    for name, row in found.items()
+    name: Row(name, run, _over_fixed(run, done.values()))
+    for name, run in done.items()
   }
 
 
-def _over_fixed(row: Row, found: Mapping[str, Row]) -> Interval | None:
+def _over_fixed(
+  run: EvaluatedRun, runs: Iterable[EvaluatedRun]
+) -> Interval | None:
   fixed = [
     other
-    for other in found.values()
-    if not other.found and _setting(other.run) == _setting(row.run)
+    for other in runs
+    if not other.policy and _setting(other) == _setting(run)
   ]
-  base = max(fixed, key=lambda other: other.scored.gmacs.value, default=None)
-  if base is None or base.run is row.run:
+  base = max(fixed, key=lambda other: other.record.costs.full, default=None)
+  if base is None or base is run:
     return None
-  return _paired(row.run, base.run)
-
-
-def _paired(ours: EvaluatedRun, theirs: EvaluatedRun) -> Interval | None:
-  """None where they were not tested on the same images."""
-  if not ours.record.is_of_images_of(theirs.record):
+  if not run.record.is_of_images_of(base.record):
     return None
-  return scores.difference(_right(ours), _right(theirs), ours.record.groups)
+  return scores.difference(_right(run), _right(base), run.record.groups)
 
 
 def _right(run: EvaluatedRun) -> np.ndarray:
   """Whether each image is classified correctly as the run is scored."""
   record, policy = run.record, run.router or run.policy
   if policy is None:
-    return record.top1[:, record.gmacs.argmax()].astype(float)
+    policy = policy_lib.fixed(int(record.gmacs.argmax()))
   return policy_lib.decide(policy, record, record.costs).right.astype(float)
 
 
@@ -146,21 +139,22 @@ def _page(
 ) -> Page:
   each = _each_run(found)
   shown = next((row.run for row in each if row.found), None)
+  sections = [
+    *(
+      _table_section(number, names, found)
+      for number, names in _tables(runs).items()
+    ),
+    budgets and set_budgets.section(budgets),
+    _rivals(each),
+    *(_galleries(shown) if shown else []),
+    _made_with(each),
+  ]
   return Page(
     title=runs.title,
     subtitle=f'{len(found)} of {len(runs.runs)} rows run. '
     + '; '.join(_settings(each)),
     answers=_answers(each),
-    sections=[
-      *(
-        _table_section(number, names, found)
-        for number, names in _tables(runs).items()
-      ),
-      *([set_budgets.section(budgets)] if budgets else []),
-      _rivals(each),
-      *(_galleries(shown) if shown else []),
-      _made_with(each),
-    ],
+    sections=[section for section in sections if section],
   )
 
 
@@ -338,9 +332,8 @@ def _figures(
 ) -> dict[str, str]:
   """The paper's Figure 3 over multiply-adds: ours, and the table's."""
   prefix = f'table{number}_' if number else 'runs_'
-  numbered = [(k, name) for k, name in enumerate(names, 1)]
   figures = {}
-  some = [(k, found[name]) for k, name in numbered if name in found]
+  some = [(k, found[name]) for k, name in enumerate(names, 1) if name in found]
   if len(some) > 1:
     scale, unit = wording.unit(some[0][1].run.record)
     ours = {
@@ -412,25 +405,18 @@ def _galleries(run: EvaluatedRun) -> list[Section]:
 
 
 def _made_with(done: Sequence[Row]) -> Section:
-  lines = []
-  for row in done:
-    last = _evaluated(row.run)
-    facts = [last.get(k, '') for k in ('time', 'commit', 'device', 'versions')]
-    lines.append([row.name, row.run.path, *facts])
+  facts = ('time', 'commit', 'device', 'versions')
   return Section(
     title='What made these numbers',
     table=Table(
       header=['', 'workdir', 'evaluated', 'commit', 'device', 'versions'],
-      rows=lines,
+      rows=[
+        [row.name, row.run.path, *(row.run.session.get(k, '') for k in facts)]
+        for row in done
+      ],
     ),
     folded=True,
   )
-
-
-def _evaluated(run: EvaluatedRun) -> Mapping[str, Any]:
-  """The session that made what is reported; {} if it is not noted."""
-  made = [s for s in run.sessions if s['what'] == 'evaluate']
-  return made[-1] if made else {}
 
 
 def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
@@ -458,5 +444,5 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
   }
   for name, around in intervals.items():
     line |= run_rows.columns(name, around)
-  last = _evaluated(run) if run else {}
+  last = run.session if run else {}
   return line | {k: last.get(k, '') for k in ('commit', 'device', 'time')}
