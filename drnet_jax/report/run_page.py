@@ -22,7 +22,7 @@ from drnet_jax.report import (
   run_rows,
   wording,
 )
-from drnet_jax.report.evaluated import EvaluatedRun
+from drnet_jax.report.evaluated import EvaluatedRun, how_to_calibrate
 from drnet_jax.report.page import Page, Picture, Section, Table
 from drnet_jax.report.wording import Answer, percent, percent_interval
 from drnet_jax.run import ladder
@@ -159,9 +159,7 @@ def _without_choice(run: EvaluatedRun) -> list[Answer]:
   if len(run.fixed) == 1:
     return [shows]
   bound = scores.oracle(record)
-  advice = (
-    f' To find policies: python -m drnet_jax calibrate --workdir={run.path}'
-  )
+  advice = f' To find policies: {how_to_calibrate(run.path)}'
   return [
     dataclasses.replace(shows, text=shows.text + advice),
     Answer(
