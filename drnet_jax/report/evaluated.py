@@ -118,10 +118,9 @@ class EvaluatedRun:
       families = {'cascade': search.cascades(self.record, self.record.costs)}
     others = {}
     for family in ('router', 'cascade', 'routed_cascade'):
-      points = families.get(family, ())
-      within = [p for p in points if p.gmacs <= cost * (1 + 1e-9)]
-      if within and within[-1].policy != self.policy:
-        others[family.replace('_', ' ')] = within[-1].policy
+      rival = _within(families.get(family, ()), cost)
+      if rival and rival.policy != self.policy:
+        others[family.replace('_', ' ')] = rival.policy
     if self.found and self.router:
       others['router as trained'] = self.router
     return scores.judge(self.record, self.policy, name=name, others=others)
@@ -167,13 +166,8 @@ class EvaluatedRun:
     )
     score = functools.cache(lambda p: scores.score(p, self.record, ''))
     for family, points in self.calibration.points['GMACs'].items():
-      costs = np.array([point.gmacs for point in points])
-      found[family] = []
-      for budget in asked:
-        within = np.searchsorted(costs, budget * (1 + 1e-9), side='right')
-        if within:
-          point = points[within - 1]
-          found[family].append(Checked(budget, point, score(point.policy)))
+      best = [(budget, _within(points, budget)) for budget in asked]
+      found[family] = [Checked(b, p, score(p.policy)) for b, p in best if p]
     return found
 
   def scores(self) -> list[Score]:
@@ -257,6 +251,14 @@ class EvaluatedRun:
     """Metrics of the stage that trains the router; {} if there is none."""
     routed = (m for m in self.metrics.values() if 'train/entropy' in m)
     return next(routed, {})
+
+
+def _within(
+  points: Sequence[search.Point], gmacs: float
+) -> search.Point | None:
+  """The best point of a frontier within a budget."""
+  within = [p for p in points if p.gmacs <= gmacs * (1 + 1e-9)]
+  return within[-1] if within else None
 
 
 def is_evaluated(path: str) -> bool:

@@ -21,12 +21,12 @@ def of(run: EvaluatedRun) -> list[Curve]:
   if not os.path.exists(path):
     return []
   with open(path, newline='') as file:
-    rows = [row for row in csv.DictReader(file) if row.get('batch') == '1']
-  ms = {
-    (row['path'], row['part']): float(row['ms_per_image'])
-    for row in rows
-    if 'part' in row  # version 0.4 had other columns for exits
-  }
+    ms = {
+      (row['path'], row['part']): float(row['ms_per_image'])
+      for row in csv.DictReader(file)
+      # Version 0.4 had other columns for exits.
+      if row.get('batch') == '1' and 'part' in row
+    }
   return curves(ms, run.record, run.router)
 
 

@@ -37,17 +37,15 @@ def shown(
   """
   groups = {} if ends is None else {'ends': ends}
   groups['needed'] = scores.smallest_sufficient(record)
-  found = {}
-  for name, group in groups.items():
+
+  def drawn(group: np.ndarray) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    found[name] = (
-      group,
-      [
-        rng.permutation(np.flatnonzero(group == k))[:COLUMNS]
-        for k in range(len(record.options) + 1)
-      ],
-    )
-  return found
+    kinds = range(len(record.options) + 1)
+    return [
+      rng.permutation(np.flatnonzero(group == k))[:COLUMNS] for k in kinds
+    ]
+
+  return {name: (group, drawn(group)) for name, group in groups.items()}
 
 
 def path(i: int) -> str:
