@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation, each as png and svg."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,21 +40,19 @@ def exit_curves(
     lw=1,
     label='anytime: all images at one exit',
   )
-  for (name, points), colour in zip(
-    curves, itertools.cycle(_COLOURS), strict=False
-  ):
+  axes.set_prop_cycle(color=_COLOURS)
+  for name, points in curves:
     ordered = sorted(points, key=lambda p: p.gmacs)
     axes.plot(
       [1e3 * p.gmacs for p in ordered],
       [100 * p.top1 for p in ordered],
       '.-',
-      color=colour,
       lw=1,
       label=in_legend(name),
     )
   for name, points in papers:
     axes.plot(*zip(*points, strict=True), 'x--', color='#999999', label=name)
-  _finish(axes, 'average cost of an image, MMACs')
+  _label(axes, 'average cost of an image, MMACs')
   _save(figure, path)
 
 
@@ -81,7 +78,7 @@ def models(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         if row['model'] == name
       )
       axes.plot(*zip(*points, strict=True), 'o-', label=in_legend(name))
-    _finish(axes, label)
+    _label(axes, label)
   _save(figure, path)
 
 
@@ -102,21 +99,16 @@ def latency(
   for name, ms, values in curves:
     mark = 'o-' if len(ms) > 1 else '*'
     axes.plot(ms, values, mark, ms=8, label=in_legend(name))
-  axes.set_xlim(left=0)
-  axes.set_xlabel('latency of one image on this machine, ms')
-  axes.set_ylabel(label)
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize=9)
+  _label(axes, 'latency of one image on this machine, ms', label, 'best')
   _save(figure, path)
 
 
-def _finish(axes, cost: str) -> None:
-  """Axes, grid and legend of accuracy against cost."""
+def _label(axes, x: str, y='top-1, %', legend='lower right') -> None:
   axes.set_xlim(left=0)
-  axes.set_xlabel(cost)
-  axes.set_ylabel('top-1, %')
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
   axes.grid(alpha=0.3)
-  axes.legend(loc='lower right', fontsize=9)
+  axes.legend(loc=legend, fontsize=9)
 
 
 def _save(figure: Figure, path: str) -> None:

@@ -246,12 +246,10 @@ def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
     curves: name, milliseconds and top-1 in % of some points.
   """
   figure, (axes,) = _figure(3.6)
-  palette = (_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK)
-  for (name, ms, top1), colour in zip(
-    curves, itertools.cycle(palette), strict=False
-  ):
+  axes.set_prop_cycle(color=(_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK))
+  for name, ms, top1 in curves:
     mark, size = ('o-', 6) if len(ms) > 1 else ('*', 12)
-    axes.plot(ms, top1, mark, color=colour, ms=size, label=in_legend(name))
+    axes.plot(ms, top1, mark, ms=size, label=in_legend(name))
   axes.set_xlim(left=0)
   axes.set_xlabel('latency of one image, ms')
   axes.set_ylabel('top-1, %')
