@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import functools
 import threading
 from typing import Any
 
@@ -113,19 +114,15 @@ class Comparer:
     fixed = [policy_lib.fixed(j) for j in range(len(self.options))]
     runs = [self._by(p) for p in (policy, *fixed)]
     answers = [run.predict([picture])[0] for run in runs]
+    jobs = {
+      i: functools.partial(run.predict, [picture]) for i, run in enumerate(runs)
+    }
     with self._stopwatch:  # two at once would slow each other down
-      seconds = stopwatch.interleaved(
-        {
-          i: lambda run=run: run.predict([picture])
-          for i, run in enumerate(runs)
-        },
-        _ROUNDS,
-        'comparing',
-      )
-    ms = [1e3 * float(np.median(seconds[i])) for i in range(len(runs))]
+      seconds = stopwatch.interleaved(jobs, _ROUNDS, 'comparing')
+    ms = [1e3 * float(np.median(x)) for x in seconds.values()]
     options = tuple(
-      Tried(answer, time, self._view(picture, j))
-      for j, (answer, time) in enumerate(zip(answers[1:], ms[1:], strict=True))
+      Tried(answers[j + 1], ms[j + 1], self._view(picture, j))
+      for j in range(len(fixed))
     )
     return Comparison(answers[0], ms[0], options)
 

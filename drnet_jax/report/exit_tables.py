@@ -54,13 +54,12 @@ def best_of(settings: Sequence[Setting]) -> list[Setting]:
 
   Which is best is read off the calibration images; what it scores, off others.
   """
-  found, best = [], -1.0
+  found: list[Setting] = []
   for setting in sorted(
     settings, key=lambda s: (s.calibrated.gmacs, -s.calibrated.top1)
   ):
-    if setting.calibrated.top1 > best:
+    if not found or setting.calibrated.top1 > found[-1].calibrated.top1:
       found.append(setting)
-      best = setting.calibrated.top1
   return found
 
 

@@ -26,13 +26,7 @@ class PaperRow:
 
 @dataclasses.dataclass(frozen=True)
 class PaperTable:
-  """One table.
-
-  Attributes:
-    title: what it shows.
-    setting: data set and network.
-    rows: by key, in order.
-  """
+  """One table: what it shows, data set and network, rows by key in order."""
 
   title: str
   setting: str

@@ -14,13 +14,7 @@ _COLLAPSED = 0.95  # of the images at one option
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """To a question that a reader has.
-
-  Attributes:
-    question: of the reader.
-    short: the answer in a word or a figure.
-    text: the answer in full.
-  """
+  """To a reader's question: in a word or a figure, and in full."""
 
   question: str
   short: str
