@@ -5,7 +5,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-import numpy as np
 from flax import traverse_util
 
 from drnet_jax import settings, terminal
@@ -102,12 +101,34 @@ def answers(run: EvaluatedRun) -> list[Answer]:
 
 
 def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
-  """Pictures in rows by where they end, and by the cheapest correct option."""
-  titles = [*run.record.options.names, 'none']
-  return {
-    name: _gallery(run, rows, group, titles)
-    for name, (group, rows) in pictures.shown(run.record, run.ends()).items()
-  }
+  """Pictures in rows by where they end, and by the cheapest correct option.
+
+  Under each is what the network says at the size of the row; in the last row,
+  of those that no size gets right, at the largest.
+  """
+  record = run.record
+  classes = [name.partition(',')[0] for name in run.class_names]
+
+  def picture(i: int, option: int) -> Picture:
+    predicted = classes[record.predicted[i, option]]
+    return Picture(
+      address=run.pictures[i],
+      path=os.path.join(run.directory, pictures.path(i)),
+      label=f'{predicted} {record.confidence[i, option]:.2f}',
+      truth=classes[record.label[i]],
+      right=bool(record.top1[i, option]),
+    )
+
+  found = {}
+  for name, (group, rows) in pictures.shown(record, run.ends()).items():
+    found[name] = {}
+    for k, title in enumerate([*record.options.names, 'none']):
+      option = min(k, len(record.options) - 1)
+      row = [picture(i, option) for i in rows[k] if i in run.pictures]
+      if row:
+        share = percent((group == k).mean())
+        found[name][f'{title}, {share} % of the images'] = row
+  return found
 
 
 def _page(run: EvaluatedRun, effects: Sequence[ClassEffect] | None) -> Page:
@@ -317,41 +338,6 @@ def _sizes(run: EvaluatedRun) -> Section:
     figures={'sizes': plots.sizes(run.record, ends)},
     galleries=shown,
   )
-
-
-def _gallery(
-  run: EvaluatedRun,
-  rows: Sequence[np.ndarray],
-  group: np.ndarray,
-  titles: Sequence[str],
-) -> dict[str, list[Picture]]:
-  """Rows of pictures with what the network says at the size of the row.
-
-  In the last row of those that no size gets right it is the largest.
-  """
-  record = run.record
-  found = {}
-  for k, (title, shown) in enumerate(zip(titles, rows, strict=True)):
-    j = min(k, len(record.options) - 1)
-    row = [
-      Picture(
-        address=run.pictures[i],
-        path=os.path.join(run.directory, pictures.path(i)),
-        label=f'{_class_name(run, record.predicted[i, j])} '
-        f'{record.confidence[i, j]:.2f}',
-        truth=_class_name(run, record.label[i]),
-        right=bool(record.top1[i, j]),
-      )
-      for i in shown
-      if i in run.pictures
-    ]
-    if row:
-      found[f'{title}, {percent((group == k).mean())} % of the images'] = row
-  return found
-
-
-def _class_name(run: EvaluatedRun, label: int) -> str:
-  return run.class_names[label].partition(',')[0]
 
 
 def _classes(
