@@ -67,15 +67,14 @@ def write(run: EvaluatedRun, directory: str) -> Page:
   That is `index.html`, which needs no other file, `report.md`,
   `evaluation.csv`, `classes.csv`, `budgets.csv` and the figures as svg.
   """
-  record, judged = run.record, run.judgement
-  effects = judged and scores.by_class(record, run.policy, run.class_names)
+  effects = run.judgement and scores.by_class(
+    run.record, run.policy, run.class_names
+  )
   report = _page(run, effects)
   page.write(report, directory)
 
   tables = {
-    'evaluation': run_rows.policies(
-      record, judged.all if judged else run.fixed
-    ),
+    'evaluation': run_rows.policies(run),
     'classes': effects and run_rows.classes(effects),
     'budgets': run_rows.budgets(run),
   }

@@ -6,22 +6,19 @@ from typing import Any
 
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
-from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import ClassEffect, Interval, Scored
+from drnet_jax.choosing.scores import ClassEffect, Interval
 from drnet_jax.report.evaluated import EvaluatedRun
 
 
-def policies(
-  record: Record, everything: Sequence[Scored]
-) -> list[dict[str, Any]]:
+def policies(run: EvaluatedRun) -> list[dict[str, Any]]:
   """What `evaluation.csv` holds."""
   rows = []
-  for s in everything:
+  for s in run.judgement.all if run.judgement else run.fixed:
     row = {'policy': s.name}
     for name in ('gmacs', 'top1', 'gain'):
       row |= columns(name, getattr(s, name))
     row['top5'] = s.top5
-    for option, share in zip(record.options.names, s.shares, strict=True):
+    for option, share in zip(run.record.options.names, s.shares, strict=True):
       row[f'share of {option}'] = share
     rows.append(row)
   return rows

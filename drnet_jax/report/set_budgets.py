@@ -6,7 +6,6 @@ network for each size, trained alone, is what a user could have instead.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,16 +48,16 @@ def of(runs: Mapping[str, EvaluatedRun]) -> list[Budget]:
   """Every policy that is best for some budget of a calibrated run."""
   found = []
   for name, run in runs.items():
-    if len(run.record.options) < 2:
+    record = run.record
+    if len(record.options) < 2:
       continue
     networks = _of_one_size(run, runs)
     policies = {}
     for checked in run.budgets.get('best', ()):
       policies.setdefault(checked.point.policy, checked)
     for policy, checked in policies.items():
-      over = functools.partial(scores.over_networks, run.record, policy)
-      ours = over(run.record.top1, run.record.gmacs)
-      theirs = over(*networks) if networks else None
+      ours = scores.over_networks(record, policy, record.top1, record.gmacs)
+      theirs = networks and scores.over_networks(record, policy, *networks)
       found.append(Budget(name, run, checked, ours, networks, theirs))
   return found
 
@@ -75,8 +74,8 @@ def _of_one_size(
   ]
   if not records:
     return None
-  right, gmacs = zip(*((r.top1, r.gmacs) for r in records), strict=True)
-  return np.concatenate(right, 1), np.concatenate(gmacs)
+  right = np.concatenate([record.top1 for record in records], 1)
+  return right, np.concatenate([record.gmacs for record in records])
 
 
 def section(budgets: Sequence[Budget]) -> Section:

@@ -21,7 +21,7 @@ from drnet_jax.report import (
 )
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Section, Table
-from drnet_jax.report.paper_tables import TABLES, PaperRow
+from drnet_jax.report.paper_tables import TABLES
 from drnet_jax.report.run_set import RunSet
 from drnet_jax.report.set_budgets import Budget
 from drnet_jax.report.wording import Answer, percent, percent_interval
@@ -423,8 +423,8 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
   """Raw values, the paper's in columns that say so."""
   paper = TABLES[number].rows[name] if number else None
   line = {'table': number or '', 'row': name}
-  for field in dataclasses.fields(PaperRow):
-    line[f'paper_{field.name}'] = getattr(paper, field.name, '')
+  for field in _PAPERS:
+    line[f'paper_{field}'] = getattr(paper, field, '')
   s, run = (row.scored, row.run) if row else (None, None)
   line |= {
     'data': run.data if run else '',
