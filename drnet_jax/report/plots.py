@@ -167,9 +167,8 @@ def sizes(record: Record, ends: np.ndarray | None) -> str:
 @matplotlib.rc_context(_STYLE)
 def classes(effects: Sequence[ClassEffect], record: Record) -> str:
   """What a policy does to each class: change of top-1, and cost."""
-  full = record.costs.full
   change = np.array([100 * e.change.value for e in effects])
-  cost = np.array([100 * e.gmacs / full for e in effects])
+  cost = np.array([100 * e.gmacs / record.costs.full for e in effects])
   if len(effects) > _MOST_BARS:
     figure, (axes,) = _figure(3.6)
     axes.plot(cost, change, '.', color=_BLUE, alpha=0.6)

@@ -9,8 +9,7 @@ from flax import traverse_util
 
 from drnet_jax import settings, terminal
 from drnet_jax.choosing import scores
-from drnet_jax.choosing.policy import describe
-from drnet_jax.choosing.policy import fixed as fixed_at
+from drnet_jax.choosing.policy import describe, fixed
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Score
 from drnet_jax.report import (
@@ -91,7 +90,7 @@ def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
   if run.judgement:
     *found, how = wording.answers(run.judgement, run.record, run.policy)
-    full = fixed_at(int(run.record.gmacs.argmax()))
+    full = fixed(int(run.record.gmacs.argmax()))
     if run.calibration and run.policy == full and not run.asked:
       unsure = _UNSURE.format(run.calibration.images)
       how = dataclasses.replace(how, text=how.text + unsure)
