@@ -48,12 +48,7 @@ STYLE = """
 
 
 def card(name: str, found: Comparison) -> str:
-  """One image: the choice, its picture, the classes, and the other options.
-
-  Args:
-    name: of the image, for people.
-    found: about it.
-  """
+  """One image: the choice, its picture, the classes, and the other options."""
   answer, last = found.answer, found.last
   bars = ''.join(
     f'<div class="bar" style="--share: {100 * p:.1f}%">'

@@ -45,10 +45,7 @@ def import_gradio():
 
 
 class Answers:
-  """What the page says; see `show`.
-
-  Args:
-    comparer: the model.
+  """What the page says of a model; see `show`.
 
   Attributes:
     ways: how an option is chosen: BUDGET, ROUTER, or the name of one.

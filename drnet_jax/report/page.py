@@ -95,12 +95,7 @@ class Page:
 
 
 def write(page: Page, directory: str) -> None:
-  """Writes `index.html`, `report.md` and the figures as svg.
-
-  Args:
-    page: to write.
-    directory: made if it is not there.
-  """
+  """Writes `index.html`, `report.md` and the figures as svg into a folder."""
   files = {
     f'{name}.svg': svg
     for part in (page, *page.sections)

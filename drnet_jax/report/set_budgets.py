@@ -26,8 +26,6 @@ class Budget:
   """The best policy of a run within a budget, on the test images.
 
   Attributes:
-    name: of the run.
-    run: what was evaluated.
     checked: the policy and its score.
     over_best_fixed: its top-1 less that of the best fixed size, or mixture of
       two, of the same weights at its cost.

@@ -44,8 +44,6 @@ class Row:
   """One evaluated run of a set.
 
   Attributes:
-    name: of the row.
-    run: what was evaluated.
     over_fixed: its top-1 less that of the same network where nothing chooses
       (the most expensive of the set), on the same images; None if it is that
       network, or if there is none.
