@@ -24,7 +24,6 @@ from drnet_jax.report.evaluated import EvaluatedRun, how_to_calibrate
 from drnet_jax.report.page import Page, Picture, Section, Table
 from drnet_jax.report.wording import Answer, percent, percent_interval
 from drnet_jax.run import ladder
-from drnet_jax.tables import write_csv
 
 _MOST_CLASSES = 20  # in the table of the page; all are in the csv
 _RARE = 0.01  # of the images at a size
@@ -71,18 +70,12 @@ def write(run: EvaluatedRun, directory: str) -> Page:
   )
   report = _page(run, effects)
   page.write(report, directory)
-
   tables = {
     'evaluation': run_rows.policies(run),
     'classes': effects and run_rows.classes(effects),
     'budgets': run_rows.budgets(run),
   }
-  for name, rows in tables.items():
-    path = os.path.join(directory, f'{name}.csv')
-    if rows:
-      write_csv(path, rows)
-    elif os.path.exists(path):
-      os.remove(path)  # of other weights
+  run_rows.write(tables, directory)
   return report
 
 

@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the csv files that the report of a run leaves."""
+"""The csv files that a report leaves, and the rows of those of a run."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.scores import ClassEffect, Interval
 from drnet_jax.report.evaluated import EvaluatedRun
+from drnet_jax.tables import write_csv
+
+
+def write(
+  tables: Mapping[str, Sequence[Mapping[str, Any]] | None], directory: str
+) -> None:
+  """Writes rows by the name of their file; without any an old one goes."""
+  for name, rows in tables.items():
+    path = os.path.join(directory, f'{name}.csv')
+    if rows:
+      write_csv(path, rows)
+    elif os.path.exists(path):
+      os.remove(path)  # of other weights
 
 
 def policies(run: EvaluatedRun) -> list[dict[str, Any]]:

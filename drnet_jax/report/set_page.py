@@ -2,7 +2,6 @@
 """The report of several runs: tables of the paper's, or one of their own."""
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from drnet_jax.report.paper_tables import TABLES
 from drnet_jax.report.run_set import RunSet
 from drnet_jax.report.set_budgets import Budget
 from drnet_jax.report.wording import Answer, percent, percent_interval
-from drnet_jax.tables import write_csv
 
 _PARAMETERS = 'parameters, M'
 _PAPERS = {
@@ -109,15 +107,15 @@ def write(runs: RunSet, directory: str) -> Page:
   budgets = set_budgets.of({r.name: r.run for r in _each_run(found)})
   report = _page(runs, found, budgets)
   page.write(report, directory)
-  lines = [
-    _csv_row(number, name, found.get(name))
-    for number, names in _tables(runs).items()
-    for name in names
-  ]
-  write_csv(os.path.join(directory, 'runs.csv'), lines)
-  if budgets:
-    lines = [set_budgets.csv_row(budget) for budget in budgets]
-    write_csv(os.path.join(directory, 'budgets.csv'), lines)
+  tables = {
+    'runs': [
+      _csv_row(number, name, found.get(name))
+      for number, names in _tables(runs).items()
+      for name in names
+    ],
+    'budgets': [set_budgets.csv_row(budget) for budget in budgets],
+  }
+  run_rows.write(tables, directory)
   return report
 
 
