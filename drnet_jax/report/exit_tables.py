@@ -141,10 +141,8 @@ def _table(best: Sequence[Setting], record: Record) -> str:
       'anytime there': f'{100 * anytime_at(record, s.tested.gmacs):.2f}',
     }
     | {
-      option: f'{100 * share:.0f} %'
-      for option, share in zip(
-        record.options.names, s.tested.shares, strict=False
-      )
+      f'exit {k}': f'{100 * share:.0f} %'
+      for k, share in enumerate(s.tested.shares, 1)
       if alone
     }
     for s in best
