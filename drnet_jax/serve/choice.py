@@ -21,7 +21,7 @@ import numpy as np
 
 from drnet_jax import cache
 from drnet_jax.errors import UserError
-from drnet_jax.export import PRECISIONS
+from drnet_jax.export import PRECISIONS, RUNTIMES
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve import openvino
 from drnet_jax.serve.engines import Engine, OnnxEngine
@@ -56,11 +56,30 @@ class How:
     runtime: of `export.RUNTIMES`.
     precision: of `export.PRECISIONS`.
     batch: images that are run at once; 0 for what suits.
+
+  Raises:
+    UserError: there is no such runtime, or no such precision in it.
   """
 
   runtime: str = 'auto'
   precision: str = 'auto'
   batch: int = 0
+
+  def __post_init__(self):
+    if self.runtime not in RUNTIMES:
+      raise UserError(f'runtime = {self.runtime!r} is not one of {RUNTIMES}')
+    if self.precision not in PRECISIONS:
+      raise UserError(
+        f'precision = {self.precision!r} is not one of {PRECISIONS}'
+      )
+    if self.precision not in ('auto', 'f32') and self.runtime not in (
+      'auto',
+      'openvino',
+    ):
+      raise UserError(
+        f"precision = {self.precision!r} needs runtime='openvino': "
+        f'{self.runtime} runs what was trained'
+      )
 
   @property
   def mode(self) -> str:
@@ -81,20 +100,6 @@ class Choice:
   runtime: str
   precision: str
   said: str
-
-
-def check(how: How) -> None:
-  """Raises UserError unless there is such a precision in that runtime."""
-  if how.precision not in PRECISIONS:
-    raise UserError(f'precision = {how.precision!r} is not one of {PRECISIONS}')
-  if how.precision not in ('auto', 'f32') and how.runtime not in (
-    'auto',
-    'openvino',
-  ):
-    raise UserError(
-      f"precision = {how.precision!r} needs runtime='openvino': "
-      f'{how.runtime} runs what was trained'
-    )
 
 
 def is_installed(module: str) -> bool:

@@ -25,7 +25,6 @@ from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
-from drnet_jax.export import RUNTIMES
 from drnet_jax.export.contract import (
   Contract,
   is_export,
@@ -33,7 +32,7 @@ from drnet_jax.export.contract import (
   usual_policy,
 )
 from drnet_jax.run import ladder, paths
-from drnet_jax.serve import choice, loading
+from drnet_jax.serve import loading
 from drnet_jax.serve.answers import (
   Failure,
   Prediction,
@@ -127,7 +126,7 @@ class Classifier:
     Raises:
       UserError: no model, or a runtime that is not installed.
     """
-    how = _checked(runtime, precision, batch)
+    how = How(runtime, precision, batch)
     path = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(path, str) or ladder.is_ladder(path):
       members = ladder.members(path)
@@ -175,7 +174,7 @@ class Classifier:
     Raises:
       UserError: weights that are not finite.
     """
-    how = _checked(runtime, precision, batch)
+    how = How(runtime, precision, batch)
     return cls._of(loading.of_trained(trained, how, decode)[0], calibration)
 
   @classmethod
@@ -190,7 +189,7 @@ class Classifier:
     calibration: Calibration | None = None,
   ) -> 'Classifier':
     """As `load`, of several models in memory, by their names."""
-    how = _checked(runtime, precision, batch)
+    how = How(runtime, precision, batch)
     parts = {
       name: loading.of_trained(trained, how, decode)[0]
       for name, trained in members.items()
@@ -454,11 +453,3 @@ class _Bulk:
     self._answers[item.key] = self._classifier.answer(
       item, probabilities, self._top_k
     )
-
-
-def _checked(runtime: str, precision: str, batch: int) -> How:
-  if runtime not in RUNTIMES:
-    raise UserError(f'runtime = {runtime!r} is not one of {RUNTIMES}')
-  how = How(runtime, precision, batch)
-  choice.check(how)
-  return how
