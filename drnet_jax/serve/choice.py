@@ -14,7 +14,7 @@ import importlib.util
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,9 +121,7 @@ def candidates(how: How) -> list[tuple[str, str]]:
   found: list[tuple[str, str]] = []
   for runtime, module in MODULES.items():
     asked = how.runtime == runtime
-    if not asked and how.runtime != 'auto':
-      continue
-    if not asked and not is_installed(module):
+    if not asked and not (how.runtime == 'auto' and is_installed(module)):
       continue
     if runtime == 'openvino':
       some = [how.precision]
@@ -137,12 +135,11 @@ def candidates(how: How) -> list[tuple[str, str]]:
       found += [(runtime, precision) for precision in some]
     elif how.precision in ('auto', 'f32'):
       found.append((runtime, 'f32'))
-  if how.runtime == 'auto' and how.precision not in ('auto', 'f32'):
-    if not found:
-      raise UserError(
-        f'precision = {how.precision!r} needs OpenVINO: pip install '
-        "'drnet_jax[openvino]'"
-      )
+  if not found and how.precision not in ('auto', 'f32'):
+    raise UserError(
+      f'precision = {how.precision!r} needs OpenVINO: pip install '
+      "'drnet_jax[openvino]'"
+    )
   return found
 
 
@@ -168,7 +165,7 @@ def engine(
 
 
 def remembered(
-  model: str, how: How, tried: Sequence[tuple[str, str]]
+  model: str, how: How, tried: Iterable[tuple[str, str]]
 ) -> Choice | None:
   """What was chosen before.
 
@@ -222,7 +219,7 @@ def choose(
     f'{"; ".join([", ".join(times), *out])})'
   )
   choice = Choice(*best, said)
-  key = _key(model, how, list(tried))
+  key = _key(model, how, tried)
   cache.write_json('choices', key, dataclasses.asdict(choice))
   return choice
 
@@ -295,9 +292,8 @@ def _pictures(side_px: int, count: int) -> np.ndarray:
   return (smooth + contrast * noise).clip(0, 255).astype(np.uint8)
 
 
-def _key(model: str, how: How, tried: Sequence[tuple[str, str]]) -> str:
-  tried = sorted(map(list, tried))
-  return cache.key(model, how.mode, tried, machine())
+def _key(model: str, how: How, tried: Iterable[tuple[str, str]]) -> str:
+  return cache.key(model, how.mode, sorted(tried), machine())
 
 
 @functools.cache
