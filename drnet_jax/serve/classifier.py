@@ -40,7 +40,7 @@ from drnet_jax.serve.answers import (
   likeliest,
 )
 from drnet_jax.serve.choice import How
-from drnet_jax.serve.engines import Engine, LadderEngine
+from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.loading import Loaded
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.schedule import Item, Schedule
@@ -128,21 +128,8 @@ class Classifier:
     """
     how = How(runtime, precision, batch)
     path = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(path, str) or ladder.is_ladder(path):
-      members = ladder.members(path)
-      calibration = None
-      if isinstance(path, str):
-        calibration = calibration_lib.read(path)
-      parts = {
-        name: loading.of_run(member, how, decode or 'full')
-        for name, member in members.items()
-      }
-      if calibration and not all(
-        part.digest in calibration.origin for part in parts.values()
-      ):
-        calibration = None  # of other weights; `calibrate` makes it anew
-      return cls._of_parts(parts, calibration)
-    if is_export(path):
+    several = not isinstance(path, str) or ladder.is_ladder(path)
+    if not several and is_export(path):
       exported = loading.of_folder(path, how)
       if decode not in (None, exported.contract.decode):
         raise UserError(
@@ -152,9 +139,16 @@ class Classifier:
       found = cls._of(exported, calibration_lib.read(path))
       found.policy = usual_policy(read_fields(path))
       return found
-    loaded = loading.of_run(path, how, decode or 'full')
-    calibration = calibration_lib.read(paths.root(path))
-    if calibration and loaded.digest not in calibration.origin:
+    decode, calibration = decode or 'full', None
+    if isinstance(path, str):
+      calibration = calibration_lib.read(paths.root(path))
+    if several:
+      runs = ladder.members(path)
+      parts = {k: loading.of_run(x, how, decode) for k, x in runs.items()}
+      loaded = loading.joined(parts)
+    else:
+      loaded = loading.of_run(path, how, decode)
+    if calibration and not all(x in calibration.origin for x in loaded.digests):
       calibration = None  # of other weights; `calibrate` makes it anew
     return cls._of(loaded, calibration)
 
@@ -175,7 +169,7 @@ class Classifier:
       UserError: weights that are not finite.
     """
     how = How(runtime, precision, batch)
-    return cls._of(loading.of_trained(trained, how, decode)[0], calibration)
+    return cls._of(loading.of_trained(trained, how, decode), calibration)
 
   @classmethod
   def of_ladder(
@@ -191,34 +185,20 @@ class Classifier:
     """As `load`, of several models in memory, by their names."""
     how = How(runtime, precision, batch)
     parts = {
-      name: loading.of_trained(trained, how, decode)[0]
+      name: loading.of_trained(trained, how, decode)
       for name, trained in members.items()
     }
-    return cls._of_parts(parts, calibration)
+    return cls._of(loading.joined(parts), calibration)
 
   @classmethod
   def _of(cls, loaded: Loaded, calibration: Calibration | None):
-    members = [loaded.member] if loaded.member else []
     return cls(
-      loaded.contract, loaded.engine, calibration, members, loaded.runtime
+      loaded.contract,
+      loaded.engine,
+      calibration,
+      members=loaded.members,
+      runtime=loaded.runtime,
     )
-
-  @classmethod
-  def _of_parts(
-    cls, parts: dict[str, Loaded], calibration: Calibration | None
-  ) -> 'Classifier':
-    several = [part.contract for part in parts.values()]
-    contract = Contract.join(
-      {name: part.contract for name, part in parts.items()}
-    )
-    engine = LadderEngine(
-      [part.engine for part in parts.values()],
-      several,
-      router=next((k for k, c in enumerate(several) if c.routes), 0),
-    )
-    members = [part.member for part in parts.values()]
-    said = '; '.join(f'{name}: {part.runtime}' for name, part in parts.items())
-    return cls(contract, engine, calibration, members, said)
 
   # Which policy images follow.
 

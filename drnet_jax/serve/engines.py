@@ -130,22 +130,23 @@ class OnnxEngine:
 class LadderEngine:
   """Several networks' engines as one, its options one after another.
 
+  Its predictor is that of the first network that has one.
+
   Args:
     engines: of the networks.
     contracts: of the same.
-    router: index of the network whose predictor is asked.
   """
 
-  def __init__(
-    self, engines: Sequence[Engine], contracts: Sequence[Contract], router: int
-  ):
+  def __init__(self, engines: Sequence[Engine], contracts: Sequence[Contract]):
     self._engines = engines
     self._places = [
       (k, j)
       for k, contract in enumerate(contracts)
       for j in range(len(contract.options))
     ]
-    self._router = engines[router]
+    self._router = next(
+      (e for e, c in zip(engines, contracts, strict=True) if c.routes), None
+    )
     self.name = ' + '.join(dict.fromkeys(engine.name for engine in engines))
     self.best_batch = min(engine.best_batch for engine in engines)
     self.in_flight = max(engine.in_flight for engine in engines)

@@ -18,7 +18,7 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.run import paths
 from drnet_jax.serve import choice as choice_lib
 from drnet_jax.serve.choice import Choice, How
-from drnet_jax.serve.engines import Engine
+from drnet_jax.serve.engines import Engine, LadderEngine
 
 if TYPE_CHECKING:
   from drnet_jax.run import workdir
@@ -27,21 +27,23 @@ _JAX = ('jax', 'f32')
 
 
 class Loaded(NamedTuple):
-  """A model that is ready.
+  """A model, or a ladder of several, that is ready.
 
   Attributes:
     contract: of it.
     engine: that runs it.
-    digest: of its weights, as records know them; '' of an exported folder.
     runtime: a line for people.
-    member: reads the model itself, for `export`.
+    digests: of all weights, as records know them; () of an exported folder.
+    members: read the models themselves, for `export`.
+    graphs: key of a model's graphs in the cache; '' where it has none.
   """
 
   contract: Contract
   engine: Engine
-  digest: str
   runtime: str
-  member: 'Callable[[], workdir.Trained] | None' = None
+  digests: tuple[str, ...] = ()
+  members: 'tuple[Callable[[], workdir.Trained], ...]' = ()
+  graphs: str = ''
 
 
 def of_folder(folder: str, how: How) -> Loaded:
@@ -73,11 +75,11 @@ def of_folder(folder: str, how: How) -> Loaded:
     engine = compiled.exported(
       folder, contract, fields['stablehlo_weights'], how.batch
     )
-    return Loaded(contract, engine, '', runtime)
+    return Loaded(contract, engine, runtime)
   # Not JAX's, which would have to be compiled: they agreed when it was written.
-  model = cache.key(cache.stamps([folder]))
-  found = _choose(model, how, folder, contract, tried)
-  return _of_graphs(found, folder, contract, '', how)
+  graphs = cache.key(cache.stamps([folder]))
+  found = _choose(graphs, how, folder, contract, tried)
+  return Loaded(contract, _engine(found, folder, contract, how), found.said)
 
 
 def of_run(path: str, how: How, decode: str) -> Loaded:
@@ -101,9 +103,9 @@ def of_run(path: str, how: How, decode: str) -> Loaded:
   from drnet_jax.serve import compiled
 
   trained = member()
-  loaded, model = of_trained(trained, how, decode)
-  if run and model and compiled.is_known(trained):
-    known = {'model': model, 'digest': loaded.digest}
+  loaded = of_trained(trained, how, decode)
+  if run and loaded.graphs and compiled.is_known(trained):
+    known = {'model': loaded.graphs, 'digest': trained.digest}
     cache.write_json('runs', run, known)
   return loaded
 
@@ -122,17 +124,12 @@ def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
       return None
   else:
     found = _choose(known['model'], how, folder, contract, tried)
-  ready = _of_graphs(found, folder, contract, known['digest'], how)
-  return ready._replace(member=member)
+  engine = _engine(found, folder, contract, how)
+  return Loaded(contract, engine, found.said, (known['digest'],), (member,))
 
 
-def of_trained(
-  trained: 'workdir.Trained', how: How, decode: str
-) -> tuple[Loaded, str]:
+def of_trained(trained: 'workdir.Trained', how: How, decode: str) -> Loaded:
   """A model in memory.
-
-  Returns:
-    It, and the key of its graphs in the cache; '' where it has none.
 
   Raises:
     UserError: weights that are not finite, or a runtime that cannot run them.
@@ -141,13 +138,12 @@ def of_trained(
 
   contract = Contract.of(trained, decode=decode)
 
-  def loaded(engine: Engine, said: str, model: str = '') -> tuple[Loaded, str]:
-    return Loaded(
-      contract, engine, trained.digest, said, lambda: trained
-    ), model
+  def loaded(engine: Engine, said: str, graphs: str = '') -> Loaded:
+    digests, members = (trained.digest,), (lambda: trained,)
+    return Loaded(contract, engine, said, digests, members, graphs)
 
-  def in_jax(said: str = 'jax', model: str = '') -> tuple[Loaded, str]:
-    return loaded(compiled.in_jax(trained, contract, how.batch), said, model)
+  def in_jax(said: str = 'jax', graphs: str = '') -> Loaded:
+    return loaded(compiled.in_jax(trained, contract, how.batch), said, graphs)
 
   compiled.check(trained, how.runtime)
   jax_will_do = choice_lib.is_beside_jax(how)
@@ -157,24 +153,42 @@ def of_trained(
     engine = compiled.in_stablehlo(trained, contract, how.batch)
     return loaded(engine, 'stablehlo')
   tried = choice_lib.candidates(how)
-  model = compiled.key(trained, contract)
-  folder = cache.folder('models', model)
+  if not tried:
+    return in_jax()
+  graphs = compiled.key(trained, contract)
+  write = functools.partial(_write_graphs, trained, contract)
   try:
-    if tried and folder is None:
-      write = functools.partial(_write_graphs, trained, contract)
-      folder = cache.make_folder('models', model, write)
+    folder = cache.folder('models', graphs) or cache.make_folder(
+      'models', graphs, write
+    )
   except UserError:
     # No `onnx` to write with, or nothing that it can write.
     if not jax_will_do:
       raise
-    tried = []
-  if not tried:
     return in_jax()
-  found = _choose(model, how, folder, contract, tried, trained)
+  found = _choose(graphs, how, folder, contract, tried, trained)
   if found.runtime == 'jax':
-    return in_jax(found.said, model)
-  ready = _of_graphs(found, folder, contract, trained.digest, how)
-  return ready._replace(member=lambda: trained), model
+    return in_jax(found.said, graphs)
+  engine = _engine(found, folder, contract, how)
+  return loaded(engine, found.said, graphs)
+
+
+def joined(parts: dict[str, Loaded]) -> Loaded:
+  """Several networks as a ladder, by their names.
+
+  Raises:
+    UserError: they do not know the same classes.
+  """
+  contracts = {name: part.contract for name, part in parts.items()}
+  return Loaded(
+    Contract.join(contracts),
+    LadderEngine(
+      [part.engine for part in parts.values()], list(contracts.values())
+    ),
+    '; '.join(f'{name}: {part.runtime}' for name, part in parts.items()),
+    sum((part.digests for part in parts.values()), ()),
+    sum((part.members for part in parts.values()), ()),
+  )
 
 
 def _write_graphs(trained, contract: Contract, folder: str) -> None:
@@ -187,7 +201,7 @@ def _write_graphs(trained, contract: Contract, folder: str) -> None:
 
 
 def _choose(
-  model: str,
+  graphs: str,
   how: How,
   folder: str,
   contract: Contract,
@@ -211,18 +225,15 @@ def _choose(
   if len(makers) == 1:
     ((runtime, precision),) = makers
     return Choice(runtime, precision, choice_lib.name(runtime, precision))
-  return choice_lib.remembered(model, how, list(makers)) or choice_lib.choose(
-    model, how, makers, contract
+  return choice_lib.remembered(graphs, how, makers) or choice_lib.choose(
+    graphs, how, makers, contract
   )
 
 
-def _of_graphs(
-  found: Choice, folder: str, contract: Contract, digest: str, how: How
-) -> Loaded:
-  engine = choice_lib.engine(
+def _engine(found: Choice, folder: str, contract: Contract, how: How) -> Engine:
+  return choice_lib.engine(
     found.runtime, found.precision, folder, contract, how.batch
   )
-  return Loaded(contract, engine, digest, found.said)
 
 
 def _fingerprint(path: str, decode: str) -> str | None:
