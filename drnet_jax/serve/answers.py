@@ -3,12 +3,13 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from drnet_jax.errors import UserError
+from drnet_jax.export.contract import Contract
+from drnet_jax.serve.schedule import Item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +17,7 @@ class Prediction:
   """What a model says of an image.
 
   Attributes:
-    label: index of the likeliest class.
-    name: of that class.
-    probability: of that class.
+    label, name, probability: of the likeliest class.
     top: (name, probability) of the likeliest classes, best first.
     probabilities: float32 [K], of all classes.
     option: at which the image left: '112 px', or 'exit 3'.
@@ -58,14 +57,15 @@ class Failure:
   reason: str
 
 
-def likeliest(
-  probabilities: np.ndarray, class_names: Sequence[str], top_k: int
-) -> dict[str, Any]:
-  """A network's output in words: the fields of a `Prediction` on classes.
+def prediction(
+  contract: Contract, item: Item, probabilities: np.ndarray, top_k: int
+) -> Prediction:
+  """Puts what was found of an image into words.
 
   Args:
+    contract: of the model.
+    item: the image, which has left.
     probabilities: [K].
-    class_names: in label order.
     top_k: classes to list.
 
   Raises:
@@ -75,14 +75,23 @@ def likeliest(
     raise UserError('the network returns NaN or infinity')
   # Stable, so that the first of two equal classes wins everywhere.
   order = np.argsort(-probabilities, kind='stable')
-  top = [(class_names[i], float(probabilities[i])) for i in order[:top_k]]
-  return {
-    'label': int(order[0]),
-    'name': class_names[order[0]],
-    'probability': float(probabilities[order[0]]),
-    'top': tuple(top),
-    'probabilities': probabilities,
-  }
+  classes, options = contract.class_names, contract.options
+  ran = [item.policy.path[i] for i in item.tried]
+  paid = contract.costs.of_path(options, ran)[0, -1]
+  asked = item.policy.start is not None
+  return Prediction(
+    label=int(order[0]),
+    name=classes[order[0]],
+    probability=float(probabilities[order[0]]),
+    top=tuple((classes[i], float(probabilities[i])) for i in order[:top_k]),
+    probabilities=probabilities,
+    option=options.names[ran[-1]],
+    ran=tuple(options.names[j] for j in ran),
+    size_px=contract.sizes_px[ran[-1]],
+    gmacs=float(paid + (contract.predictor_gmacs if asked else 0.0)),
+    full_gmacs=contract.costs.full,
+    spilled=item.spilled,
+  )
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:

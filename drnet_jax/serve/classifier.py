@@ -37,7 +37,7 @@ from drnet_jax.serve.answers import (
   Failure,
   Prediction,
   failure,
-  likeliest,
+  prediction,
 )
 from drnet_jax.serve.choice import How
 from drnet_jax.serve.engines import Engine
@@ -351,34 +351,6 @@ class Classifier:
       done=done,
     )
 
-  def answer(
-    self, item: Item, probabilities: np.ndarray, top_k: int
-  ) -> Prediction:
-    """Puts what was found of an image into words.
-
-    Args:
-      item: the image.
-      probabilities: [K].
-      top_k: classes to list.
-
-    Raises:
-      UserError: the network returns NaN.
-    """
-    contract, policy = self.contract, item.policy
-    ran = [policy.path[i] for i in item.tried]
-    paid = contract.costs.of_path(contract.options, ran)[0, -1]
-    overhead = contract.predictor_gmacs if policy.start is not None else 0.0
-    names = contract.options.names
-    return Prediction(
-      **likeliest(probabilities, contract.class_names, top_k),
-      option=names[ran[-1]],
-      ran=tuple(names[j] for j in ran),
-      size_px=contract.sizes_px[ran[-1]],
-      gmacs=float(paid + overhead),
-      full_gmacs=contract.costs.full,
-      spilled=item.spilled,
-    )
-
 
 class _Bulk:
   """One call of `predict`."""
@@ -430,6 +402,6 @@ class _Bulk:
     self._schedule.work()
 
   def _done(self, item: Item, probabilities: np.ndarray) -> None:
-    self._answers[item.key] = self._classifier.answer(
-      item, probabilities, self._top_k
+    self._answers[item.key] = prediction(
+      self._classifier.contract, item, probabilities, self._top_k
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from drnet_jax.serve.answers import Prediction
+from drnet_jax.serve.answers import prediction
 from drnet_jax.serve.schedule import Item, Schedule, Waiting
 
 _PATIENCE_S = 0.05  # between looks for an end of the stream
@@ -269,8 +269,8 @@ class Stream:
   def _answer(self, item: Item, probabilities: np.ndarray) -> None:
     request = item.key
     try:
-      answer: Prediction = self._classifier.answer(
-        item, probabilities, self._top_k
+      answer = prediction(
+        self._classifier.contract, item, probabilities, self._top_k
       )
     except Exception as error:
       request.future.set_exception(error)
