@@ -91,40 +91,47 @@ def _share_arena() -> None:
   onnxruntime.create_and_register_allocator(memory, None)
 
 
-class OnnxEngine:
-  """Exported ONNX graphs in onnxruntime, on the CPU.
+class GraphEngine:
+  """Exported ONNX graphs in a runtime that takes any batch.
 
   Args:
     folder: from `package.write`.
     contract: its contract.
-    batch: for bulk work; 0 for what suits.
+    network: makes a function of images of a graph's file.
   """
 
-  name = 'onnx'
-  # On a CPU an image costs no less in a large batch, and caches are small.
-  best_batch = 8
-  in_flight = 1  # a call returns when it is done
+  def __init__(
+    self, folder: str, contract: Contract, network: Callable[[str], Callable]
+  ):
+    def load(name: str) -> Callable:
+      return network(os.path.join(folder, f'{name}.onnx'))
 
-  def __init__(self, folder: str, contract: Contract, *, batch: int = 0):
-    self.best_batch = batch or self.best_batch
-
-    def network(name: str):
-      return onnx_network(os.path.join(folder, f'{name}.onnx'))
-
-    self._predictor = network(PREDICTOR) if contract.routes else None
-    self._networks = [network(name) for name in contract.programs]
+    self._predictor = load(PREDICTOR) if contract.routes else None
+    self._networks = [load(name) for name in contract.programs]
 
   def bucket(self, option: int, count: int) -> int:
-    return count  # any batch will do
+    return count
 
   def pool(self, option: int) -> None:
     return None
 
-  def log_p(self, images: np.ndarray) -> np.ndarray:
+  def log_p(self, images: np.ndarray) -> Any:
     return self._predictor(images)
 
-  def run(self, option: int, inputs: np.ndarray) -> tuple[np.ndarray, None]:
+  def run(self, option: int, inputs: np.ndarray) -> tuple[Any, None]:
     return self._networks[option](inputs), None
+
+
+class OnnxEngine(GraphEngine):
+  """In onnxruntime, on the CPU; `batch` is for bulk work, 0 for what suits."""
+
+  name = 'onnx'
+  in_flight = 1  # a call returns when it is done
+
+  def __init__(self, folder: str, contract: Contract, *, batch: int = 0):
+    super().__init__(folder, contract, onnx_network)
+    # On a CPU an image costs no less in a large batch, and caches are small.
+    self.best_batch = batch or 8
 
 
 class LadderEngine:

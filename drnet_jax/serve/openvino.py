@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.errors import UserError
-from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.contract import Contract
+from drnet_jax.serve.engines import GraphEngine
 
 # What OpenVINO calls an ability of the processor, and what it is asked for by;
 # the fastest first.
@@ -67,21 +68,12 @@ def abilities() -> list[str]:
   return list(core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))
 
 
-def check(precision: str) -> None:
-  """Raises UserError unless this processor computes in a precision."""
-  there = [name for ability, name in _ABILITIES if ability in abilities()]
-  if precision not in (*there, 'f32'):
-    raise UserError(
-      f'precision = {precision!r}: this processor has {", ".join(there)} only'
-    )
-
-
 def named(precision: str) -> str:
   """A path, for people."""
   return 'openvino' if precision == 'f32' else f'openvino in {precision}'
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(GraphEngine):
   """See the module.
 
   Args:
@@ -95,39 +87,20 @@ class OpenVinoEngine:
       precision.
   """
 
-  best_batch = 16
-
   def __init__(
-    self,
-    folder: str,
-    contract: Contract,
-    *,
-    precision: str = 'f32',
-    batch: int = 0,
+    self, folder: str, contract: Contract, *, precision: str, batch: int
   ):
-    check(precision)
+    there = [name for ability, name in _ABILITIES if ability in abilities()]
+    if precision not in (*there, 'f32'):
+      raise UserError(
+        f'precision = {precision!r}: this processor has {", ".join(there)} only'
+      )
+    network = functools.partial(Network, precision=precision)
+    super().__init__(folder, contract, network)
     self.name = named(precision)
-    self.best_batch = batch or self.best_batch
+    self.best_batch = batch or 16
     # One for each core, and one that waits for the first to be free.
     self.in_flight = (os.cpu_count() or 1) + 1
-
-    def network(name: str) -> Network:
-      return Network(os.path.join(folder, f'{name}.onnx'), precision)
-
-    self._predictor = network(PREDICTOR) if contract.routes else None
-    self._networks = [network(name) for name in contract.programs]
-
-  def bucket(self, option: int, count: int) -> int:
-    return count  # any batch will do
-
-  def pool(self, option: int) -> None:
-    return None
-
-  def log_p(self, images: np.ndarray) -> Any:
-    return self._predictor(images)
-
-  def run(self, option: int, inputs: np.ndarray) -> tuple[Any, None]:
-    return self._networks[option](inputs), None
 
 
 class Network:
