@@ -60,18 +60,15 @@ class XlaEngine:
     weight_bytes = sum(
       x.nbytes for p in programs.values() for x in jax.tree.leaves(p.weights)
     )
-    self._compiled = in_parallel(
-      {
-        (name, batch): functools.partial(
-          _compile,
-          program,
-          batch,
-          baked=bakes(weight_bytes, batch),
+    jobs = {}
+    for program, (function, weights, side_px) in programs.items():
+      for batch in self._batches:
+        images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
+        baked = bakes(weight_bytes, batch)
+        jobs[program, batch] = functools.partial(
+          compiled, function, weights, images, baked=baked
         )
-        for name, program in programs.items()
-        for batch in self._batches
-      }
-    )
+    self._compiled = in_parallel(jobs)
 
   def bucket(self, option: int, count: int) -> int:
     return routing.bucket(count, self._batches)
@@ -103,12 +100,6 @@ def padded(images: np.ndarray, batch: int) -> np.ndarray:
   if not missing:
     return images
   return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
-
-
-def _compile(program: Program, batch: int, *, baked: bool):
-  function, weights, side_px = program
-  images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
-  return compiled(function, weights, images, baked=baked)
 
 
 def bakes(weight_bytes: int, batch: int) -> bool:
