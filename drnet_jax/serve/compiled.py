@@ -2,6 +2,7 @@
 """Engines of what JAX runs, made of trained models or exported programs."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 from drnet_jax import cache
 from drnet_jax.errors import UserError
 from drnet_jax.export import package
-from drnet_jax.export.contract import Contract
-from drnet_jax.export.programs import programs
+from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.ranet import RANet
 from drnet_jax.run import workdir
 from drnet_jax.serve import xla
@@ -80,8 +81,34 @@ def exported(
   shared: Mapping[str, Sequence[str]],
   batch: int,
 ) -> Engine:
-  """The StableHLO programs of a folder; see `xla.exported_programs`."""
-  made = xla.exported_programs(folder, contract, shared)
+  """The StableHLO programs of a folder.
+
+  Args:
+    folder: from `package.write`.
+    contract: its contract.
+    shared: for programs that take their weights as arguments, what these are
+      called in the folder's `weights.npz`.
+    batch: images that are run at once; 0 for what suits the device.
+  """
+  sides = {
+    name: view.side_px
+    for name, view in zip(contract.programs, contract.views, strict=True)
+  }
+  if contract.routes:
+    sides[PREDICTOR] = contract.predictor_view.side_px
+  arrays = {}
+  if shared:
+    with np.load(os.path.join(folder, package.STABLEHLO_WEIGHTS)) as file:
+      arrays = {name: jax.device_put(file[name]) for name in file.files}
+  made = {}
+  for name, side_px in sides.items():
+    with open(os.path.join(folder, f'{name}.stablehlo'), 'rb') as file:
+      call = jax.export.deserialize(bytearray(file.read())).call
+    if name in shared:
+      weights = [arrays[key] for key in shared[name]]
+      made[name] = Program(call, weights, side_px)
+    else:
+      made[name] = Program(lambda _, x, call=call: call(x), (), side_px)
   return XlaEngine('stablehlo', made, contract, batches=buckets(batch))
 
 

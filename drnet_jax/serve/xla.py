@@ -12,7 +12,6 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.export.contract import PREDICTOR, Contract
-from drnet_jax.export.package import STABLEHLO_WEIGHTS
 from drnet_jax.export.programs import Program
 
 _MOST_BAKED_BYTES = 2**30
@@ -120,40 +119,3 @@ def compiled(
     return jax.jit(functools.partial(function, weights)).lower(inputs).compile()
   program = jax.jit(function).lower(weights, inputs).compile()
   return functools.partial(program, weights)
-
-
-def exported_programs(
-  folder: str, contract: Contract, shared: Mapping[str, Sequence[str]]
-) -> dict[str, Program]:
-  """The StableHLO programs of an export folder.
-
-  Args:
-    folder: from `package.write`.
-    contract: its contract.
-    shared: for programs that take their weights as arguments, what these are
-      called in the folder's `weights.npz`.
-  """
-  sides = {
-    name: view.side_px
-    for name, view in zip(contract.programs, contract.views, strict=True)
-  }
-  if contract.routes:
-    sides[PREDICTOR] = contract.predictor_view.side_px
-  arrays = {}
-  if shared:
-    with np.load(os.path.join(folder, STABLEHLO_WEIGHTS)) as file:
-      arrays = {name: jax.device_put(file[name]) for name in file.files}
-  found = {}
-  for name, side_px in sides.items():
-    with open(os.path.join(folder, f'{name}.stablehlo'), 'rb') as file:
-      exported = jax.export.deserialize(bytearray(file.read()))
-    if name in shared:
-      weights = [arrays[key] for key in shared[name]]
-      found[name] = Program(exported.call, weights, side_px)
-    else:
-      found[name] = Program(_without_weights(exported.call), (), side_px)
-  return found
-
-
-def _without_weights(call: Callable) -> Callable:
-  return lambda weights, images: call(images)
