@@ -5,7 +5,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -118,13 +117,10 @@ def key(trained: workdir.Trained, contract: Contract) -> str:
   for name, (function, weights, side_px) in programs(trained, contract).items():
     images = jax.ShapeDtypeStruct((1, side_px, side_px, 3), np.uint8)
     traced = jax.make_jaxpr(function)(weights, images)
+    arrays = [*traced.consts, *jax.tree.leaves(weights)]
     parts += [name, str(traced.jaxpr)]
-    parts += map(_content, [*traced.consts, *jax.tree.leaves(weights)])
+    parts += [hashlib.sha256(np.ascontiguousarray(x)).digest() for x in arrays]
   return cache.key(*parts)
-
-
-def _content(x: Any) -> bytes:
-  return hashlib.sha256(np.ascontiguousarray(x)).digest()
 
 
 def is_known(trained: workdir.Trained) -> bool:

@@ -166,16 +166,12 @@ class Schedule:
   def _ask(self, views: Sequence[np.ndarray]) -> np.ndarray:
     """log p [N, R] of all options, -inf of those the predictor has not."""
     most = self._engine.best_batch
-    parts = [
-      (
-        len(views[i : i + most]),
-        self._engine.log_p(np.stack(views[i : i + most])),
-      )
-      for i in range(0, len(views), most)
-    ]
-    known = np.concatenate([np.asarray(y)[:count] for count, y in parts])
+    parts = [views[i : i + most] for i in range(0, len(views), most)]
+    said = [self._engine.log_p(np.stack(part)) for part in parts]
     log_p = np.full((len(views), len(self._contract.options)), -np.inf)
-    log_p[:, list(self._contract.routes)] = known
+    log_p[:, list(self._contract.routes)] = np.concatenate(
+      [np.asarray(x)[: len(part)] for x, part in zip(said, parts, strict=True)]
+    )
     return log_p
 
   def _join(self, item: Item, place: int) -> None:
@@ -245,7 +241,7 @@ class Schedule:
       else:
         return
 
-  def fetch(self) -> list[Item]:
+  def fetch(self) -> None:
     """Waits for the oldest batch; its images leave or go on."""
     place, items, said, state = self._in_flight.popleft()
     stop = self.stops[place]
@@ -256,23 +252,20 @@ class Schedule:
         item.said.append(row)
         item.tried.append(stop.position)
       answers = self._answers(items)
-      goes_on = ~self._policy.leaves(stop.position, self._sure(answers))
+      probability, margin = signals(answers)
+      sure = margin if self._policy.signal == 'margin' else probability
+      goes_on = ~self._policy.leaves(stop.position, sure)
       for i in np.flatnonzero(~goes_on):
         self._done(items[i], answers[i])
     on = np.flatnonzero(goes_on)
     if len(on):
       self._go_on(place + 1, items, on, state)
-    return items
 
   def _answers(self, items: Sequence[Item]) -> np.ndarray:
     """What is known of each image so far, [N, K]."""
     if self._policy.answer == 'last':
       return np.stack([item.said[-1] for item in items])
     return np.stack([pooled(item.said) for item in items])
-
-  def _sure(self, answers: np.ndarray) -> np.ndarray:
-    probability, margin = signals(answers)
-    return margin if self._policy.signal == 'margin' else probability
 
   def _go_on(self, place: int, items, on: np.ndarray, state) -> None:
     queue = self.queues[place]
