@@ -366,8 +366,7 @@ class _Bulk:
     first = list(itertools.islice(sources, 2))
     if len(first) < 2:
       # Nothing to overlap: no threads.
-      read = [self._read(i, source) for i, source in first]
-      self._admit(read, alone=True)
+      self._admit([self._read(*one) for one in first], alone=True)
     else:
       self._read_ahead(itertools.chain(first, sources))
     self._schedule.drain()
@@ -379,7 +378,7 @@ class _Bulk:
 
       def begin():
         some = itertools.islice(sources, count)
-        return [threads.submit(self._read, i, source) for i, source in some]
+        return [threads.submit(self._read, *one) for one in some]
 
       pool = begin()
       while pool:

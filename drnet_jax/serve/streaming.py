@@ -11,13 +11,12 @@ as `spilled`.
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,16 +27,10 @@ _PATIENCE_S = 0.05  # between looks for an end of the stream
 _MOST_WAITING = 1000  # images; `submit` blocks where there are more
 
 
-@dataclasses.dataclass
-class Request:
-  """When an image was handed in, and who gets its answer.
+class Request(NamedTuple):
+  """An image that was handed in: when, and who gets its answer."""
 
-  Attributes:
-    arrived: in seconds of the monotonic clock.
-    future: gets the answer.
-  """
-
-  arrived: float
+  arrived: float  # in seconds of the monotonic clock
   future: concurrent.futures.Future
 
 
