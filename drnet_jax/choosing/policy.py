@@ -111,6 +111,10 @@ class Policy:
       return np.zeros(count, int)
     return self.start(log_p[:, list(self.path)], draw)
 
+  def answered_by(self, first: int, last: int) -> tuple[int, ...]:
+    """The options whose mean answers, after those from first to last."""
+    return self.path[first if self.answer == 'pooled' else last : last + 1]
+
   def leaves(self, position: int, signal: np.ndarray) -> np.ndarray:
     """Whether images leave after an option of the path, bool [N].
 
@@ -229,10 +233,7 @@ def decide(policy: Policy, record: Record, costs: Costs) -> Decisions:
   for start in np.unique(first):
     here = np.flatnonzero(first == start)
     for i in range(start, len(path)):
-      tried = (
-        path[start : i + 1] if policy.answer == 'pooled' else path[i : i + 1]
-      )
-      said = record.column(tried)
+      said = record.column(policy.answered_by(start, i))
       last[here], column[here] = i, said
       if i == len(path) - 1 or policy.stop[i] == AT_ONCE:
         break  # all leave: records of version 0.4 have no margin to ask

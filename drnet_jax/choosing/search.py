@@ -306,10 +306,7 @@ class _Walk:
     for i in range(len(path)):
       column = np.empty(count, int)
       for start in np.unique(first):
-        s = min(start, i)
-        tried = (
-          path[s : i + 1] if policy.answer == 'pooled' else path[i : i + 1]
-        )
+        tried = policy.answered_by(min(start, i), i)
         column[first == start] = record.column(tried)
       self._right.append(record.right[rows, column].astype(np.float64))
       self._cost.append(paid[np.minimum(first, i), i])
