@@ -300,24 +300,23 @@ class _Walk:
     count, path = len(record.label), policy.path
     first = policy.begin(record.log_p, record.draw, count)
     paid = costs.of_path(record.options, path)
-    rows = np.arange(count)
-    signal = record.signal(policy.signal)
-    self._right, self._cost, self._signal, self._reached = [], [], [], []
+    column = np.empty((len(path), count), int)
     for i in range(len(path)):
-      column = np.empty(count, int)
       for start in np.unique(first):
         tried = policy.answered_by(min(start, i), i)
-        column[first == start] = record.column(tried)
-      self._right.append(record.right[rows, column].astype(np.float64))
-      self._cost.append(paid[np.minimum(first, i), i])
-      self._signal.append(signal[rows, column].astype(np.float64))
-      self._reached.append(first <= i)
-    self._order = [np.argsort(-s, kind='stable') for s in self._signal]
-    self._places = [self._cut_places(i) for i in range(len(path) - 1)]
+        column[i, first == start] = record.column(tried)
+    # [P, N]: of each option of the path, what it would give each image.
+    rows, option = np.arange(count), np.arange(len(path))[:, None]
+    self._right = record.right[rows, column].astype(np.float64)
+    self._cost = paid[np.minimum(first, option), option]
+    self._reached = first <= option
+    signal = record.signal(policy.signal)[rows, column].astype(np.float64)
+    self._order = np.argsort(-signal, kind='stable')
+    self._ordered = np.take_along_axis(signal, self._order, 1)
+    self._places = [self._cut_places(x) for x in self._ordered[:-1]]
 
-  def _cut_places(self, i: int) -> np.ndarray:
+  def _cut_places(self, ordered: np.ndarray) -> np.ndarray:
     """Numbers of images at which the signal changes, some images apart."""
-    ordered = self._signal[i][self._order[i]]
     count = len(ordered)
     places = np.flatnonzero(np.diff(ordered)) + 1
     most = min(max(count // _IMAGES_PER_CUT, _FEWEST_CUTS), _CUTS)
@@ -327,9 +326,7 @@ class _Walk:
 
   def best(self, price: float) -> tuple[int, ...]:
     """The cuts that are best at a price of cost, in top-1."""
-    worth = [
-      r - price * c for r, c in zip(self._right, self._cost, strict=True)
-    ]
+    worth = self._right - price * self._cost
     cuts = [0] * len(self._places)
     for _ in range(_ROUNDS):
       before = list(cuts)
@@ -386,8 +383,7 @@ class _Walk:
   def limits(self, cuts: Sequence[int]) -> tuple[float, ...]:
     """Thresholds half way between the images on either side of the cuts."""
     found = []
-    for i, cut in enumerate(cuts):
-      ordered = self._signal[i][self._order[i]]
+    for ordered, cut in zip(self._ordered[:-1], cuts, strict=True):
       if cut == 0:
         found.append(np.inf)
       elif cut == len(ordered):
