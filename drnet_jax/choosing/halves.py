@@ -5,6 +5,7 @@ For who has one set of labelled images: no image is scored by a policy that was
 set on it. What comes out is an estimate, not a policy to use.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,33 +71,26 @@ def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Means by budget and family; 'gain_least' and 'gain_most' of the splits."""
+  several = collections.defaultdict(list)
+  for row in rows:
+    several[row['budget'], row['family']].append(row)
   found = []
-  for budget, family in dict.fromkeys(
-    (row['budget'], row['family']) for row in rows
-  ):
-    some = [
-      row for row in rows if (row['budget'], row['family']) == (budget, family)
-    ]
-
-    def mean(values) -> float:
-      return float(np.mean(values))
-
-    gains = [
-      mean([r['top1'] - r['best_fixed'] for r in some if r['split'] == split])
-      for split in sorted({row['split'] for row in some})
-    ]
+  for (budget, family), some in several.items():
+    gains = collections.defaultdict(list)
+    for row in some:
+      gains[row['split']].append(row['top1'] - row['best_fixed'])
+    means = [float(np.mean(gain)) for gain in gains.values()]
     found.append(
-      {
-        'budget': budget,
-        'family': family,
-        'gmacs': mean([row['gmacs'] for row in some]),
-        'top1': mean([row['top1'] for row in some]),
-        'best_fixed': mean([row['best_fixed'] for row in some]),
-        'gain': mean(gains),
-        'gain_least': min(gains),
-        'gain_most': max(gains),
-        'largest': mean([row['largest'] for row in some]),
-        'splits': len(gains),
+      {'budget': budget, 'family': family}
+      | {
+        name: float(np.mean([row[name] for row in some]))
+        for name in ('gmacs', 'top1', 'best_fixed', 'largest')
+      }
+      | {
+        'gain': float(np.mean(means)),
+        'gain_least': min(means),
+        'gain_most': max(means),
+        'splits': len(means),
       }
     )
   return found

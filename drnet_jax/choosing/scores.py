@@ -348,7 +348,7 @@ def difference(
 
 
 def resampled_means(
-  columns: np.ndarray, groups: np.ndarray, resamples: int, seed: int = 0
+  columns: np.ndarray, groups: np.ndarray, resamples: int
 ) -> np.ndarray:
   """Means over as many groups drawn with replacement, [resamples, C].
 
@@ -356,9 +356,8 @@ def resampled_means(
     columns: [N, C].
     groups: int [N], from 0: rows of one number are drawn together.
     resamples: how often.
-    seed: of the draws.
   """
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   size = np.bincount(groups)
   count = len(size)
   sums = np.zeros((count, columns.shape[1]))
@@ -450,7 +449,7 @@ def rank_correlations(record: Record, ends: np.ndarray) -> dict[str, float]:
   if not np.ptp(ends):
     return {}
   return {
-    name: _spearman(values, ends)
+    name: float(np.corrcoef(_ranks(values), _ranks(ends))[0, 1])
     for name, values in record.extra.items()
     if name not in ('index', 'original')
     and np.issubdtype(values.dtype, np.number)
@@ -458,12 +457,8 @@ def rank_correlations(record: Record, ends: np.ndarray) -> dict[str, float]:
   }
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-  """Correlation of the ranks; equal values share the mean of theirs."""
-  return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
 def _ranks(values: np.ndarray) -> np.ndarray:
+  """From 1; equal values share the mean of theirs."""
   _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
   ends = np.cumsum(counts)
   return (ends - (counts - 1) / 2)[place]
