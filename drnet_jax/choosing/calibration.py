@@ -106,7 +106,8 @@ class Calibration:
     given = [x for x in (gmacs, ms, accuracy) if x is not None]
     if len(given) > 1:
       raise UserError('set one budget: gmacs, ms or accuracy')
-    points = self.family('GMACs' if ms is None else 'ms', policy)
+    unit = 'GMACs' if ms is None else 'ms'
+    points = self.family(unit, policy)
     if not given:
       fixed = self.points['GMACs']['fixed'][-1]
       least = fixed.top1 - TOLERANCE
@@ -120,7 +121,6 @@ class Calibration:
     if accuracy is None:
       within = [p for p in points if p.cost <= asked * (1 + 1e-9)]
       if not within:
-        unit = 'GMACs' if ms is None else 'ms'
         raise UserError(
           f'a budget of {asked:g} {unit} is out of reach: the least is '
           f'{points[0].cost:.4g}, everything counted'
@@ -152,12 +152,10 @@ class Calibration:
       raise UserError(f'policy = {policy!r} needs {without}')
     return self.points[unit][policy]
 
-  def write(self, folder: str) -> str:
-    """Writes `calibration.json` and returns its path."""
-    path = os.path.join(folder, FILE)
+  def write(self, folder: str) -> None:
+    """Writes `calibration.json`."""
     fields = dataclasses.asdict(self) | {'format': _FORMAT}
-    settings.write_json(path, fields)
-    return path
+    settings.write_json(os.path.join(folder, FILE), fields)
 
 
 def read(folder: str) -> Calibration | None:

@@ -95,10 +95,9 @@ class Record:
   def groups(self) -> np.ndarray:
     """int [N], images of one number are not independent of each other."""
     found = self.extra.get(_GROUP)
-    count = len(self.label)
-    return (
-      np.arange(count) if found is None else np.unique(found, False, True)[1]
-    )
+    if found is None:
+      return np.arange(len(self.label))
+    return np.unique(found, return_inverse=True)[1]
 
   def is_of_images_of(self, other: 'Record') -> bool:
     """Whether both are of the same images, in the same order."""
