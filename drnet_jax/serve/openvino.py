@@ -104,19 +104,17 @@ class OpenVinoEngine(GraphEngine):
 
 
 class Network:
-  """One graph: for a single image, and for many.
-
-  Args:
-    path: of the ONNX file.
-    precision: of the computation.
-  """
+  """One graph, of an ONNX file: for a single image, and for many."""
 
   def __init__(self, path: str, precision: str):
     # Its weights are mapped, not read.
     self._model = core().read_model(path)
     self._precision = precision
     self._lock = threading.Lock()
-    self._single = self._bulk = None
+    # Requests: one for a single image; for many one for each core, in turn,
+    # with the answer that it is working on: the oldest is the first to be free.
+    self._single: Any = None
+    self._bulk: collections.deque | None = None
 
   def __call__(self, images: np.ndarray) -> Any:
     """[B, K] of uint8 [B, S, S, 3]; `numpy.asarray` waits."""
@@ -126,13 +124,23 @@ class Network:
         # A request is one caller's at a time, and its output the next one's.
         found = self._single.infer({0: images}, share_inputs=True)
         return next(iter(found.values()))
-      self._bulk = self._bulk or _Bulk(self._compile('THROUGHPUT'))
-      return self._bulk.start(images)
+      self._bulk = self._bulk or self._for_many()
+      # Into how many pieces depends on nothing but their number: with its batch
+      # the last digits of an answer may change.
+      count = max(1, min(len(self._bulk), len(images) // _LEAST_BATCH))
+      return _Joined([self._begin(x) for x in np.array_split(images, count)])
 
   def _for_one(self, shape: tuple[int, ...]) -> Any:
     fixed = self._model.clone()  # constants are shared
     fixed.reshape(list(shape))
     return self._compile('LATENCY', fixed).create_infer_request()
+
+  def _for_many(self) -> collections.deque:
+    compiled = self._compile('THROUGHPUT')
+    count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
+    return collections.deque(
+      [compiled.create_infer_request(), None] for _ in range(count)
+    )
 
   def _compile(self, hint: str, model: Any = None) -> Any:
     settings = {
@@ -144,33 +152,9 @@ class Network:
     }
     return core().compile_model(model or self._model, 'CPU', settings)
 
-
-class _Bulk:
-  """A request for each core, in turn: the oldest is the first to be free.
-
-  Args:
-    compiled: the program.
-  """
-
-  def __init__(self, compiled: Any):
-    count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
-    # Each with the answer that it is working on.
-    self._requests = collections.deque(
-      [compiled.create_infer_request(), None] for _ in range(count)
-    )
-
-  def start(self, images: np.ndarray) -> Any:
-    """Runs images, a piece of them on each core; does not wait.
-
-    Into how many pieces depends on nothing but their number: with its batch
-    the last digits of an answer may change.
-    """
-    count = max(1, min(len(self._requests), len(images) // _LEAST_BATCH))
-    return _Joined([self._begin(x) for x in np.array_split(images, count)])
-
   def _begin(self, images: np.ndarray) -> '_Answer':
-    oldest = self._requests[0]
-    self._requests.rotate(-1)
+    oldest = self._bulk[0]
+    self._bulk.rotate(-1)
     request, answer = oldest
     if answer is not None:
       answer.settle()
@@ -180,15 +164,10 @@ class _Bulk:
 
 
 class _Answer:
-  """What a request will have found; kept when it goes on to the next images.
-
-  Args:
-    request: that works on it.
-    images: that it reads meanwhile.
-  """
+  """What a request will have found; kept when it goes on to the next images."""
 
   def __init__(self, request: Any, images: np.ndarray):
-    self._request, self._images = request, images
+    self._request, self._images = request, images  # which it reads meanwhile
     self._lock = threading.Lock()
     self._value: np.ndarray | Exception | None = None
 
