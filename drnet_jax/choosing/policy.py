@@ -216,12 +216,7 @@ class Decisions:
 
 
 def decide(policy: Policy, record: Record, costs: Costs) -> Decisions:
-  """Plays a policy on a record.
-
-  Args:
-    policy: to play.
-    record: of some images.
-    costs: to count in.
+  """Plays a policy on a record, and counts in some costs.
 
   Raises:
     KeyError: the record lacks a mean that the policy answers with.

@@ -442,9 +442,7 @@ def standard_error(residuals: np.ndarray, groups: np.ndarray) -> float:
 def rank_correlations(record: Record, ends: np.ndarray) -> dict[str, float]:
   """Spearman's rho between where images end and each numeric extra field.
 
-  Args:
-    record: of some images.
-    ends: int [N], index of the option at which each ends.
+  `ends`, int [N], are indices of options.
   """
   if not np.ptp(ends):
     return {}

@@ -285,15 +285,10 @@ def _with_thresholds(
 
 
 class _Walk:
-  """What images do along a path, for thresholds to be set.
+  """What images do along the path of a policy whose thresholds are to be set.
 
   Cuts are numbers of images, of all sorted by descending signal: those before
   the cut of an option leave there.
-
-  Args:
-    policy: its thresholds are to be found.
-    record: of the images.
-    costs: to count in.
   """
 
   def __init__(self, policy: Policy, record: Record, costs: Costs):

@@ -302,10 +302,7 @@ class Classifier:
   ) -> None:
     """Writes a folder for other programs, with this policy as the usual one.
 
-    Args:
-      folder: see `package.write`, as for the rest.
-      formats: of `export.FORMATS`.
-      weights: of `export.WEIGHTS`.
+    Args: see `package.write`.
 
     Raises:
       UserError: a network with exits, or a folder that holds something else.

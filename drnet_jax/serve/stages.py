@@ -60,16 +60,13 @@ class StageEngine:
     self.compiled = in_parallel(jobs)
 
   def bucket(self, option: int, count: int) -> int:
-    """The batch that is computed where there are so many images."""
     return routing.bucket(count, self._batches)
 
   def run(self, option: int, inputs: Any) -> tuple[jax.Array, Any]:
-    """A stage: probabilities [B, K] of its exit, and the state after.
+    """A stage: probabilities [B, K] of an exit, and the state after.
 
-    Args:
-      option: index of the exit to reach.
-      inputs: uint8 images for the first, else the state after the exit before,
-        of a batch that is one of the buckets.
+    The first takes images, a later one the state after the exit before, of a
+    batch that is one of the buckets.
     """
     if option == 0:
       inputs = padded(inputs, self.bucket(0, len(inputs)))
@@ -118,16 +115,11 @@ class StageEngine:
 
       return jax.tree.map(put, pool, state)
 
-    return (
-      jax.jit(push, donate_argnums=0)
-      .lower(
-        self.pool_shapes(k),
-        self._states[batch][k],
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.int32),
-      )
-      .compile()
-    )
+    pool, state = self.pool_shapes(k), self._states[batch][k]
+    rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    program = jax.jit(push, donate_argnums=0)
+    return program.lower(pool, state, rows, start).compile()
 
   def _compile_pop(self, k: int, batch: int):
     def pop(pool, start):
@@ -140,12 +132,7 @@ class StageEngine:
 
 
 class Pool:
-  """Images that wait for one stage, with all that it needs of them.
-
-  Args:
-    engine: whose stage it is.
-    exit_index: of the exit they go to.
-  """
+  """Images that wait for an engine's stage, with all that it needs of them."""
 
   def __init__(self, engine: StageEngine, exit_index: int):
     self._engine = engine
