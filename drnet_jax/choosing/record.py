@@ -19,16 +19,9 @@ from drnet_jax.errors import UserError
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
 _GROUP = 'original'  # field of the examples that are copies of one original
 _REMEDY = 'delete it, then evaluate or calibrate the run again'
-# Of a file, in every version of it.
-_NEEDED = {
-  'options',
-  'label',
-  'gmacs',
-  'predictor_gmacs',
-  'predicted',
-  'confidence',
-  'top5',
-}
+# Fields that a file holds as they are: in every version of it, and in some.
+_ALWAYS = ('label', 'predicted', 'confidence', 'top5')
+_SOMETIMES = ('margin', 'log_p', 'draw')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +229,7 @@ def save(record: Record, path: str) -> None:
     'columns': np.array([' '.join(map(str, c)) for c in record.columns]),
     'origin': record.origin,
   }
-  optional = ('margin', 'log_p', 'draw')
-  for name in ('label', 'predicted', 'confidence', 'top5', *optional):
+  for name in (*_ALWAYS, *_SOMETIMES):
     if getattr(record, name) is not None:
       arrays[name] = getattr(record, name)
   extra = {_EXTRA + k: v for k, v in record.extra.items()}
@@ -267,7 +259,8 @@ def load(path: str) -> Record:
     raise UserError(f'{path} is damaged ({error}): {_REMEDY}') from error
   if 'resolutions' in arrays:  # as files of version 0.2 call it
     arrays['options'] = [f'{r} px' for r in arrays['resolutions']]
-  if missing := _NEEDED - arrays.keys():
+  needed = {'options', 'gmacs', 'predictor_gmacs', *_ALWAYS}
+  if missing := needed - arrays.keys():
     raise UserError(f'{path} lacks {", ".join(sorted(missing))}: {_REMEDY}')
   options = Options.of(arrays['options'])
   if 'chain' in arrays:
@@ -290,14 +283,8 @@ def load(path: str) -> Record:
       predictor=float(arrays['predictor_gmacs']),
       source=str(arrays.get('source', 'multiply-adds of the jaxpr')),
     ),
-    label=arrays['label'],
     columns=columns,
-    predicted=arrays['predicted'],
-    confidence=arrays['confidence'],
-    margin=arrays.get('margin'),
-    top5=arrays['top5'],
-    log_p=arrays.get('log_p'),
-    draw=arrays.get('draw'),
+    **{name: arrays.get(name) for name in (*_ALWAYS, *_SOMETIMES)},
     extra={
       k.removeprefix(_EXTRA): v
       for k, v in arrays.items()
