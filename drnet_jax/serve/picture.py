@@ -31,7 +31,13 @@ class Picture:
       UserError: the image cannot be read.
     """
     missing = [view for view in views if view not in self._crops]
-    image = self._decode() if missing else None
+    if not missing:
+      return
+    # As large as the most demanding view takes, for all of them at once: most
+    # of a JPEG's decoding is its entropy code.
+    least_px = transforms.DECODE_MARGIN * self._contract.decode_px
+    scaled = self._contract.decode == 'scaled'
+    image = pixels.decode(self._source, least_px=least_px if scaled else None)
     for view in missing:
       self._crops[view] = np.ascontiguousarray(
         transforms.center_crop(
@@ -50,10 +56,3 @@ class Picture:
     """
     self.cut([view])
     return self._crops[view]
-
-  def _decode(self) -> np.ndarray:
-    # As large as the most demanding view takes, for all of them at once: most
-    # of a JPEG's decoding is its entropy code.
-    least_px = transforms.DECODE_MARGIN * self._contract.decode_px
-    scaled = self._contract.decode == 'scaled'
-    return pixels.decode(self._source, least_px=least_px if scaled else None)

@@ -145,9 +145,7 @@ class Schedule:
   def admit(self, items: Sequence[Item], *, alone: bool = False) -> None:
     """Lets images in that were read, each where the policy starts it.
 
-    Args:
-      items: to let in.
-      alone: no other image will come: none waits for another.
+    `alone`: no other image will come, so none waits for another.
     """
     self._alone = alone
     if not items:
@@ -192,11 +190,6 @@ class Schedule:
     return {id(x) for x in itertools.chain(waiting, flying)}
 
   @property
-  def is_busy(self) -> bool:
-    """Whether there are results to fetch."""
-    return bool(self._in_flight)
-
-  @property
   def first_waiting(self) -> int | None:
     """The first place at which an image waits; None if nobody does."""
     waiting = (i for i, q in enumerate(self.queues) if q.waiting)
@@ -205,9 +198,7 @@ class Schedule:
   def start(self, place: int, taken: list[Item] | None = None) -> None:
     """Runs a batch of a place; its results are fetched later.
 
-    Args:
-      place: of the plan.
-      taken: images to run there; by default the oldest that wait there.
+    It is of the images `taken`, by default the oldest that wait there.
     """
     queue, stop = self.queues[place], self.stops[place]
     if isinstance(queue, Waiting):
@@ -222,6 +213,12 @@ class Schedule:
       item.place = place
     said, state = self._engine.run(stop.option, inputs)
     self._in_flight.append((place, taken, said, state))
+
+  def run(self, place: int, taken: list[Item] | None) -> None:
+    """As `start`, then fetches its results and those of what it led to."""
+    self.start(place, taken)
+    while self._in_flight:
+      self.fetch()
 
   def work(self) -> None:
     """Runs what is full, and fetches results beyond those to keep in flight."""
@@ -251,7 +248,11 @@ class Schedule:
       for item, row in zip(items, rows, strict=True):
         item.said.append(row)
         item.tried.append(stop.position)
-      answers = self._answers(items)
+      # What is known of each so far, [N, K].
+      last = self._policy.answer == 'last'
+      answers = np.stack(
+        [x.said[-1] if last else pooled(x.said) for x in items]
+      )
       probability, margin = signals(answers)
       sure = margin if self._policy.signal == 'margin' else probability
       goes_on = ~self._policy.leaves(stop.position, sure)
@@ -260,12 +261,6 @@ class Schedule:
     on = np.flatnonzero(goes_on)
     if len(on):
       self._go_on(place + 1, items, on, state)
-
-  def _answers(self, items: Sequence[Item]) -> np.ndarray:
-    """What is known of each image so far, [N, K]."""
-    if self._policy.answer == 'last':
-      return np.stack([item.said[-1] for item in items])
-    return np.stack([pooled(item.said) for item in items])
 
   def _go_on(self, place: int, items, on: np.ndarray, state) -> None:
     queue = self.queues[place]

@@ -11,6 +11,8 @@ as `spilled`.
 
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import os
 import queue
 import threading
@@ -170,40 +172,25 @@ class Stream:
   def _run_next(self, due: Sequence[bool]) -> None:
     """Runs a batch that is full or else due, if there is one: the last."""
     queues = self._schedule.queues
-    # An image can be taken further along as a crop, not into the features of a
-    # network with exits.
-    crops = [
-      q.waiting if isinstance(q, Waiting) else collections.deque()
-      for q in queues
-    ]
     place = self._schedule.full()
     if place is None:
       place = next((p for p in reversed(range(len(due))) if due[p]), None)
     if place is None:
       return
-    if not isinstance(queues[place], Waiting):
-      self._run(place, None)
-      return
-
-    def bucket(count: int) -> int:
-      return self._engine.bucket(self._stops[place].option, count)
-
-    taken = take(crops, place, due, self._batch, bucket)
-    for item in taken:
-      item.spilled |= item.place < place
-    self._run(place, taken)
-
-  def _run(self, place: int, taken: list[Item] | None) -> None:
-    waiting = self._schedule.queues[place].waiting
-    items = list(waiting) if taken is None else taken
+    items, taken = list(queues[place].waiting), None
+    if isinstance(queues[place], Waiting):
+      # An image can be taken further along as a crop, not into the features of
+      # a network with exits.
+      crops = [
+        q.waiting if isinstance(q, Waiting) else collections.deque()
+        for q in queues
+      ]
+      bucket = functools.partial(self._engine.bucket, self._stops[place].option)
+      items = taken = take(crops, place, due, self._batch, bucket)
+      for item in taken:
+        item.spilled |= item.place < place
     start = time.monotonic()
-
-    def run() -> None:
-      self._schedule.start(place, taken)
-      while self._schedule.is_busy:
-        self._schedule.fetch()
-
-    self._guard(items, run)
+    self._guard(items, lambda: self._schedule.run(place, taken))
     took = time.monotonic() - start
     self._seconds[place] = max(took, 0.9 * self._seconds[place])
 
@@ -247,15 +234,11 @@ class Stream:
     if self._closing.is_set() or self._schedule.full() is not None:
       patience = 0.0
     arrived: list[Item] = []
-    try:
+    with contextlib.suppress(queue.Empty):
+      if patience > 0:
+        arrived.append(self._arrivals.get(timeout=patience))
       while len(arrived) < self._batch:
-        arrived.append(
-          self._arrivals.get_nowait()
-          if arrived or patience <= 0
-          else self._arrivals.get(timeout=patience)
-        )
-    except queue.Empty:
-      pass
+        arrived.append(self._arrivals.get_nowait())
     # Whoever was cancelled is out; from here on nobody can be.
     return [x for x in arrived if x.key.future.set_running_or_notify_cancel()]
 
