@@ -25,12 +25,7 @@ from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
-from drnet_jax.export.contract import (
-  Contract,
-  is_export,
-  read_fields,
-  usual_policy,
-)
+from drnet_jax.export.contract import Contract, is_export
 from drnet_jax.run import ladder, paths
 from drnet_jax.serve import loading
 from drnet_jax.serve.answers import (
@@ -130,14 +125,9 @@ class Classifier:
     path = os.fspath(path) if isinstance(path, os.PathLike) else path
     several = not isinstance(path, str) or ladder.is_ladder(path)
     if not several and is_export(path):
-      exported = loading.of_folder(path, how)
-      if decode not in (None, exported.contract.decode):
-        raise UserError(
-          f'{path} was exported for decode={exported.contract.decode}: export '
-          f'it again with --decode={decode}'
-        )
-      found = cls._of(exported, calibration_lib.read(path))
-      found.policy = usual_policy(read_fields(path))
+      loaded = loading.of_folder(path, how, decode)
+      found = cls._of(loaded, calibration_lib.read(path))
+      found.policy = loaded.policy
       return found
     decode, calibration = decode or 'full', None
     if isinstance(path, str):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drnet_jax import cache, settings
+from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import contract as contract_lib
 from drnet_jax.export.contract import Contract
@@ -36,6 +37,7 @@ class Loaded(NamedTuple):
     digests: of all weights, as records know them; () of an exported folder.
     members: read the models themselves, for `export`.
     graphs: key of a model's graphs in the cache; '' where it has none.
+    policy: that an exported folder follows.
   """
 
   contract: Contract
@@ -44,16 +46,24 @@ class Loaded(NamedTuple):
   digests: tuple[str, ...] = ()
   members: 'tuple[Callable[[], workdir.Trained], ...]' = ()
   graphs: str = ''
+  policy: Policy | None = None
 
 
-def of_folder(folder: str, how: How) -> Loaded:
+def of_folder(folder: str, how: How, decode: str | None) -> Loaded:
   """What `export` wrote.
 
   Raises:
-    UserError: it was not exported to that runtime's format.
+    UserError: it was not exported to that runtime's format, or for that way to
+      decode.
   """
   fields = contract_lib.read_fields(folder)
   contract, formats = Contract.from_json(fields), fields['formats']
+  policy = contract_lib.usual_policy(fields)
+  if decode not in (None, contract.decode):
+    raise UserError(
+      f'{folder} was exported for decode={contract.decode}: export it again '
+      f'with --decode={decode}'
+    )
   runtime = how.runtime
   if runtime == 'jax':
     raise UserError(
@@ -75,11 +85,12 @@ def of_folder(folder: str, how: How) -> Loaded:
     engine = compiled.exported(
       folder, contract, fields['stablehlo_weights'], how.batch
     )
-    return Loaded(contract, engine, runtime)
+    return Loaded(contract, engine, runtime, policy=policy)
   # Not JAX's, which would have to be compiled: they agreed when it was written.
   graphs = cache.key(cache.stamps([folder]))
   found = _choose(graphs, how, folder, contract, tried)
-  return Loaded(contract, _engine(found, folder, contract, how), found.said)
+  engine = _engine(found, folder, contract, how)
+  return Loaded(contract, engine, found.said, policy=policy)
 
 
 def of_run(path: str, how: How, decode: str) -> Loaded:
