@@ -162,12 +162,8 @@ class Scored:
   """A policy and how sure its figures are.
 
   Attributes:
-    name: of the policy, or rival.
-    gmacs: average cost of an image, everything counted.
-    top1: share in [0, 1].
-    top5: share, or None where it is not defined.
+    name, gmacs, top1, top5, shares: as of a `Score`.
     gain: top-1 of the judged policy less this one's, on the same images.
-    shares: see `Score`.
   """
 
   name: str

@@ -89,13 +89,7 @@ class How:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A runtime, and why.
-
-  Attributes:
-    runtime: of `export.RUNTIMES`, but 'auto'.
-    precision: of `export.PRECISIONS`, but 'auto'.
-    said: a line for people.
-  """
+  """A runtime and a precision, neither of them 'auto', and why, for people."""
 
   runtime: str
   precision: str
@@ -115,8 +109,7 @@ def is_beside_jax(how: How) -> bool:
 def candidates(how: How) -> list[tuple[str, str]]:
   """Runtimes of exported graphs to try, with their precisions.
 
-  Args:
-    how: 'openvino' in 'auto' precision may have two, 'auto' all installed.
+  'openvino' in 'auto' precision may have two, 'auto' is all that are installed.
   """
   found: list[tuple[str, str]] = []
   for runtime, module in MODULES.items():
@@ -167,13 +160,7 @@ def engine(
 def remembered(
   model: str, how: How, tried: Iterable[tuple[str, str]]
 ) -> Choice | None:
-  """What was chosen before.
-
-  Args:
-    model: key of its graphs.
-    how: as asked.
-    tried: the candidates, all of which were tried.
-  """
+  """What was chosen before for a model, by the key of its graphs."""
   found = cache.read_json('choices', _key(model, how, tried))
   return Choice(**found) if found else None
 

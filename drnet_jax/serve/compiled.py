@@ -46,14 +46,7 @@ def prefers_jax(trained: workdir.Trained) -> bool:
 def in_jax(
   trained: workdir.Trained, contract: Contract, batch: int, *, few: bool = False
 ) -> Engine:
-  """The model's own programs.
-
-  Args:
-    trained: the model.
-    contract: of it.
-    batch: images that are run at once; 0 for what suits the device.
-    few: compile for that batch alone.
-  """
+  """The model's own programs; `few`, for a batch of that size alone."""
   if isinstance(trained.model, RANet):
     pixels = trained.model.image_px**2
     cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // pixels)

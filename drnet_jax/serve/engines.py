@@ -138,10 +138,6 @@ class LadderEngine:
   """Several networks' engines as one, its options one after another.
 
   Its predictor is that of the first network that has one.
-
-  Args:
-    engines: of the networks.
-    contracts: of the same.
   """
 
   def __init__(self, engines: Sequence[Engine], contracts: Sequence[Contract]):
