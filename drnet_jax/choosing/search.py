@@ -254,12 +254,8 @@ def paths(record: Record, costs: Costs) -> list[tuple[int, ...]]:
 def _answers(record: Record, path: tuple[int, ...]) -> list[str]:
   """'last', and 'pooled' where the record has all the means it takes."""
   known = set(record.columns)
-  count = len(path)
-  needed = [
-    tuple(sorted(path[i:j]))
-    for i in range(count)
-    for j in range(i + 1, count + 1)
-  ]
+  parts = itertools.combinations(range(len(path) + 1), 2)
+  needed = [tuple(sorted(path[i:j])) for i, j in parts]
   return ['last', 'pooled'] if known.issuperset(needed) else ['last']
 
 

@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,8 +87,7 @@ class How:
     return 'one at a time' if self.batch == 1 else 'in bulk'
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
   """A runtime and a precision, neither of them 'auto', and why, for people."""
 
   runtime: str
@@ -207,7 +206,7 @@ def choose(
   )
   choice = Choice(*best, said)
   key = _key(model, how, tried)
-  cache.write_json('choices', key, dataclasses.asdict(choice))
+  cache.write_json('choices', key, choice._asdict())
   return choice
 
 

@@ -89,7 +89,7 @@ def of_folder(folder: str, how: How, decode: str | None) -> Loaded:
   # Not JAX's, which would have to be compiled: they agreed when it was written.
   graphs = cache.key(cache.stamps([folder]))
   found = _choose(graphs, how, folder, contract, tried)
-  engine = _engine(found, folder, contract, how)
+  engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
   return Loaded(contract, engine, found.said, policy=policy)
 
 
@@ -135,7 +135,7 @@ def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
       return None
   else:
     found = _choose(known['model'], how, folder, contract, tried)
-  engine = _engine(found, folder, contract, how)
+  engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
   return Loaded(contract, engine, found.said, (known['digest'],), (member,))
 
 
@@ -180,7 +180,7 @@ def of_trained(trained: 'workdir.Trained', how: How, decode: str) -> Loaded:
   found = _choose(graphs, how, folder, contract, tried, trained)
   if found.runtime == 'jax':
     return in_jax(found.said, graphs)
-  engine = _engine(found, folder, contract, how)
+  engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
   return loaded(engine, found.said, graphs)
 
 
@@ -238,12 +238,6 @@ def _choose(
     return Choice(runtime, precision, choice_lib.name(runtime, precision))
   return choice_lib.remembered(graphs, how, makers) or choice_lib.choose(
     graphs, how, makers, contract
-  )
-
-
-def _engine(found: Choice, folder: str, contract: Contract, how: How) -> Engine:
-  return choice_lib.engine(
-    found.runtime, found.precision, folder, contract, how.batch
   )
 
 
