@@ -133,13 +133,12 @@ class Schedule:
     self.queues = [engine.pool(s.option) or Waiting() for s in self.stops]
     self._in_flight: collections.deque = collections.deque()
     self.asked = [
-      *([contract.predictor_view] if policy.start is not None else []),
-      *(
-        contract.views[stop.option]
-        for stop, queue in zip(self.stops, self.queues, strict=True)
-        if isinstance(queue, Waiting)
-      ),
+      contract.views[stop.option]
+      for stop, queue in zip(self.stops, self.queues, strict=True)
+      if isinstance(queue, Waiting)
     ]
+    if policy.start is not None:
+      self.asked.append(contract.predictor_view)
     self._alone = False
 
   def admit(self, items: Sequence[Item], *, alone: bool = False) -> None:
