@@ -203,7 +203,6 @@ def correctness(suite: Suite, left_s: float) -> Iterable[dict]:
 def steps(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part c: training steps of ResNet-50 in bfloat16."""
   model, weights = _model(suite.small)
-  mesh = mesh_lib.create(1)
   ceiling = next(
     (r['value'] for r in suite.found['a ceilings'] if r['what'] == _CEILING),
     math.nan,
@@ -214,9 +213,7 @@ def steps(suite: Suite, left_s: float) -> Iterator[dict]:
     kinds, rounds = kinds[::2], 2
   for batch_size in (16,) if suite.small else (256, 128, 512, 64):
     try:
-      contenders, batch = _contenders(
-        suite, model, weights, mesh, batch_size, kinds
-      )
+      contenders, batch = _contenders(suite, model, weights, batch_size, kinds)
       others = {}
       # For larger batches of both frameworks there is no memory.
       if _has_rival(suite) and batch_size <= 256:
@@ -233,21 +230,20 @@ def steps(suite: Suite, left_s: float) -> Iterator[dict]:
       yield {'what': what} | row | share
 
 
-def _contenders(suite, model, weights, mesh, batch_size: int, kinds):
+def _contenders(suite, model, weights, batch_size: int, kinds):
   """Compiled steps of some kinds, and a batch for them."""
-  objective = dict(suite.config.finetune.objective)
-  pretrain = dict(suite.config.pretrain.objective)
+  mesh = mesh_lib.create(1)
   common = (model, weights, mesh, batch_size)
-  contenders = [
-    training.fixed(*common)
-    if kind == 'fixed'
-    else training.contender(kind, PretrainStep, pretrain, *common)
-    if kind == 'pretrain'
-    else training.contender(
-      f'routed, {kind}', RoutedStep, objective | {'gradient': kind}, *common
-    )
-    for kind in kinds
-  ]
+
+  def contender(kind: str) -> training.Contender:
+    if kind == 'fixed':
+      return training.fixed(*common)
+    if kind == 'pretrain':
+      objective = dict(suite.config.pretrain.objective)
+      return training.Contender(kind, PretrainStep, objective, *common)
+    return training.routed(kind, suite.config.finetune.objective, *common)
+
+  contenders = [contender(kind) for kind in kinds]
   batch = mesh_lib.shard_batch(
     {
       'image': costs.noise(model.image_px, batch_size),
@@ -328,12 +324,7 @@ def profile(suite: Suite, left_s: float) -> Iterable[dict]:
   """Part e: the most expensive kernels of a routed step, and its gaps."""
   model, weights = _model(suite.small)
   (routed,), batch = _contenders(
-    suite,
-    model,
-    weights,
-    mesh_lib.create(1),
-    16 if suite.small else 256,
-    ('chosen',),
+    suite, model, weights, 16 if suite.small else 256, ('chosen',)
   )
   routed.take(batch)
   return trace.profile(lambda: routed.take(batch), 3)

@@ -23,11 +23,10 @@ from drnet_jax.bench.stopwatch import interleaved
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import workdir
-from drnet_jax.steps import routed
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.pretrain import PretrainStep
-from drnet_jax.steps.routed import RoutedStep
-from drnet_jax.steps.state import TrainState, Weights
+from drnet_jax.steps.routed import REFRESHED, RoutedStep
+from drnet_jax.steps.state import Weights
 
 KEY = jax.random.key(0)
 _BATCHES = 4  # different ones, so that the shares vary as in training
@@ -35,28 +34,59 @@ _BATCHES = 4  # different ones, so that the shares vary as in training
 _OPTIMIZER = optax.sgd(0.0, momentum=0.9)
 
 
-@dataclasses.dataclass
 class Contender:
   """One kind of step and its state.
 
-  Attributes:
+  Args:
     name: of the row.
-    step: PretrainStep or RoutedStep.
-    objective: its further fields.
-    model: what it trains.
-    state: donated to each step and replaced.
+    step_class: the kind of step.
+    objective: further fields of the step.
+    model: its sizes are those that are trained.
+    weights: of the model, or of one with more sizes.
+    mesh: devices to run on.
+    batch_size: global.
+
+  Attributes:
     same: whether each step draws the noise of the first, so that images choose
       the same sizes again.
     metrics: of each step taken.
   """
 
-  name: str
-  step: PretrainStep | RoutedStep
-  objective: Mapping[str, Any]
-  model: DRNet
-  state: TrainState
-  same: bool = False
-  metrics: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
+  def __init__(
+    self,
+    name: str,
+    step_class: type[PretrainStep | RoutedStep],
+    objective: Mapping[str, Any],
+    model: DRNet,
+    weights: Weights,
+    mesh: Mesh,
+    batch_size: int,
+  ):
+    self.name = name
+    self._objective = objective
+    self._model = model
+    self.step = step_class(
+      model,
+      _OPTIMIZER,
+      mesh,
+      settings.call(step_class.objective_class, objective, 'objective'),
+      batch_size=batch_size,
+      steps_per_epoch=1,
+    )
+    norms = {model.norm_set(r) for r in model.resolutions}
+    params, stats = (
+      tree | {'norm': {k: v for k, v in tree['norm'].items() if k in norms}}
+      for tree in weights
+    )
+    # A copy, for each step is donated the state and replaces it.
+    self.state = jax.jit(
+      lambda *weights: jax.tree.map(
+        jnp.copy, state_lib.begin(_OPTIMIZER, *weights)
+      ),
+      out_shardings=mesh_lib.replicated(mesh),
+    )(params, stats)
+    self.same = False
+    self.metrics: list[dict[str, jax.Array]] = []
 
   def take(self, batch: Mapping[str, jax.Array]) -> None:
     """Takes one step, and waits for it."""
@@ -70,7 +100,7 @@ class Contender:
 
   def macs_per_image(self) -> float:
     """What an image of the steps needed on average, forward and backward."""
-    macs, objective = self.model.macs(), self.objective
+    macs, objective = self._model.macs(), self._objective
     if isinstance(self.step, PretrainStep):
       return 3.0 * sum(macs.sizes)
     total = 0.0
@@ -79,67 +109,33 @@ class Contender:
       if objective['gradient'] == 'all':
         total += objective['explore'] * sum(macs.sizes)
       if objective['statistics'] == 'fresh':
-        total += routed.REFRESHED * sum(
+        total += REFRESHED * sum(
           size_macs
           for size_px, size_macs in zip(
-            self.model.resolutions, macs.sizes, strict=True
+            self._model.resolutions, macs.sizes, strict=True
           )
-          if metrics[f'share_r{size_px}'] < routed.REFRESHED
+          if metrics[f'share_r{size_px}'] < REFRESHED
         )
     return total / len(self.metrics)
 
 
-def contender(
-  name: str,
-  step_class: type[PretrainStep | RoutedStep],
-  objective: Mapping[str, Any],
-  model: DRNet,
-  weights: Weights,
-  mesh: Mesh,
-  batch_size: int,
-) -> Contender:
-  """Makes one.
-
-  Args:
-    name: of the row.
-    step_class: the kind of step.
-    objective: further fields of the step.
-    model: its sizes are those that are trained.
-    weights: of the model, or of one with more sizes.
-    mesh: devices to run on.
-    batch_size: global.
-  """
-  step = step_class(
-    model,
-    _OPTIMIZER,
-    mesh,
-    settings.call(step_class.objective_class, objective, 'objective'),
-    batch_size=batch_size,
-    steps_per_epoch=1,
-  )
-  norms = {model.norm_set(r) for r in model.resolutions}
-  params, stats = (
-    tree | {'norm': {k: v for k, v in tree['norm'].items() if k in norms}}
-    for tree in weights
-  )
-  copied = jax.jit(
-    lambda *weights: jax.tree.map(
-      jnp.copy, state_lib.begin(_OPTIMIZER, *weights)
-    ),
-    out_shardings=mesh_lib.replicated(mesh),
-  )(params, stats)
-  return Contender(name, step, objective, model, copied)
-
-
 def fixed(model: DRNet, *arguments) -> Contender:
-  """An ordinary step at the largest size: the rest as of `contender`."""
-  return contender(
+  """An ordinary step at the largest size: the rest as of `Contender`."""
+  return Contender(
     f'fixed {model.resolutions[-1]}',
     PretrainStep,
     {'label_smoothing': 0.0, 'distill': 0.0, 'teacher': 'largest'},
     dataclasses.replace(model, resolutions=model.resolutions[-1:]),
     *arguments,
   )
+
+
+def routed(
+  gradient: str, objective: Mapping[str, Any], *arguments
+) -> Contender:
+  """A step of stage 2 by one gradient of the router: the rest likewise."""
+  objective = dict(objective) | {'gradient': gradient}
+  return Contender(f'routed, {gradient}', RoutedStep, objective, *arguments)
 
 
 def time_steps(
@@ -224,17 +220,9 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
       for b in itertools.islice(stream, _BATCHES)
     ]
   weights = trained.params, trained.batch_stats
-  contenders = [fixed(model, weights, mesh, batch_size)] + [
-    contender(
-      f'routed, {gradient}',
-      RoutedStep,
-      dict(stage.objective) | {'gradient': gradient},
-      model,
-      weights,
-      mesh,
-      batch_size,
-    )
-    for gradient in ('chosen', 'all')
+  common = (model, weights, mesh, batch_size)
+  contenders = [fixed(*common)] + [
+    routed(gradient, stage.objective, *common) for gradient in ('chosen', 'all')
   ]
   for c in contenders:
     c.step.compile(c.state, batches[0])
