@@ -34,7 +34,7 @@ from drnet_jax.bench import (
   trace,
   training,
 )
-from drnet_jax.bench.stopwatch import interleaved
+from drnet_jax.bench.stopwatch import interleaved, speed_up
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated, page
@@ -296,17 +296,12 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
       )
   taken = interleaved(jobs, rounds, 'inference')
   for (mode, kind), seconds in taken.items():
-    fixed = taken[mode, 'fixed']
     at_most = gmacs[mode, 'fixed']  # PyTorch's, too
     implied = at_most / gmacs.get((mode, kind), at_most)
-    realised = float(np.median(fixed / seconds))
     yield {
       'what': f'{kind}, {mode}',
       'images_per_second': len(modes[mode]) / float(np.median(seconds)),
-      'implied': implied,
-      'realised': realised,
-      'realised_of_implied': realised / implied,
-    }
+    } | speed_up(taken[mode, 'fixed'], seconds, implied)
 
 
 def _has_rival(suite: Suite) -> bool:

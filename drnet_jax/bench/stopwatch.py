@@ -30,3 +30,18 @@ def interleaved(
       if turn:
         seconds[name].append(time.perf_counter() - start)
   return {name: np.asarray(s) for name, s in seconds.items()}
+
+
+def speed_up(
+  base: np.ndarray, seconds: np.ndarray, implied: float
+) -> dict[str, float]:
+  """How many times as fast as a base, of both the seconds, [rounds].
+
+  `implied` is what their multiply-adds say. Returns columns of a table.
+  """
+  realised = float(np.median(base / seconds))
+  return {
+    'implied': implied,
+    'realised': realised,
+    'realised_of_implied': realised / implied,
+  }
