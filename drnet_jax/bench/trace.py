@@ -3,7 +3,6 @@
 
 import collections
 import glob
-import itertools
 import os
 import tempfile
 from collections.abc import Callable
@@ -53,35 +52,20 @@ def table(events: list[tuple[float, float, str]]) -> list[dict]:
     busy += max(end - max(start, last_end), 0.0)
     if end > last_end:
       last_end, last_name = end, name
-  span = last_end - events[0][0]
-  rows = [
-    {
-      'what': 'device',
-      'ms': span / 1e6,
-      'share': busy / span,
-      'calls': len(events),
-    }
-  ]
+  span, total = last_end - events[0][0], sum(spent.values())
+  rows = [('device', span, busy / span, len(events))]
   rows += [
-    {
-      'what': name,
-      'ms': ns / 1e6,
-      'share': ns / sum(spent.values()),
-      'calls': calls[name],
-    }
+    (name, ns, ns / total, calls[name])
     for name, ns in spent.most_common(_KERNELS)
   ]
-  gaps.sort(reverse=True)
   rows += [
-    {
-      'what': f'gap: {before} .. {after}',
-      'ms': ns / 1e6,
-      'share': ns / span,
-      'calls': 1,
-    }
-    for ns, before, after in itertools.islice(gaps, _GAPS)
+    (f'gap: {before} .. {after}', ns, ns / span, 1)
+    for ns, before, after in sorted(gaps, reverse=True)[:_GAPS]
   ]
-  return rows
+  return [
+    {'what': what, 'ms': ns / 1e6, 'share': share, 'calls': count}
+    for what, ns, share, count in rows
+  ]
 
 
 def _events(data):
