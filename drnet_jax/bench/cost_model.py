@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates what training takes; the command `cost` tells how."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -17,8 +18,7 @@ from drnet_jax.run import train
 from drnet_jax.run.stage import Stage
 
 
-@dataclasses.dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
   """Devices, from the vendor's data sheets.
 
   Attributes:
@@ -73,16 +73,17 @@ def training_hours(
   return flops / (machine.devices * machine.peak_flops * mfu) / 3600
 
 
-def weight_bytes(model: DRNet, *, optimizer_copies: int, shards: int) -> float:
+def weight_bytes(stage: Stage, model: DRNet, *, shards: int) -> float:
   """Memory of one device for what does not depend on the batch.
 
   Args:
+    stage: whose optimiser keeps arrays like the parameters.
     model: whose parameters count.
-    optimizer_copies: arrays like the parameters that the optimiser keeps.
     shards: devices that share one copy of the parameters.
   """
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
-  copies = 2 + optimizer_copies  # the parameters and their gradient
+  # The parameters and their gradient, and what the optimiser keeps.
+  copies = 2 + (2 if stage.optimizer['name'] == 'adamw' else 1)
   total = _bytes(params) * copies / shards + _bytes(stats)
   if shards > 1:
     total += _bytes(params)  # gathered for the time of a step
@@ -97,41 +98,26 @@ def activation_bytes(model: DRNet, size_px: int) -> int:
   """
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   name = model.norm_set(size_px)
-  return _held_bytes(
-    lambda base, norm, stats, image: model.classify(
-      base,
-      norm,
-      stats,
-      image,
-      size_px,
-      train=True,
-      key=jax.random.key(0),  # of a dropout
-    ),
-    model,
-    params['base'],
-    params['norm'][name],
-    stats['norm'][name],
-  )
+  classify = functools.partial(model.classify, size_px=size_px)
+  norms = params['norm'][name], stats['norm'][name]
+  return _held_bytes(classify, model, params['base'], *norms)
 
 
 def predictor_bytes(model: DRNet) -> int:
   """The same, of the predictor."""
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   return _held_bytes(
-    lambda params, stats, image: model.predict(
-      params, stats, image, train=True, key=jax.random.key(0)
-    ),
-    model,
-    params['predictor'],
-    stats['predictor'],
+    model.predict, model, params['predictor'], stats['predictor']
   )
 
 
 def _held_bytes(function, model: DRNet, *arguments) -> int:
   image = jax.ShapeDtypeStruct((1, model.image_px, model.image_px, 3), np.uint8)
-  return _ACTIVATION_FACTOR * _convolved_bytes(
-    jax.make_jaxpr(function)(*arguments, image).jaxpr
+  key = jax.random.key(0)  # of a dropout
+  traced = jax.make_jaxpr(functools.partial(function, train=True, key=key))(
+    *arguments, image
   )
+  return _ACTIVATION_FACTOR * _convolved_bytes(traced.jaxpr)
 
 
 def _convolved_bytes(jaxpr) -> int:
@@ -154,8 +140,7 @@ def _bytes(tree) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@dataclasses.dataclass(frozen=True)
-class Balance:
+class Balance(NamedTuple):
   """How full the slots of a routed step are.
 
   Attributes:
@@ -204,34 +189,26 @@ def simulate_balance(
   return Balance(imbalance=fullest / mean, padding=padded / fullest)
 
 
-def estimate_table(
-  stages: Mapping[str, Stage],
+def _images_per_device(stage: Stage, machine: Machine) -> int:
+  return math.ceil(stage.batch_size / stage.accumulate / machine.devices)
+
+
+def _estimate_table(
+  run: train.Run,
   model: DRNet,
   *,
   images: int,
   mfu: float,
-  shards: int,
   images_per_core: float,
 ) -> list[dict[str, str]]:
-  """Rows: what each stage takes on each machine.
-
-  Args:
-    stages: by name.
-    model: to train.
-    images: in an epoch.
-    mfu: share of the peak.
-    shards: `config.parameter_shards`.
-    images_per_core: that a core of the host prepares in a second.
-  """
+  """Rows: what each stage takes on each machine."""
   macs, rows = model.macs(), []
   per_image = activation_bytes(model, max(model.resolutions))
   for machine in MACHINES:
-    for name, stage in stages.items():
-      local = math.ceil(stage.batch_size / stage.accumulate / machine.devices)
-      copies = 2 if stage.optimizer['name'] == 'adamw' else 1
-      memory = local * per_image + weight_bytes(
-        model, optimizer_copies=copies, shards=shards or machine.devices
-      )
+    shards = run.parameter_shards or machine.devices
+    for name, stage in run.stages.items():
+      local = _images_per_device(stage, machine)
+      memory = local * per_image + weight_bytes(stage, model, shards=shards)
       hours = training_hours(stage, macs, machine, images=images, mfu=mfu)
       rate = images * stage.epochs / hours / 3600
       hosts = machine.devices // machine.devices_per_host
@@ -264,11 +241,8 @@ def program_table(
   of_size = {r: activation_bytes(model, r) for r in model.resolutions}
   image_bytes = 3 * model.image_px**2
   for name, stage in stages.items():
-    local = math.ceil(stage.batch_size / stage.accumulate / machine.devices)
-    copies = 2 if stage.optimizer['name'] == 'adamw' else 1
-    resident = local * image_bytes + weight_bytes(
-      model, optimizer_copies=copies, shards=shards
-    )
+    local = _images_per_device(stage, machine)
+    resident = local * image_bytes + weight_bytes(stage, model, shards=shards)
     programs = {'step': (1, local * max(of_size.values()))}
     if stage.step == 'routed':
       objective = stage.objective
@@ -298,7 +272,7 @@ def program_table(
   return rows
 
 
-def balance_table(
+def _balance_table(
   shares: Sequence[float], gmacs: Sequence[float], growth: float
 ) -> list[dict[str, str]]:
   """Rows: the balance at numbers of hosts (of four devices) and batches."""
@@ -327,14 +301,10 @@ def balance_table(
 def shares_of_cost(costs: Sequence[float], target: float) -> np.ndarray:
   """Shares of the sizes with a given mean cost, otherwise as even as can be."""
   costs = np.asarray(costs)
-
-  def tilted(slope: float) -> np.ndarray:
-    weights = np.exp(slope * (costs - costs.mean()) / np.ptp(costs))
-    return weights / weights.sum()
-
-  slopes = np.linspace(-50, 50, 2001)
-  means = np.array([tilted(s) @ costs for s in slopes])
-  return tilted(slopes[np.abs(means - target).argmin()])
+  slopes = np.linspace(-50, 50, 2001)[:, None]
+  weights = np.exp(slopes * (costs - costs.mean()) / np.ptp(costs))
+  shares = weights / weights.sum(1, keepdims=True)
+  return shares[np.abs(shares @ costs - target).argmin()]
 
 
 def report(
@@ -357,24 +327,18 @@ def report(
   model = models.create(run.model, num_classes=classes)
   if not isinstance(model, DRNet):
     raise UserError('the estimate is for DRNets; config.model makes a RANet')
-  rows = estimate_table(
-    run.stages,
+  rows = _estimate_table(
+    run,
     model,
     images=run.data.epoch_images or train_images,
     mfu=mfu,
-    shards=run.parameter_shards,
     images_per_core=images_per_core,
   )
-  text = [
-    f'Estimated, at {mfu:.0%} of the peak:',
-    '',
-    terminal.table(rows),
-  ]
+  tables = [(f'Estimated, at {mfu:.0%} of the peak', rows)]
   for machine in MACHINES[:2]:
-    table = program_table(
-      run.stages, model, machine, shards=run.parameter_shards or machine.devices
-    )
-    text += ['', f'Programs of {machine.name}:', '', terminal.table(table)]
+    shards = run.parameter_shards or machine.devices
+    rows = program_table(run.stages, model, machine, shards=shards)
+    tables.append((f'Programs of {machine.name}', rows))
   gmacs = model.macs().gmacs
   for stage in run.stages.values():
     if stage.step == 'routed':
@@ -385,11 +349,8 @@ def report(
         f'{r} px {share:.0%}'
         for r, share in zip(model.resolutions, shares, strict=True)
       )
-      table = balance_table(shares, gmacs, stage.objective['bucket_growth'])
-      text += [
-        '',
-        f'Simulated, sizes drawn as {parts}:',
-        '',
-        terminal.table(table),
-      ]
-  return '\n'.join(text)
+      rows = _balance_table(shares, gmacs, stage.objective['bucket_growth'])
+      tables.append((f'Simulated, sizes drawn as {parts}', rows))
+  return '\n\n'.join(
+    f'{title}:\n\n{terminal.table(rows)}' for title, rows in tables
+  )
