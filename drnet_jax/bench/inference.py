@@ -11,15 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from drnet_jax import resize
 from drnet_jax.bench import costs, rivals
 from drnet_jax.bench.stopwatch import interleaved, speed_up
-from drnet_jax.bench.subjects import (
-  Drawn,
-  Subject,
-  policies_for,
-  predict_all,
-)
+from drnet_jax.bench.subjects import Subject, policies_for, predict_all
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
@@ -61,7 +55,11 @@ class Contenders:
     *,
     rival: str = '',
   ):
-    paths = paths or installed()
+    paths = paths or [
+      path
+      for path in PATHS
+      if path not in choice.MODULES or choice.is_installed(choice.MODULES[path])
+    ]
     unknown = set(paths) - set(PATHS)
     if unknown:
       raise UserError(f'--paths: {sorted(unknown)} are not among {PATHS}')
@@ -73,29 +71,30 @@ class Contenders:
     # Resizing alone, of each path: to the predictor's and to each size.
     self.resizers: dict[str, dict[int, Callable]] = {}
     trained, contract = subject.trained, subject.contract
-    if not isinstance(trained.model, DRNet):
+    model = trained.model
+    if not isinstance(model, DRNet):
       self._add(StageEngine(trained, batches=self.batches))
       return
     made = programs(trained, contract)
     sides = {*contract.sizes_px}
     if contract.routes:
-      sides.add(trained.model.predictor_px)
-    views = {
-      px: Program(_resizer(trained.model, px), (), trained.model.image_px)
-      for px in sides
-    }
+      sides.add(model.predictor_px)
     if 'jax' in paths:
       engine = XlaEngine('jax', made, contract, batches=self.batches)
       self._add(engine)
       self.resizers['jax'] = {
-        px: jax.jit(functools.partial(view.function, ()))
-        for px, view in views.items()
+        px: jax.jit(functools.partial(model.view, size_px=px)) for px in sides
       }
     if {'onnx', 'openvino'} & {*paths}:
       with tempfile.TemporaryDirectory() as folder:
-        graphs = made | {f'view{px}': view for px, view in views.items()}
-        package.write_onnx(folder, graphs, fold_norms=True)
-        self._add_exported(folder, views, paths)
+        views = {
+          f'view{px}': Program(
+            functools.partial(_view, model, px), (), model.image_px
+          )
+          for px in sides
+        }
+        package.write_onnx(folder, made | views, fold_norms=True)
+        self._add_exported(folder, sides, paths)
     if 'torch' in paths and rivals.is_offered(rival):
       classes = len(contract.class_names)
       self.rivals['torch'] = rivals.in_torch(rival, classes)
@@ -139,42 +138,22 @@ class Contenders:
     return policies_for(self.subject, next(iter(self.classifiers.values())))
 
 
-def installed() -> list[str]:
-  """Paths that can be timed here; PyTorch's where there is a rival."""
-  return [
-    path
-    for path in PATHS
-    if path not in choice.MODULES or choice.is_installed(choice.MODULES[path])
-  ]
-
-
-def _resizer(model: DRNet, size_px: int) -> Callable:
-  def view(weights, images):
-    return resize.network_view(
-      images,
-      size_px,
-      mean=model.mean,
-      std=model.std,
-      antialias=model.antialias,
-    )
-
-  return view
+def _view(model: DRNet, size_px: int, weights: tuple[()], images: jax.Array):
+  """Resizing alone, as a `Program`."""
+  return model.view(images, size_px)
 
 
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
   """Each option by itself (of an exit, its stage): a row per path and batch."""
   contract, jobs = contenders.subject.contract, {}
   names, gmacs = contract.options.names, _added(contract)
+  engines = {path: c.engine for path, c in contenders.classifiers.items()}
   for batch in contenders.batches:
-    for path, classifier in contenders.classifiers.items():
-      engine = classifier.engine
-      if contract.routes:
+    for path, engine in (engines | contenders.plain).items():
+      if contract.routes and path in engines:
         views = costs.noise(contract.predictor_view.side_px, batch)
         jobs[path, 'predictor', batch] = _waiting(engine.log_p, views)
       for j, job in costs.option_jobs(contract, engine, batch).items():
-        jobs[path, names[j], batch] = job
-    for path, plain in contenders.plain.items():
-      for j, job in costs.option_jobs(contract, plain, batch).items():
         jobs[path, names[j], batch] = job
     for path, rival in contenders.rivals.items():
       for j, size_px in enumerate(contract.sizes_px):
@@ -296,7 +275,7 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
   jobs, runs = {}, {}
   for path, classifier in contenders.classifiers.items():
     jobs[path, 'whole'] = functools.partial(
-      predict_all, classifier, policy, files, singly=True, spent={}, key=''
+      predict_all, classifier, policy, files, singly=True
     )
     jobs[path, 'decode'] = functools.partial(_decode_all, classifier, files)
     crop = classifier.picture(files[0]).crop(contract.views[-1])[None]
@@ -307,10 +286,8 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
       jobs[path, 'predictor'] = _waiting(engine.log_p, crop)
     for j, job in costs.option_jobs(contract, engine, 1).items():
       jobs[path, 'network', j] = job
-    if isinstance(policy.start, Drawn):
-      policy.start.restart()
-    classifier.policy = policy
-    ran = [name for x in classifier.predict(files) for name in x.ran]
+    answers = predict_all(classifier, policy, files)
+    ran = [name for x in answers for name in x.ran]
     runs[path] = np.array([ran.count(name) for name in names]) / len(files)
   ms = {
     key: 1e3 * taken
@@ -360,10 +337,7 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
       package.write_onnx(folder, programs(trained, contract), fold_norms=True)
       classifier = Classifier(contract, OnnxEngine(folder, contract))
-    if isinstance(policy.start, Drawn):
-      policy.start.restart()
-    classifier.policy = policy
-    answers[decode] = classifier.predict(files)
+    answers[decode] = predict_all(classifier, policy, files)
     jobs[decode] = functools.partial(_decode_all, classifier, files)
   rows = []
   for decode, seconds in interleaved(jobs, rounds, 'decoding').items():

@@ -22,6 +22,7 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.models import ranet_network
 from drnet_jax.report import evaluated
 from drnet_jax.run import workdir
+from drnet_jax.serve.answers import Prediction
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.steps.state import Weights
 
@@ -202,17 +203,19 @@ def predict_all(
   policy: Policy,
   images: Sequence[Any],
   *,
-  singly: bool,
-  spent: dict[Any, float],
-  key: Any,
-) -> None:
+  singly: bool = False,
+  spent: dict[Any, float] | None = None,
+  key: Any = None,
+) -> list[Prediction]:
   """Runs images by a policy; notes in `spent` what one cost on average."""
   if isinstance(policy.start, Drawn):
     policy.start.restart()
   classifier.policy = policy
   calls = [[image] for image in images] if singly else [images]
   answers = [x for call in calls for x in classifier.predict(call)]
-  spent[key] = float(np.mean([x.gmacs for x in answers]))
+  if spent is not None:
+    spent[key] = float(np.mean([x.gmacs for x in answers]))
+  return answers
 
 
 def policies_for(subject: Subject, classifier: Classifier) -> dict[str, Policy]:
