@@ -408,7 +408,7 @@ def test_images_without_a_class_need_a_teacher(run_with_exits, tmp_path):
 
 def test_benchmark_compares_with_the_last_exit(trained):
   contract = Contract.of(trained)
-  subject = subjects.Subject(trained, contract, list(pictures(40)), None, {})
+  subject = subjects.Subject(trained, list(pictures(40)))
   contenders = inference.Contenders(subject, ['jax'], [8])
   stages = inference.time_networks(contenders, rounds=1)
   names = contract.options.names

@@ -271,9 +271,7 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
   classifier = Classifier.of(trained, runtime='jax', batch=bulk)
   rival = rivals.in_torch(_NETWORK, _CLASSES) if _has_rival(suite) else None
   images = costs.noise(model.image_px, count)
-  subject = subjects.Subject(
-    trained, classifier.contract, list(images), None, {}, shares=_SHARES
-  )
+  subject = subjects.Subject(trained, list(images), shares=_SHARES)
   full = policy_lib.fixed(len(model.resolutions) - 1)
   kinds = {'fixed': full} | subjects.policies_for(subject, classifier)
   modes = {'bulk': list(images), 'single': list(images[:20])}

@@ -2,6 +2,7 @@
 """What an inference benchmark times: a trained run, or a network of no run."""
 
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,7 +63,6 @@ class Subject:
 
   Attributes:
     trained: the model.
-    contract: its contract.
     files: images, encoded or as arrays.
     labels: of them, or None where they show nothing.
     policies: to time against the most expensive option, by name; {} where they
@@ -72,12 +72,16 @@ class Subject:
   """
 
   trained: workdir.Trained
-  contract: Contract
   files: list[Any]
-  labels: list[int] | None
-  policies: Mapping[str, Policy]
+  labels: list[int] | None = None
+  policies: Mapping[str, Policy] = dataclasses.field(default_factory=dict)
   record: Record | None = None
-  shares: tuple[float, ...] = ()
+  shares: Sequence[float] = ()
+
+  @functools.cached_property
+  def contract(self) -> Contract:
+    """That of the model."""
+    return Contract.of(self.trained)
 
 
 def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
@@ -89,11 +93,9 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
     asked: a policy and a budget, as for `Calibration.find`.
   """
   trained = workdir.load(path, mesh_lib.create(1))
-  contract = Contract.of(trained)
   examples = trained.open('test_split')[1].examples
   rows = range(min(images, len(examples)))
-  policies = {}
-  record = None
+  policies, record = {}, None
   as_trained = asked in ({}, {'policy': 'router'})
   if evaluated.is_evaluated(path) or not as_trained:
     run = evaluated.read(path, **asked)  # says what is missing
@@ -106,11 +108,10 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
         f'{path} was evaluated with other weights: python -m drnet_jax.main '
         f'--mode=evaluate --workdir={path}'
       )
-  if contract.routes and as_trained:
-    policies['router as trained'] = contract.as_trained
+  if trained.has_router and as_trained:
+    policies['router as trained'] = Contract.of(trained).as_trained
   return Subject(
     trained,
-    contract,
     [examples[i]['image'] for i in rows],
     [int(examples[i]['label']) for i in rows],
     policies,
@@ -147,9 +148,7 @@ def of_network(
   )
   files = [_noise_jpeg(seed) for seed in range(min(images, 16))]
   files = [files[i % len(files)] for i in range(images)]
-  return Subject(
-    trained, Contract.of(trained), files, None, {}, shares=tuple(shares)
-  )
+  return Subject(trained, files, shares=shares)
 
 
 def _of_ranet(name: str, images: int) -> Subject:
@@ -165,7 +164,7 @@ def _of_ranet(name: str, images: int) -> Subject:
   weights = model.init(jax.random.key(0))
   trained = untrained(model, weights, classes, resize_px=0, has_router=False)
   files = pictures(images, model.image_px)
-  return Subject(trained, Contract.of(trained), files, None, {})
+  return Subject(trained, files)
 
 
 def pictures(count: int, side_px: int) -> list[np.ndarray]:
