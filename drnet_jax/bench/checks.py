@@ -267,12 +267,7 @@ def _exits(small: bool) -> Iterator[dict]:
   exits = leaves.argmax(1)
   labels = p[np.arange(len(p)), exits].argmax(-1)
   found = _cascade(model, weights, images)
-  differ = np.mean(
-    [
-      f != e
-      for f, e in zip(found, zip(labels, exits, strict=True), strict=True)
-    ]
-  )
+  differ = np.mean(found != np.stack([labels, exits], 1))
   yield _row('cascade against record, share that differs', differ, 0)
 
 
