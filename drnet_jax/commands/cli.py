@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags, logging
 
@@ -78,14 +78,9 @@ def start(module: ModuleType) -> None:
     print(_help(module))
     return
   arguments = getattr(module, 'parse_flags', parse_flags)(sys.argv)
-  used = [flag.name for flag in _shared(module)]
   for flag in flags.FLAGS.flags_by_module_dict().get(_SHARED, ()):
-    if flag.present and flag.name not in used:
-      print(
-        f'error: --{flag.name} is a flag of other commands; see --help',
-        file=sys.stderr,
-      )
-      sys.exit(2)
+    if flag.present and flag.name not in getattr(module, 'USES', ()):
+      _refuse(f'--{flag.name} is a flag of other commands; see --help')
   set_up()
   run_command(lambda: module.run(arguments[1:]))
 
@@ -93,19 +88,17 @@ def start(module: ModuleType) -> None:
 def _help(module: ModuleType) -> str:
   known = flags.FLAGS.flags_by_module_dict()
   shown = flags.FlagValues()
-  for name in (module.__name__, __name__):
+  for name in (module.__name__, __name__, _SHARED):
     for flag in known.get(name, ()):
-      shown[flag.name] = flag
-  for flag in _shared(module):
-    shown[flag.name] = flag
+      if name != _SHARED or flag.name in getattr(module, 'USES', ()):
+        shown[flag.name] = flag
   listed = shown.get_help(include_special_flags=False)
   return '\n'.join([module.__doc__.rstrip(), '', 'Flags:', listed])
 
 
-def _shared(module: ModuleType) -> list[flags.Flag]:
-  """Of the flags that several commands have, those that one uses."""
-  known = flags.FLAGS.flags_by_module_dict().get(_SHARED, ())
-  return [flag for flag in known if flag.name in getattr(module, 'USES', ())]
+def _refuse(what: object) -> NoReturn:
+  print(f'error: {what}', file=sys.stderr)
+  sys.exit(2)
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -113,8 +106,7 @@ def run_command(command: Callable[[], None]) -> None:
   try:
     command()
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    _refuse(error)
   except BrokenPipeError:
     # The reader (`| head`) has had enough; nor can what is buffered be written.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,8 +117,7 @@ def run_command(command: Callable[[], None]) -> None:
   except OSError as error:
     if error.errno not in _REMEDIES:
       raise
-    print(f'error: {error}. {_REMEDIES[error.errno]}', file=sys.stderr)
-    sys.exit(2)
+    _refuse(f'{error}. {_REMEDIES[error.errno]}')
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -140,8 +131,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     what = str(error).strip()
     if 'get_config() missing' in what:  # of a set, after a traceback
       what = what.splitlines()[-1]
-    print(f'error: {what}; see --help', file=sys.stderr)
-    sys.exit(2)
+    _refuse(f'{what}; see --help')
   except KeyError as error:
     # What follows the colon of --config=<file>:<row> is looked up by the file.
     name = error.args[0]
@@ -151,15 +141,12 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
       what = f'field {name!r}'
     else:
       raise
-    print(f'error: --config has no {what}', file=sys.stderr)
-    sys.exit(2)
+    _refuse(f'--config has no {what}')
   except AttributeError as error:
     # ml_collections wraps a KeyError, whose str() is a quotation.
     cause = error.args[0] if error.args else error
     what = cause.args[0] if isinstance(cause, KeyError) else cause
-    what = ' '.join(str(what).split())
-    print(f'error: --config has no field {what}', file=sys.stderr)
-    sys.exit(2)
+    _refuse(f'--config has no field {" ".join(str(what).split())}')
 
 
 def with_home(arguments: Sequence[str]) -> list[str]:
