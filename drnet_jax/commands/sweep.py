@@ -19,6 +19,7 @@ reported; the others still run. At the end, and by `python -m drnet_jax report
 --workdir=<the folder>` at any time, the rows that are done become one report.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -139,41 +140,36 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
       raise UserError(f'{field} is set by the sweep; edit the set file')
   configs = _rows(_load(path), path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
-  stages = [key for key in keys.values() if key]
-  if len(set(stages)) < len(stages) and any(
+  uses = collections.Counter(key for key in keys.values() if key)
+  if uses.total() > len(uses) and any(
     x.startswith('--config.init_from=') for x in overrides
   ):
     raise UserError(
       '--config.init_from is set by the sweep, for rows that share their first '
       'stage; edit the set file'
     )
+
+  def arguments(row: str, workdir: str, *fields: str) -> tuple[str, ...]:
+    flag = f'--config={path}:{row}'
+    return (flag, f'--workdir={workdir}', *fields, *overrides)
+
   shared: dict[str, Job] = {}
   jobs = []
   for name, config in configs.items():
-    flag = f'--config={path}:{name}'
     key, workdir = keys[name], os.path.join(out, _slug(name))
-    if key is None or list(keys.values()).count(key) == 1:
-      arguments = (flag, f'--workdir={workdir}', *overrides)
-      jobs.append(Job(name, workdir, arguments))
+    if key is None or uses[key] == 1:
+      jobs.append(Job(name, workdir, arguments(name, workdir)))
       continue
     if key not in shared:
-      first = os.path.join(out, 'first_stage', _slug(name))
-      arguments = (
-        flag,
-        f'--workdir={first}',
-        _stages_flag(config.stages[:1]),
-        *overrides,
-      )
-      shared[key] = Job(f'first stage of {name!r}', first, arguments)
+      folder = os.path.join(out, 'first_stage', _slug(name))
+      only_first = arguments(name, folder, _stages_flag(config.stages[:1]))
+      shared[key] = Job(f'first stage of {name!r}', folder, only_first)
       jobs.append(shared[key])
-    arguments = (
-      flag,
-      f'--workdir={workdir}',
-      _stages_flag(config.stages[1:]),
-      f'--config.init_from={shared[key].workdir}',
-      *overrides,
-    )
-    jobs.append(Job(name, workdir, arguments, needs=shared[key]))
+    first = shared[key]
+    rest = _stages_flag(config.stages[1:])
+    begin = f'--config.init_from={first.workdir}'
+    goes_on = arguments(name, workdir, rest, begin)
+    jobs.append(Job(name, workdir, goes_on, needs=first))
   return jobs
 
 
@@ -315,12 +311,10 @@ def _list_rows(path: str, out: str, jobs: Sequence[Job]) -> None:
 
 
 def _selected(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
+  known = [j.name for j in jobs]
   for name in names:
-    if name not in [j.name for j in jobs]:
-      raise UserError(
-        f'--only={name} is not a row of the set; it has '
-        f'{[j.name for j in jobs]}'
-      )
+    if name not in known:
+      raise UserError(f'--only={name} is not a row of the set; it has {known}')
   wanted = [j for j in jobs if not names or j.name in names]
   needed = [j.needs for j in wanted]
   return [j for j in jobs if j in wanted or j in needed]
