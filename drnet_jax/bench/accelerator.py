@@ -47,8 +47,6 @@ from drnet_jax.steps.routed import RoutedStep
 
 FILE = 'accelerator.csv'
 _ORIGINS = ('from_scratch', 'from_weights')  # folders of part f's runs
-_HEADER = ('part', 'what', 'measure', 'value')
-_STATUS = 'part'  # `what` of the row that ends a part
 _CEILING = 'matrix product, TFLOP/s'
 _NETWORK, _CLASSES = 'resnet50', 1000
 _SHARES = (0.3, 0.45, 0.25)  # of images at each size
@@ -110,7 +108,7 @@ def run(suite: Suite) -> str:
     for name in _ORIGINS:
       shutil.rmtree(os.path.join(suite.out, name), ignore_errors=True)
   with open(os.path.join(suite.out, FILE), 'w', newline='') as file:
-    csv.writer(file).writerow(_HEADER)
+    csv.writer(file).writerow(('part', 'what', 'measure', 'value'))
   begin = time.perf_counter()
   for name, (limit_s, part) in PARTS.items():
     left_s = suite.seconds - (time.perf_counter() - begin)
@@ -128,7 +126,7 @@ def run(suite: Suite) -> str:
       except Exception as error:
         status = f'{type(error).__name__}: {_short(error)}'
     took = time.perf_counter() - start
-    _note(suite, name, {'what': _STATUS, 'status': status, 'seconds': took})
+    _note(suite, name, {'what': 'part', 'status': status, 'seconds': took})
   made = _page(suite)
   page.write(made, suite.out)
   return page.markdown(made, suite.out)
@@ -188,10 +186,7 @@ def ceilings(suite: Suite, left_s: float) -> Iterator[dict]:
     'ceilings',
   )
   product_s, copy_s = (float(np.median(taken[k])) for k in taken)
-  yield {
-    'what': _CEILING,
-    'value': 2e-12 * side**3 / product_s,
-  }
+  yield {'what': _CEILING, 'value': 2e-12 * side**3 / product_s}
   yield {'what': 'copy, GB/s', 'value': 2e-9 * long.nbytes / copy_s}
 
 
@@ -235,15 +230,16 @@ def _contenders(suite, model, weights, batch_size: int, kinds):
   mesh = mesh_lib.create(1)
   common = (model, weights, mesh, batch_size)
 
-  def contender(kind: str) -> training.Contender:
+  contenders = []
+  for kind in kinds:
     if kind == 'fixed':
-      return training.fixed(*common)
-    if kind == 'pretrain':
+      made = training.fixed(*common)
+    elif kind == 'pretrain':
       objective = dict(suite.config.pretrain.objective)
-      return training.Contender(kind, PretrainStep, objective, *common)
-    return training.routed(kind, suite.config.finetune.objective, *common)
-
-  contenders = [contender(kind) for kind in kinds]
+      made = training.Contender(kind, PretrainStep, objective, *common)
+    else:
+      made = training.routed(kind, suite.config.finetune.objective, *common)
+    contenders.append(made)
   batch = mesh_lib.shard_batch(
     {
       'image': costs.noise(model.image_px, batch_size),
