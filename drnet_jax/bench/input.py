@@ -42,13 +42,12 @@ class Input:
   Attributes:
     packed: a packed file, see `data.packed`.
     split: of the packed file.
-    images: number of images, drawn from the split.
+    images: how many are drawn from the split.
     enlarge: (width, height) to encode them anew at; () to leave them.
     size_px: side of the crops.
     batch_size: images of a batch.
     turns: repetitions.
-    threads: numbers of threads to try.
-    workers: numbers of worker processes to try.
+    threads, workers: numbers of them to try.
     memory_images: images to read for the table of memory; 0 to skip it.
   """
 
@@ -155,11 +154,7 @@ def _data(name: str, data_dir: str) -> Data:
 
 
 def _in_turns(contenders: dict[Any, Callable[[], float]], turns: int):
-  """Measures each in turn.
-
-  Args:
-    contenders: functions that return images a second.
-    turns: repetitions.
+  """Measures functions that return images a second in turn.
 
   Yields:
     Name, median rate, and median of the ratios to the first's.
@@ -182,18 +177,13 @@ def _decoders(asked: Input, files: list[bytes]) -> list[Row]:
   if random_crop.optional('cv2'):
     decoders['OpenCV'] = _decode_with_opencv
     enlargers['OpenCV'] = random_crop.with_opencv
-  codecs = {
-    (decoder, enlarger): random_crop.Codec(decode, enlarge)
+  contenders = {
+    (decoder, enlarger): functools.partial(
+      _crop_all, asked, files, random_crop.Codec(decode, enlarge)
+    )
     for decoder, decode in decoders.items()
     for enlarger, enlarge in enlargers.items()
   }
-  rates = _in_turns(
-    {
-      k: functools.partial(_crop_all, asked, files, v)
-      for k, v in codecs.items()
-    },
-    asked.turns,
-  )
   return [
     {
       'decoded by': decoder,
@@ -201,7 +191,7 @@ def _decoders(asked: Input, files: list[bytes]) -> list[Row]:
       'images/s of a core': f'{rate:.0f}',
       'x Pillow': f'{ratio:.2f}',
     }
-    for (decoder, enlarger), rate, ratio in rates
+    for (decoder, enlarger), rate, ratio in _in_turns(contenders, asked.turns)
   ]
 
 

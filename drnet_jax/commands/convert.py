@@ -22,7 +22,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.cli import read_config
 from drnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,7 +47,8 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax.run import weights
 
   if _FROM_TORCH.value:
-    weights.import_torch(read_config(_CONFIG.value), _FROM_TORCH.value, path)
+    config = cli.read_config(_CONFIG.value)
+    weights.import_torch(config, _FROM_TORCH.value, path)
     terminal.say(f'Wrote {path}')
     return
   if _SIZE_PX.value is None:

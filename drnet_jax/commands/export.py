@@ -60,9 +60,8 @@ def run(arguments: Sequence[str]) -> None:
   path, folder = cli.model(), TO.value
   if not folder:
     raise UserError('--to is missing: name a folder to write')
-  images = _check_images(
-    path, arguments
-  )  # before the long work: data may be missing
+  # Before the long work: data may be missing.
+  images = _check_images(path, arguments)
   decode, formats = DECODE.value or 'full', tuple(_FORMATS.value)
   ours = Classifier.load(path, runtime='jax', decode=decode)
   set_policy(ours)

@@ -154,7 +154,6 @@ def _fields(name: str, found: Any) -> dict:
 
 def _print_csv(answers: list[tuple[str, Any]]) -> None:
   import csv
-  import sys
 
   rows = []
   for name, found in answers:
