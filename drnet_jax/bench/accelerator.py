@@ -271,18 +271,12 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
   full = policy_lib.fixed(len(model.resolutions) - 1)
   kinds = {'fixed': full} | subjects.policies_for(subject, classifier)
   modes = {'bulk': list(images), 'single': list(images[:20])}
-  jobs, gmacs = {}, {}
+  jobs = {}
   for mode, arrays in modes.items():
     singly = mode == 'single'
     for kind, policy in kinds.items():
-      jobs[mode, kind] = functools.partial(
-        subjects.predict_all,
-        classifier,
-        policy,
-        arrays,
-        singly=singly,
-        spent=gmacs,
-        key=(mode, kind),
+      jobs[mode, kind] = subjects.Predictions(
+        classifier, policy, arrays, singly
       )
     if _has_rival(suite):
       jobs[mode, 'PyTorch'] = functools.partial(
@@ -290,8 +284,8 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
       )
   taken = interleaved(jobs, rounds, 'inference')
   for (mode, kind), seconds in taken.items():
-    at_most = gmacs[mode, 'fixed']  # PyTorch's, too
-    implied = at_most / gmacs.get((mode, kind), at_most)
+    at_most = jobs[mode, 'fixed'].gmacs  # PyTorch's, too
+    implied = at_most / getattr(jobs[mode, kind], 'gmacs', at_most)
     yield {
       'what': f'{kind}, {mode}',
       'images_per_second': len(modes[mode]) / float(np.median(seconds)),

@@ -13,7 +13,7 @@ import numpy as np
 
 from drnet_jax.bench import costs, rivals
 from drnet_jax.bench.stopwatch import interleaved, speed_up
-from drnet_jax.bench.subjects import Subject, policies_for, predict_all
+from drnet_jax.bench.subjects import Predictions, Subject, policies_for
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
@@ -198,7 +198,7 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
   And of OpenVINO one at the most expensive option without anything of ours: its
   network alone, on crops that lie ready.
   """
-  subject, jobs, spent = contenders.subject, {}, {}
+  subject, jobs = contenders.subject, {}
   contract = subject.contract
   full = policy_lib.fixed(contract.gmacs.index(contract.costs.full))
   view = contract.views[-1]
@@ -213,14 +213,8 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
     }
     for mode, images in sources.items():
       for name, policy in {**contenders.policies, '': full}.items():
-        jobs[path, mode, name] = functools.partial(
-          predict_all,
-          classifier,
-          policy,
-          images,
-          singly=mode == 'single',
-          spent=spent,
-          key=(path, mode, name),
+        jobs[path, mode, name] = Predictions(
+          classifier, policy, images, singly=mode == 'single'
         )
   for path, plain in contenders.plain.items():
     crops = [
@@ -231,14 +225,15 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
       plain, full.path[0], crops, contenders
     ).items():
       jobs[path, mode, AS_IT_COMES] = job
-      spent[path, mode, AS_IT_COMES] = contract.costs.full
   taken = interleaved(jobs, rounds, 'predictions')
   rows = []
   for (path, mode, name), seconds in taken.items():
     if not name:
       continue
     fixed = taken[path.removesuffix(PLAIN), mode, '']
-    gmacs, count = spent[path, mode, name], len(sources[mode])
+    # What is not ours runs the full option.
+    gmacs = getattr(jobs[path, mode, name], 'gmacs', contract.costs.full)
+    count = len(sources[mode])
     row = {
       'path': path,
       'mode': mode,
@@ -274,9 +269,7 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
   asks = policy.start is not None
   jobs, runs = {}, {}
   for path, classifier in contenders.classifiers.items():
-    jobs[path, 'whole'] = functools.partial(
-      predict_all, classifier, policy, files, singly=True
-    )
+    jobs[path, 'whole'] = Predictions(classifier, policy, files, singly=True)
     jobs[path, 'decode'] = functools.partial(_decode_all, classifier, files)
     crop = classifier.picture(files[0]).crop(contract.views[-1])[None]
     for px, resizer in contenders.resizers[path].items():
@@ -286,7 +279,7 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
       jobs[path, 'predictor'] = _waiting(engine.log_p, crop)
     for j, job in costs.option_jobs(contract, engine, 1).items():
       jobs[path, 'network', j] = job
-    answers = predict_all(classifier, policy, files)
+    answers = Predictions(classifier, policy, files)()
     ran = [name for x in answers for name in x.ran]
     runs[path] = np.array([ran.count(name) for name in names]) / len(files)
   ms = {
@@ -337,7 +330,7 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
       package.write_onnx(folder, programs(trained, contract), fold_norms=True)
       classifier = Classifier(contract, OnnxEngine(folder, contract))
-    answers[decode] = predict_all(classifier, policy, files)
+    answers[decode] = Predictions(classifier, policy, files)()
     jobs[decode] = functools.partial(_decode_all, classifier, files)
   rows = []
   for decode, seconds in interleaved(jobs, rounds, 'decoding').items():

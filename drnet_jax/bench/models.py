@@ -2,7 +2,6 @@
 """Several calibrated models at several budgets: accuracy, cost and time."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from drnet_jax import settings as settings_lib
 from drnet_jax.bench.stopwatch import interleaved
-from drnet_jax.bench.subjects import predict_all
+from drnet_jax.bench.subjects import Predictions
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import Policy, describe, fixed
 from drnet_jax.choosing.scores import Score
@@ -106,30 +105,22 @@ def measure(
         f'{first.name} and {other.name} were tested on different images: '
         'their accuracies cannot be compared'
       )
-  spent: dict[Any, float] = {}
   jobs = {
-    (i, j): functools.partial(
-      predict_all,
-      one.classifier,
-      policy,
-      one.files,
-      singly=singly,
-      spent=spent,
-      key=(i, j),
-    )
+    (i, j): Predictions(one.classifier, policy, one.files, singly)
     for i, one in enumerate(subjects)
     for j, policy in enumerate(one.policies)
   }
   rows, times = [], interleaved(jobs, rounds, 'policies')
   for (i, j), seconds in times.items():
-    one = subjects[i]
-    full = max((key for key in spent if key[0] == i), key=spent.get)
+    one, gmacs = subjects[i], jobs[i, j].gmacs
+    of_model = [key for key in jobs if key[0] == i]
+    full = max(of_model, key=lambda key: jobs[key].gmacs)
     rows.append(
       {
         'model': one.name,
         'gmacs': one.scores[j].gmacs,
-        'timed_gmacs': spent[i, j],
-        'implied': spent[full] / spent[i, j],
+        'timed_gmacs': gmacs,
+        'implied': jobs[full].gmacs / gmacs,
         'realised': float(np.median(np.divide(times[full], seconds))),
         'ms_per_image': 1e3 * float(np.median(seconds)) / len(first.files),
         'top1': one.scores[j].top1,

@@ -197,24 +197,31 @@ def untrained(
   )
 
 
-def predict_all(
-  classifier: Classifier,
-  policy: Policy,
-  images: Sequence[Any],
-  *,
-  singly: bool = False,
-  spent: dict[Any, float] | None = None,
-  key: Any = None,
-) -> list[Prediction]:
-  """Runs images by a policy; notes in `spent` what one cost on average."""
-  if isinstance(policy.start, Drawn):
-    policy.start.restart()
-  classifier.policy = policy
-  calls = [[image] for image in images] if singly else [images]
-  answers = [x for call in calls for x in classifier.predict(call)]
-  if spent is not None:
-    spent[key] = float(np.mean([x.gmacs for x in answers]))
-  return answers
+@dataclasses.dataclass
+class Predictions:
+  """Images run by a policy: called, a job for the stopwatch.
+
+  Attributes:
+    classifier: runs them.
+    policy: to follow.
+    images: all in one call, or `singly`, each in its own.
+    gmacs: what one cost on average, once they have been run.
+  """
+
+  classifier: Classifier
+  policy: Policy
+  images: Sequence[Any]
+  singly: bool = False
+  gmacs: float = np.nan
+
+  def __call__(self) -> list[Prediction]:
+    if isinstance(self.policy.start, Drawn):
+      self.policy.start.restart()
+    self.classifier.policy = self.policy
+    calls = [[image] for image in self.images] if self.singly else [self.images]
+    answers = [x for call in calls for x in self.classifier.predict(call)]
+    self.gmacs = float(np.mean([x.gmacs for x in answers]))
+    return answers
 
 
 def policies_for(subject: Subject, classifier: Classifier) -> dict[str, Policy]:
