@@ -310,7 +310,7 @@ def profile(suite: Suite, left_s: float) -> Iterable[dict]:
     suite, model, weights, 16 if suite.small else 256, ('chosen',)
   )
   routed.take(batch)
-  return trace.profile(lambda: routed.take(batch), 3)
+  return trace.profile(lambda: routed.take(batch))
 
 
 def real_training(suite: Suite, left_s: float) -> Iterator[dict]:

@@ -76,10 +76,7 @@ def training_hours(
 def weight_bytes(stage: Stage, model: DRNet, *, shards: int) -> float:
   """Memory of one device for what does not depend on the batch.
 
-  Args:
-    stage: whose optimiser keeps arrays like the parameters.
-    model: whose parameters count.
-    shards: devices that share one copy of the parameters.
+  `shards` devices share one copy of the parameters.
   """
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   # The parameters and their gradient, and what the optimiser keeps.
@@ -164,7 +161,6 @@ def simulate_balance(
   devices: int,
   local_batch: int,
   growth: float,
-  steps: int = 20,
 ) -> Balance:
   """Draws sizes for every image and fills the buckets as `steps.routed` does.
 
@@ -174,12 +170,11 @@ def simulate_balance(
     devices: each runs the slots that the fullest one needs.
     local_batch: images of one device.
     growth: of the buckets, see `routing.bucket_ladder`.
-    steps: to average over.
   """
   rng = np.random.default_rng(0)
   ladder = routing.bucket_ladder(local_batch, growth=growth, platform='tpu')
   mean = fullest = padded = 0.0
-  for _ in range(steps):
+  for _ in range(20):  # steps to average over
     counts = rng.multinomial(local_batch, shares, size=devices)
     most = counts.max(0)
     rungs = [routing.bucket(int(n), ladder) if n else 0 for n in most]
@@ -231,11 +226,7 @@ def program_table(
 ) -> list[dict[str, str]]:
   """Rows: the programs of each stage, and what a device holds while they run.
 
-  Args:
-    stages: by name.
-    model: to train.
-    machine: its memory is what there is.
-    shards: devices that share one copy of the parameters.
+  `shards` devices share one copy of the parameters.
   """
   rows = []
   of_size = {r: activation_bytes(model, r) for r in model.resolutions}

@@ -12,17 +12,16 @@ from drnet_jax.choosing.options import Costs
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve.engines import Engine
 
+_ROUNDS = 20  # of which the median counts
 
-def measure(
-  contract: Contract, engine: Engine, *, batch: int, rounds: int = 20
-) -> Costs:
+
+def measure(contract: Contract, engine: Engine, *, batch: int) -> Costs:
   """Times the predictor and every option, in turn.
 
   Args:
     contract: of the model.
     engine: runs it.
     batch: images in a call, as far as the engine has programs for so many.
-    rounds: timed calls of each; their median counts.
 
   Returns:
     Milliseconds of an image.
@@ -32,7 +31,7 @@ def measure(
   if contract.routes:
     views = noise(contract.predictor_view.side_px, batch)
     jobs['predictor'] = lambda: np.asarray(engine.log_p(views))
-  taken = interleaved(jobs, rounds, 'measure')
+  taken = interleaved(jobs, _ROUNDS, 'measure')
   ms = {k: 1e3 * float(np.median(s)) / batch for k, s in taken.items()}
   options = []
   for j in range(len(contract.options)):

@@ -13,14 +13,11 @@ import jax
 # GPUs, of TPUs, of CPUs. Others sum up what these show.
 _WORK = ('Stream', 'XLA Ops', 'tf_XLA')
 _KERNELS, _GAPS = 10, 5
+_TIMES = 3  # that the job is run
 
 
-def profile(job: Callable[[], None], times: int) -> list[dict]:
-  """Profiles a job that has been compiled.
-
-  Args:
-    job: returns once it is done.
-    times: to run it.
+def profile(job: Callable[[], None]) -> list[dict]:
+  """Profiles a job that has been compiled, and returns once it is done.
 
   Returns:
     Rows: how busy the device was; its dearest kernels, of all their calls; the
@@ -30,7 +27,7 @@ def profile(job: Callable[[], None], times: int) -> list[dict]:
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with jax.profiler.trace(folder, profiler_options=options):
-      for _ in range(times):
+      for _ in range(_TIMES):
         job()
     (path,) = glob.glob(os.path.join(folder, '**/*.xplane.pb'), recursive=True)
     data = jax.profiler.ProfileData.from_file(path)
