@@ -285,9 +285,7 @@ def test_inference(network):
   model, lowering = drnet(network), Lowering()
   params, stats = jax.eval_shape(model.init, ahead.KEY)
   images = jax.ShapeDtypeStruct((128, 224, 224, 3), np.uint8)
-  trained = untrained(
-    model, (params, stats), 1000, resize_px=0, has_router=True
-  )
+  trained = untrained(model, (params, stats), 1000)
   contract = Contract.of(trained)
   for program in programs(trained, contract).values():
     lowering.add(jax.jit(program.function).trace(program.weights, images))

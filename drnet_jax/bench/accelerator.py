@@ -257,13 +257,8 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part d: whole predictions, in bulk and one at a time."""
   model, weights = _model(suite.small)
   bulk, count, rounds = (4, 8, 1) if suite.small else (128, 2048, 5)
-  trained = subjects.untrained(
-    model,
-    weights,
-    _CLASSES,
-    resize_px=0,  # no margin: only the network counts
-    has_router=True,
-  )
+  # Without a margin to cut off: only the network counts.
+  trained = subjects.untrained(model, weights, _CLASSES)
   classifier = Classifier.of(trained, runtime='jax', batch=bulk)
   rival = rivals.in_torch(_NETWORK, _CLASSES) if _has_rival(suite) else None
   images = costs.noise(model.image_px, count)

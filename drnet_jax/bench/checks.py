@@ -273,7 +273,7 @@ def _exits(small: bool) -> Iterator[dict]:
 
 def _cascade(model, weights, images) -> np.ndarray:
   """Label and index of the exit of each image, as served: int [B, 2]."""
-  trained = untrained(model, weights, 10, resize_px=0, has_router=False)
+  trained = untrained(model, weights, 10)
   contract = Contract.of(trained)
   engine = StageEngine(trained, batches=[len(images)])
   classifier = Classifier(contract, engine)

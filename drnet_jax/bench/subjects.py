@@ -21,6 +21,7 @@ from drnet_jax.choosing.record import Record, signals
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.models import ranet_network
+from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated
 from drnet_jax.run import workdir
 from drnet_jax.serve.answers import Prediction
@@ -139,13 +140,9 @@ def of_network(
     std=(0.229, 0.224, 0.225),
     num_classes=1000,
   )
-  trained = untrained(
-    model,
-    jax.jit(model.init)(jax.random.key(0)),
-    1000,
-    resize_px=round(model.image_px * 256 / 224),
-    has_router=True,
-  )
+  weights = jax.jit(model.init)(jax.random.key(0))
+  resize_px = round(model.image_px * 256 / 224)
+  trained = untrained(model, weights, 1000, resize_px=resize_px)
   files = [_noise_jpeg(seed) for seed in range(min(images, 16))]
   files = [files[i % len(files)] for i in range(images)]
   return Subject(trained, files, shares=shares)
@@ -162,9 +159,8 @@ def _of_ranet(name: str, images: int) -> Subject:
     num_classes=classes,
   )
   weights = model.init(jax.random.key(0))
-  trained = untrained(model, weights, classes, resize_px=0, has_router=False)
-  files = pictures(images, model.image_px)
-  return Subject(trained, files)
+  trained = untrained(model, weights, classes)
+  return Subject(trained, pictures(images, model.image_px))
 
 
 def pictures(count: int, side_px: int) -> list[np.ndarray]:
@@ -176,12 +172,7 @@ def pictures(count: int, side_px: int) -> list[np.ndarray]:
 
 
 def untrained(
-  model: models.Model,
-  weights: Weights,
-  classes: int,
-  *,
-  resize_px: int,
-  has_router: bool,
+  model: models.Model, weights: Weights, classes: int, *, resize_px: int = 0
 ) -> workdir.Trained:
   """A model of random weights, as if a run had left it."""
   params, batch_stats = weights
@@ -190,7 +181,7 @@ def untrained(
     model=model,
     params=params,
     batch_stats=batch_stats,
-    has_router=has_router,
+    has_router=isinstance(model, DRNet),
     class_names=tuple(map(str, range(classes))),
     config=ml_collections.ConfigDict({'data': data}),
     origin='random weights',
