@@ -146,7 +146,7 @@ def _view(model: DRNet, size_px: int, weights: tuple[()], images: jax.Array):
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
   """Each option by itself (of an exit, its stage): a row per path and batch."""
   contract, jobs = contenders.subject.contract, {}
-  names, gmacs = contract.options.names, _added(contract)
+  names = contract.options.names
   engines = {path: c.engine for path, c in contenders.classifiers.items()}
   for batch in contenders.batches:
     for path, engine in (engines | contenders.plain).items():
@@ -159,22 +159,20 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
       for j, size_px in enumerate(contract.sizes_px):
         small = costs.noise(size_px, batch)
         jobs[path, names[j], batch] = _waiting(rival, small)
-  macs = dict(zip(names, gmacs, strict=True))
-  macs['predictor'] = contract.predictor_gmacs
-  rows = []
-  for (path, part, batch), taken in interleaved(
-    jobs, rounds, 'networks'
-  ).items():
-    ms = 1e3 * float(np.median(taken)) / batch
+  gmacs = dict(zip(names, _added(contract), strict=True))
+  gmacs['predictor'] = contract.predictor_gmacs
+  rows, taken = [], interleaved(jobs, rounds, 'networks')
+  for (path, part, batch), seconds in taken.items():
+    ms = 1e3 * float(np.median(seconds)) / batch
     rows.append(
       {
         'path': path,
         'part': part,
         'batch': batch,
-        'gmacs': macs[part],
+        'gmacs': gmacs[part],
         'ms_per_image': ms,
         'images_per_second': 1e3 / ms,
-        'gmacs_per_second': 1e3 * macs[part] / ms,
+        'gmacs_per_second': 1e3 * gmacs[part] / ms,
       }
     )
   return rows
@@ -182,9 +180,9 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
 
 def _added(contract: Contract) -> list[float]:
   """GMACs of each option; of an exit what it adds to the one before."""
-  every = range(len(contract.options))
   if contract.options.noun != 'exit':
     return list(contract.gmacs)
+  every = range(len(contract.options))
   return np.diff(contract.costs.of_path(contract.options, every)[0], prepend=0)
 
 
@@ -200,7 +198,8 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
   """
   subject, jobs = contenders.subject, {}
   contract = subject.contract
-  full = policy_lib.fixed(contract.gmacs.index(contract.costs.full))
+  option = contract.gmacs.index(contract.costs.full)
+  full = policy_lib.fixed(option)
   view = contract.views[-1]
   # As large as evaluation resizes to, so that only the crop is left to do.
   whole = dataclasses.replace(view, side_px=view.short_px)
@@ -217,14 +216,14 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
           classifier, policy, images, singly=mode == 'single'
         )
   for path, plain in contenders.plain.items():
-    crops = [
-      contenders.classifiers[path.removesuffix(PLAIN)].picture(x).crop(view)
-      for x in arrays
-    ]
-    for mode, job in _plain_jobs(
-      plain, full.path[0], crops, contenders
-    ).items():
-      jobs[path, mode, AS_IT_COMES] = job
+    ours = contenders.classifiers[path.removesuffix(PLAIN)]
+    crops = [ours.picture(x).crop(view) for x in arrays]
+    jobs[path, 'single', AS_IT_COMES] = functools.partial(
+      _one_by_one, plain, option, crops[:_SINGLES]
+    )
+    jobs[path, 'bulk', AS_IT_COMES] = functools.partial(
+      plain.in_bulk(option, contenders.batches[-1]), crops
+    )
   taken = interleaved(jobs, rounds, 'predictions')
   rows = []
   for (path, mode, name), seconds in taken.items():
@@ -246,14 +245,9 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
   return rows
 
 
-def _plain_jobs(plain, option: int, crops, contenders: Contenders) -> dict:
-  in_bulk = plain.in_bulk(option, contenders.batches[-1])
-
-  def singly() -> None:
-    for crop in crops[:_SINGLES]:
-      plain.run(option, crop[None])
-
-  return {'single': singly, 'bulk': lambda: in_bulk(crops)}
+def _one_by_one(plain: rivals.PlainOpenVino, option: int, crops) -> None:
+  for crop in crops:
+    plain.run(option, crop[None])
 
 
 def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
@@ -282,10 +276,8 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
     answers = Predictions(classifier, policy, files)()
     ran = [name for x in answers for name in x.ran]
     runs[path] = np.array([ran.count(name) for name in names]) / len(files)
-  ms = {
-    key: 1e3 * taken
-    for key, taken in interleaved(jobs, rounds, 'parts').items()
-  }
+  taken = interleaved(jobs, rounds, 'parts')
+  ms = {key: 1e3 * seconds for key, seconds in taken.items()}
   rows = []
   for path in contenders.classifiers:
     whole = ms[path, 'whole'] / len(files)
@@ -307,10 +299,10 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
       {
         'path': path,
         'part': part,
-        'ms': float(np.median(taken)),
-        'share': float(np.median(taken / whole)),
+        'ms': float(np.median(of_part)),
+        'share': float(np.median(of_part / whole)),
       }
-      for part, taken in parts.items()
+      for part, of_part in parts.items()
     ]
   return rows
 

@@ -247,9 +247,8 @@ def _confidence(classifier: Classifier, files: Sequence[Any]) -> np.ndarray:
   """Largest probability at every option, [N, R]."""
   found = []
   for j in range(len(classifier.contract.options)):
-    classifier.policy = policy_lib.fixed(j)
-    said = np.stack([x.probabilities for x in classifier.predict(files)])
-    found.append(signals(said)[0])
+    answers = Predictions(classifier, policy_lib.fixed(j), files)()
+    found.append(signals(np.stack([x.probabilities for x in answers]))[0])
   return np.stack(found, 1)
 
 
