@@ -89,7 +89,15 @@ class Job:
 
     # Where a run may go on with other values, and with which, it tells itself.
     free = FREE + (() if record['done'] else REMEDIES)
-    if _without(record['arguments'], free) != _without(self.arguments, free):
+
+    def bound(arguments: Sequence[str]) -> list[str]:
+      return [
+        a
+        for a in arguments
+        if not settings.matches(a.partition('=')[0].removeprefix('--'), free)
+      ]
+
+    if bound(record['arguments']) != bound(self.arguments):
       raise UserError(
         f'{self.workdir} was begun with {shlex.join(record["arguments"])}, now '
         f'it is {shlex.join(self.arguments)}. Choose another --workdir.'
@@ -138,7 +146,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
       )
     if field == '--config.stages':
       raise UserError(f'{field} is set by the sweep; edit the set file')
-  configs = _rows(_load(path), path)
+  configs = _rows(path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
   uses = collections.Counter(key for key in keys.values() if key)
   if uses.total() > len(uses) and any(
@@ -230,14 +238,6 @@ def _run(job: Job) -> int | None:
     return status
 
 
-def _without(arguments: Sequence[str], fields: Sequence[str]) -> list[str]:
-  return [
-    a
-    for a in arguments
-    if not settings.matches(a.partition('=')[0].removeprefix('--'), fields)
-  ]
-
-
 def _load(path: str) -> ModuleType:
   spec = importlib.util.spec_from_file_location('experiment_set', path)
   if spec is None:
@@ -255,9 +255,8 @@ def _load(path: str) -> ModuleType:
   return module
 
 
-def _rows(
-  module: ModuleType, path: str
-) -> dict[str, ml_collections.ConfigDict]:
+def _rows(path: str) -> dict[str, ml_collections.ConfigDict]:
+  module = _load(path)
   rows = {name: module.get_config(name) for name in module.ROWS}
   slugs = [_slug(name) for name in rows]
   for name, slug in zip(rows, slugs, strict=True):
