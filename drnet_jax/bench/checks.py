@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from drnet_jax import losses, models, routing
 from drnet_jax import mesh as mesh_lib
@@ -288,11 +288,7 @@ def _cascade(model, weights, images) -> np.ndarray:
 def _checkpoint(model: DRNet) -> dict:
   """Weights saved from the device, read by a CPU: share of arrays changed."""
   saved = jax.jit(model.init)(jax.random.key(1))
-  cpu = Mesh(
-    np.array(jax.devices('cpu')[:1]).reshape(1, 1),
-    ('data', mesh_lib.SHARD_AXIS),
-    axis_types=(AxisType.Auto,) * 2,
-  )
+  cpu = Mesh(np.array(jax.devices('cpu')[:1]), ('data',))
   with tempfile.TemporaryDirectory() as folder:
     with Checkpoints(folder, 'written', keep=1) as checkpoints:
       checkpoints.save_weights(0, *saved)
