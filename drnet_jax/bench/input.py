@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the training input is, and how much of it is decoding.
-
-Everything is measured in turns within one run; reported are the median rate and
-the median of the turns' ratios. 'core' is a second of this process's time on a
-processor, 'clock' a second that passes.
-"""
+"""Times training input; the command `benchmark_input` tells what and how."""
 
 import contextlib
 import dataclasses

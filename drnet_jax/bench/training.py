@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times training steps side by side, on the same batches.
-
-The bound of a routed step is what its multiply-adds imply: forward and backward
-count three times the forward's, sizes that are only explored or refreshed once.
-"""
+"""Times training steps; the command `benchmark_training` tells what and how."""
 
 import contextlib
 import dataclasses
