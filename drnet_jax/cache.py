@@ -121,5 +121,6 @@ def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
 
 def _clear(kind: str) -> None:
   for entry in os.scandir(kind):
-    if time.time() - entry.stat().st_mtime > _KEPT_S:
-      shutil.rmtree(entry.path, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another clears as well
+      if time.time() - entry.stat().st_mtime > _KEPT_S:
+        shutil.rmtree(entry.path, ignore_errors=True)

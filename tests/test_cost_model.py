@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost model against what was measured, and against arithmetic."""
 
+import dataclasses
 import pathlib
 import types
 
@@ -59,6 +60,24 @@ def test_activations_are_what_xla_allocates():
   assert cost_model.activation_bytes(model, 64) == pytest.approx(
     measured, rel=0.15
   )
+
+
+def test_averages_and_gradients_that_are_kept_are_counted():
+  model = tiny_model()
+  stage = train.read(quickstart.get_config()).stages['pretrain']
+  params, stats = (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    for tree in jax.eval_shape(model.init, jax.random.key(0))
+  )
+
+  def extra(**changes):
+    changed = dataclasses.replace(stage, **changes)
+    return cost_model.weight_bytes(
+      changed, model, shards=1
+    ) - cost_model.weight_bytes(stage, model, shards=1)
+
+  assert extra(ema_decay=0.9) == params + stats
+  assert extra(accumulate=2) == params
 
 
 def test_programs_are_counted_and_fit():

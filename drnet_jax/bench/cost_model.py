@@ -81,7 +81,9 @@ def weight_bytes(stage: Stage, model: DRNet, *, shards: int) -> float:
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   # The parameters and their gradient, and what the optimiser keeps.
   copies = 2 + (2 if stage.optimizer['name'] == 'adamw' else 1)
-  total = _bytes(params) * copies / shards + _bytes(stats)
+  copies += (stage.accumulate > 1) + (stage.ema_decay > 0)
+  total = _bytes(params) * copies / shards
+  total += _bytes(stats) * (1 + (stage.ema_decay > 0))
   if shards > 1:
     total += _bytes(params)  # gathered for the time of a step
   return total

@@ -60,7 +60,7 @@ def models(rows: Sequence[Mapping[str, Any]], path: str) -> None:
   """Several models, against multiply-adds and against milliseconds.
 
   Args:
-    rows: as from `compare.measure`.
+    rows: as from `bench.models.measure`.
     path: of the files, without ending.
   """
   figure = Figure(figsize=(9.6, 4.4), layout='constrained')
