@@ -23,60 +23,45 @@ class BasicBlock(nn.Module):
   padding: str
   dtype: Any
 
-  expansion = 1
+  @property
+  def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+    """(channels, kernel, stride) of each."""
+    return (self.features, 3, self.stride), (self.features, 3, 1)
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     conv = partial(layers.conv, padding=self.padding, dtype=self.dtype)
     norm = partial(layers.norm, train, dtype=self.dtype)
-    y = conv(self.features, 3, self.stride, name='conv1')(x)
-    y = nn.relu(norm(name='norm1')(y))
-    y = conv(self.features, 3, name='conv2')(y)
-    y = norm(name='norm2', scale_init=_last_scale(self.zero_init))(y)
-    return nn.relu(_shortcut(self, x, y, conv, norm) + y)
+    init, last = nn.initializers, len(self.convolutions)
+    y = x
+    for i, shape in enumerate(self.convolutions, 1):
+      scale_init = init.zeros if self.zero_init and i == last else init.ones
+      y = conv(*shape, name=f'conv{i}')(y)
+      y = norm(name=f'norm{i}', scale_init=scale_init)(y)
+      if i < last:
+        y = nn.relu(y)
+    stride = self.stride
+    if stride != 1 or x.shape != y.shape:
+      if self.pooled and stride != 1:
+        # Of an odd side the last pixel is a mean of its own, as in timm.
+        window = (stride, stride)
+        x = nn.avg_pool(x, window, window, 'SAME', count_include_pad=False)
+        stride = 1
+      x = conv(y.shape[-1], 1, stride, name='shortcut_conv')(x)
+      x = norm(name='shortcut_norm')(x)
+    return nn.relu(x + y)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(BasicBlock):
   """1x1, 3x3, 1x1 convolutions and a shortcut."""
 
-  features: int
-  stride: int
-  zero_init: bool
-  pooled: bool
-  padding: str
-  dtype: Any
-
-  expansion = 4
-
-  @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    conv = partial(layers.conv, padding=self.padding, dtype=self.dtype)
-    norm = partial(layers.norm, train, dtype=self.dtype)
-    y = conv(self.features, 1, name='conv1')(x)
-    y = nn.relu(norm(name='norm1')(y))
-    y = conv(self.features, 3, self.stride, name='conv2')(y)
-    y = nn.relu(norm(name='norm2')(y))
-    y = conv(self.features * self.expansion, 1, name='conv3')(y)
-    y = norm(name='norm3', scale_init=_last_scale(self.zero_init))(y)
-    return nn.relu(_shortcut(self, x, y, conv, norm) + y)
-
-
-def _shortcut(block, x: jax.Array, y: jax.Array, conv, norm) -> jax.Array:
-  """x as it is, or brought to y's shape within the block's own scope."""
-  stride = block.stride
-  if stride == 1 and x.shape == y.shape:
-    return x
-  if block.pooled and stride != 1:
-    # Of an odd side the last pixel is a mean of its own, as in timm.
-    window = (stride, stride)
-    x = nn.avg_pool(x, window, window, 'SAME', count_include_pad=False)
-    stride = 1
-  x = conv(y.shape[-1], 1, stride, name='shortcut_conv')(x)
-  return norm(name='shortcut_norm')(x)
-
-
-def _last_scale(zero_init: bool):
-  return nn.initializers.zeros if zero_init else nn.initializers.ones
+  @property
+  def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+    return (
+      (self.features, 1, 1),
+      (self.features, 3, self.stride),
+      (4 * self.features, 1, 1),
+    )
 
 
 class ResNet(nn.Module):
