@@ -9,7 +9,6 @@ rising cost, of which each image gets one.
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -33,32 +32,10 @@ from drnet_jax.models.ranet import RANet
 Model = DRNet | RANet
 
 NETWORKS = {
-  'resnet10': resnet.ResNet10,
-  'resnet18': resnet.ResNet18,
-  'resnet34': resnet.ResNet34,
-  'resnet50': resnet.ResNet50,
-  'resnet101': resnet.ResNet101,
-  'resnet152': resnet.ResNet152,
-  'resnet18d': resnet.ResNet18D,
-  'resnet34d': resnet.ResNet34D,
-  'resnet50d': resnet.ResNet50D,
-  'resnet101d': resnet.ResNet101D,
-  'resnet152d': resnet.ResNet152D,
-  'resnet': partial(resnet.ResNet, block=resnet.BasicBlock),
-  'mobilenet_v2': mobilenet_v2.MobileNetV2,
-  'inverted_residual4': mobilenet_v2.InvertedResidual4,
-  'mobilenetv4_conv_small': mobilenet_v4.MobileNetV4Small,
-  'mobilenetv4_conv_medium': mobilenet_v4.MobileNetV4Medium,
-  'efficientnet_b0': efficientnet.EfficientNetB0,
-  'efficientnet_b1': efficientnet.EfficientNetB1,
-  'efficientnet_b2': efficientnet.EfficientNetB2,
-  'efficientnet_b3': efficientnet.EfficientNetB3,
-  'efficientnet_b4': efficientnet.EfficientNetB4,
-  'efficientnet_lite0': efficientnet.EfficientNetLite0,
-  'efficientnet_lite1': efficientnet.EfficientNetLite1,
-  'efficientnet_lite2': efficientnet.EfficientNetLite2,
-  'efficientnet_lite3': efficientnet.EfficientNetLite3,
-  'efficientnet_lite4': efficientnet.EfficientNetLite4,
+  **resnet.NETWORKS,
+  **mobilenet_v2.NETWORKS,
+  **mobilenet_v4.NETWORKS,
+  **efficientnet.NETWORKS,
   'random': random_choice.RandomChoice,
 }
 

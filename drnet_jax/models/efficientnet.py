@@ -103,13 +103,16 @@ class EfficientNet(nn.Module):
     return layers.pool_and_classify(x, self.num_classes, self.dropout, train)
 
 
-EfficientNetB0 = partial(EfficientNet, width=1.0, depth=1.0, dropout=0.2)
-EfficientNetB1 = partial(EfficientNet, width=1.0, depth=1.1, dropout=0.2)
-EfficientNetB2 = partial(EfficientNet, width=1.1, depth=1.2, dropout=0.3)
-EfficientNetB3 = partial(EfficientNet, width=1.2, depth=1.4, dropout=0.3)
-EfficientNetB4 = partial(EfficientNet, width=1.4, depth=1.8, dropout=0.4)
-EfficientNetLite0 = partial(EfficientNetB0, lite=True)
-EfficientNetLite1 = partial(EfficientNetB1, lite=True)
-EfficientNetLite2 = partial(EfficientNetB2, lite=True)
-EfficientNetLite3 = partial(EfficientNetB3, lite=True)
-EfficientNetLite4 = partial(EfficientNetB4, lite=True, dropout=0.3)
+NETWORKS = {
+  'efficientnet_b0': partial(EfficientNet, width=1.0, depth=1.0, dropout=0.2),
+  'efficientnet_b1': partial(EfficientNet, width=1.0, depth=1.1, dropout=0.2),
+  'efficientnet_b2': partial(EfficientNet, width=1.1, depth=1.2, dropout=0.3),
+  'efficientnet_b3': partial(EfficientNet, width=1.2, depth=1.4, dropout=0.3),
+  'efficientnet_b4': partial(EfficientNet, width=1.4, depth=1.8, dropout=0.4),
+}
+NETWORKS |= {
+  name.replace('_b', '_lite'): partial(
+    network, lite=True, dropout=min(network.keywords['dropout'], 0.3)
+  )
+  for name, network in NETWORKS.items()
+}

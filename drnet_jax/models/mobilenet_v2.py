@@ -147,13 +147,16 @@ class MobileNetV2(nn.Module):
     return layers.pool_and_classify(x, self.num_classes, self.dropout, train)
 
 
-# Predictor for a dynamic MobileNetV2: four stages of one inverted residual
-# block. The paper gives only its block, its input (64 px) and a total of 3.8 M
-# parameters; this one has 0.25 M and takes 4.7 M multiply-adds.
-InvertedResidual4 = partial(
-  MobileNetV2,
-  stem=16,
-  stages=((3, 24, 1, 2), (4, 40, 1, 2), (6, 80, 1, 2), (6, 160, 1, 2)),
-  head=512,
-  dropout=0.0,
-)
+NETWORKS = {
+  'mobilenet_v2': MobileNetV2,
+  # Predictor for a dynamic MobileNetV2: four stages of one inverted residual
+  # block. The paper gives only its block, its input (64 px) and a total of
+  # 3.8 M parameters; this one has 0.25 M and takes 4.7 M multiply-adds.
+  'inverted_residual4': partial(
+    MobileNetV2,
+    stem=16,
+    stages=((3, 24, 1, 2), (4, 40, 1, 2), (6, 80, 1, 2), (6, 160, 1, 2)),
+    head=512,
+    dropout=0.0,
+  ),
+}

@@ -160,5 +160,7 @@ def _run(block, x: jax.Array, name: str, conv_norm) -> jax.Array:
   return x + y if y.shape == x.shape else y
 
 
-MobileNetV4Small = partial(MobileNetV4, stages=SMALL)
-MobileNetV4Medium = partial(MobileNetV4, stages=MEDIUM)
+NETWORKS = {
+  'mobilenetv4_conv_small': partial(MobileNetV4, stages=SMALL),
+  'mobilenetv4_conv_medium': partial(MobileNetV4, stages=MEDIUM),
+}

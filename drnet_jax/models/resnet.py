@@ -152,14 +152,20 @@ def _space_to_depth(x: jax.Array, block: int) -> jax.Array:
   return x.reshape(b, h // block, w // block, block * block * c)
 
 
-ResNet10 = partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock)
-ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
-ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
-ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
-ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock)
-ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock)
-ResNet18D = partial(ResNet18, stem='deep')
-ResNet34D = partial(ResNet34, stem='deep')
-ResNet50D = partial(ResNet50, stem='deep')
-ResNet101D = partial(ResNet101, stem='deep')
-ResNet152D = partial(ResNet152, stem='deep')
+NETWORKS = {
+  'resnet': partial(ResNet, block=BasicBlock),
+  'resnet10': partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
+  'resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
+  'resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
+  'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),
+  'resnet101': partial(
+    ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock
+  ),
+  'resnet152': partial(
+    ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock
+  ),
+}
+NETWORKS |= {
+  f'resnet{depth}d': partial(NETWORKS[f'resnet{depth}'], stem='deep')
+  for depth in (18, 34, 50, 101, 152)
+}
