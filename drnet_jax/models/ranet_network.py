@@ -29,33 +29,29 @@ from drnet_jax.models import layers
 from drnet_jax.models.ranet_blocks import Block, BlockPlan, Exit, Stem, Taps
 
 _CIFAR = {'stem': 'cifar', 'width': 16, 'growth': 6}
-_IMAGENET = {'stem': 'imagenet', 'levels': (1, 2, 3, 4), 'layers': 8}
+_BUDGETED = _CIFAR | {'layers': 2, 'lengthen': True}
+_IMAGENET = {
+  'stem': 'imagenet',
+  'growth': 16,
+  'levels': (1, 2, 3, 4),
+  'factors': (4, 2, 2, 1),
+  'layers': 8,
+}
 
 # The paper's models: 'anytime' its anytime results, the others its curves of
 # budgeted batch classification. Widths and levels from the coarsest.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
   'cifar_anytime': _CIFAR
   | {'levels': (1, 2, 3, 3), 'factors': (4, 2, 1, 1), 'layers': 4},
-  'cifar_budgeted_small': _CIFAR
-  | {'levels': (1, 2, 3), 'factors': (4, 2, 1), 'layers': 2, 'lengthen': True},
-  'cifar_budgeted_medium': _CIFAR
-  | {
-    'levels': (1, 2, 3, 3),
-    'factors': (4, 2, 1, 1),
-    'layers': 2,
-    'lengthen': True,
-  },
-  'cifar_budgeted_large': _CIFAR
-  | {
-    'levels': (1, 2, 2, 3),
-    'factors': (4, 2, 2, 1),
-    'layers': 2,
-    'lengthen': True,
-  },
+  'cifar_budgeted_small': _BUDGETED
+  | {'levels': (1, 2, 3), 'factors': (4, 2, 1)},
+  'cifar_budgeted_medium': _BUDGETED
+  | {'levels': (1, 2, 3, 3), 'factors': (4, 2, 1, 1)},
+  'cifar_budgeted_large': _BUDGETED
+  | {'levels': (1, 2, 2, 3), 'factors': (4, 2, 2, 1)},
   # Both an anytime and the larger budgeted model.
-  'imagenet': _IMAGENET | {'width': 64, 'growth': 16, 'factors': (4, 2, 2, 1)},
-  'imagenet_budgeted_small': _IMAGENET
-  | {'width': 32, 'growth': 16, 'factors': (4, 2, 2, 1)},
+  'imagenet': _IMAGENET | {'width': 64},
+  'imagenet_budgeted_small': _IMAGENET | {'width': 32},
   # Ours, for minutes on a CPU.
   'cifar_tiny': _CIFAR
   | {'levels': (1, 2, 3), 'factors': (4, 2, 1), 'layers': 2},
