@@ -147,46 +147,36 @@ class RANet:
     biases of convolutions count nothing. So the figures can be held against
     theirs; a plain count of the multiply-adds gives a little less.
     """
-    tally = _Tally()
+    macs, parameters, at_exits = 0, 0, []
+
+    def tally(call, args, kwargs, context):
+      nonlocal macs, parameters
+      y, module = call(*args, **kwargs), context.module
+      params = module.variables.get('params', {})
+      if isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm):
+        parameters += sum(p.size for p in params.values())
+      if isinstance(module, nn.Conv):
+        macs += y.size * params['kernel'].size // y.shape[-1]
+      elif isinstance(module, nn.Dense):
+        macs += sum(p.size for p in params.values())
+      elif isinstance(module, nn.BatchNorm):
+        macs += y.size  # of the ReLU behind it
+      elif isinstance(module, ranet_blocks.MaxPool):
+        macs += 9 * y.size
+      elif isinstance(module, ranet_blocks.Mean):
+        macs += args[0].size
+      elif isinstance(module, ranet_blocks.Exit):
+        at_exits.append((macs, parameters))
+      return y
+
     with nn.intercept_methods(tally):
       jax.eval_shape(self.init, jax.random.key(0))
-    return tally.at_exits
+    return at_exits
 
   def _view(self, images: jax.Array) -> jax.Array:
     return resize.network_view(
       images, self.image_px, mean=self.mean, std=self.std, antialias=True
     )
-
-
-class _Tally:
-  """Adds up what the modules that run cost; for `nn.intercept_methods`.
-
-  Attributes:
-    at_exits: (multiply-adds, parameters) up to each exit that has run.
-  """
-
-  def __init__(self):
-    self._macs = self._parameters = 0
-    self.at_exits: list[tuple[int, int]] = []
-
-  def __call__(self, call, args, kwargs, context):
-    y, module = call(*args, **kwargs), context.module
-    params = module.variables.get('params', {})
-    if isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm):
-      self._parameters += sum(p.size for p in params.values())
-    if isinstance(module, nn.Conv):
-      self._macs += y.size * params['kernel'].size // y.shape[-1]
-    elif isinstance(module, nn.Dense):
-      self._macs += sum(p.size for p in params.values())
-    elif isinstance(module, nn.BatchNorm):
-      self._macs += y.size  # of the ReLU behind it
-    elif isinstance(module, ranet_blocks.MaxPool):
-      self._macs += 9 * y.size
-    elif isinstance(module, ranet_blocks.Mean):
-      self._macs += args[0].size
-    elif isinstance(module, ranet_blocks.Exit):
-      self.at_exits.append((self._macs, self._parameters))
-    return y
 
 
 def _variables(params: Tree, batch_stats: Tree) -> Tree:

@@ -14,7 +14,6 @@ habits in the resizing (corners aligned, no low-pass) and in the padding
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -166,13 +165,10 @@ class ResolutionAdaptiveNetwork(nn.Module):
         'code fails on it)'
       )
     for factor in factors[1:]:
-      if (
-        not 1
-        <= int(self.growth * factor * self.compression)
-        < (self.growth * factor)
-      ):
+      added = self.growth * factor
+      if not 1 <= int(added * self.compression) < added:
         raise UserError(
-          f'growth = {self.growth} x factor {factor} is {self.growth * factor} '
+          f'growth = {self.growth} x factor {factor} is {added} '
           f'channels a layer, of which compression = {self.compression} leaves '
           'no whole one to the coarser or to the finer map; a layer needs at '
           'least 1 / compression'
@@ -236,8 +232,8 @@ class ResolutionAdaptiveNetwork(nn.Module):
     for plan in self.stage_plan(exit_number):
       if plan.index == 1:
         (x, *bases), coarser, taps = bases, taps, ()
-      block = partial(
-        Block,
+      low = coarser[plan.index - 1] if plan.fused else None
+      x, found = Block(
         plan=plan,
         growth=self.growth * self.factors[plan.scale - 1],
         factor=self.factors[plan.scale - 1],
@@ -246,9 +242,7 @@ class ResolutionAdaptiveNetwork(nn.Module):
         compression=self.compression,
         dtype=self.dtype,
         name=f'scale{plan.scale}_block{plan.index}',
-      )
-      low = coarser[plan.index - 1] if plan.fused else None
-      x, found = block()(x, low, train=train)
+      )(x, low, train=train)
       taps = (*taps, found)
     logits = Exit(
       self.num_classes,
