@@ -52,7 +52,7 @@ def conv(
     features,
     (kernel, kernel),
     strides=(stride, stride),
-    padding='SAME' if _is_same(padding) else _symmetric(kernel),
+    padding=_padding(padding, kernel),
     feature_group_count=groups,
     conv_general_dilated=convolve or _convolution(groups, features),
     use_bias=False,
@@ -88,24 +88,18 @@ def conv_norm(
   stride: int = 1,
   *,
   train: bool,
-  padding: str,
   dtype: Any,
   name: str,
-  groups: int = 1,
-  convolve: Callable | None = None,
   activation: Callable[[jax.Array], jax.Array] | None = None,
   epsilon: float = 1e-5,
+  **options: Any,
 ) -> jax.Array:
-  """Convolution `<name>_conv`, norm `<name>_norm`, activation."""
+  """Convolution `<name>_conv`, norm `<name>_norm`, activation.
+
+  The options are those of `conv`.
+  """
   x = conv(
-    features,
-    kernel,
-    stride,
-    padding=padding,
-    dtype=dtype,
-    name=f'{name}_conv',
-    groups=groups,
-    convolve=convolve,
+    features, kernel, stride, dtype=dtype, name=f'{name}_conv', **options
   )(x)
   x = norm(train, dtype=dtype, name=f'{name}_norm', epsilon=epsilon)(x)
   return activation(x) if activation else x
@@ -119,7 +113,7 @@ def max_pool(
     x,
     window_shape=(window, window),
     strides=(stride, stride),
-    padding='SAME' if _is_same(padding) else _symmetric(window),
+    padding=_padding(padding, window),
   )
 
 
@@ -165,7 +159,7 @@ def narrow_conv(x, kernel, strides, padding, **options):
 
   def add_rows(x, kernel):
     side, _, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
+    x = _padded(x, kernel, strides, padding)
     height, width = x.shape[1] - side + 1, x.shape[2] - side + 1
     columns = [x[:, :, j : j + width] for j in range(side)]
     rows = jnp.concatenate(columns, -1) @ kernel.transpose(1, 2, 0, 3).reshape(
@@ -239,8 +233,8 @@ def _depthwise(x, kernel, strides, padding, **options):
     return _spread(gradient, kernel, strides, x.shape[1:3])
 
   def of_cpu(x, kernel):
-    # Padded once, for the convolution and for the gradient of the filters.
-    x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
+    # Once, for the convolution and for the gradient of the filters.
+    x = _padded(x, kernel, strides, padding)
     return _with_gradients(
       shift_and_add, spread, product, kernel, strides, 'VALID'
     )(x, kernel)
@@ -334,7 +328,7 @@ def _with_gradients(convolve, spread, product, kernel, strides, padding):
 def _views(x, kernel, strides, padding):
   """Of [B, H, W, C], what each weight of a filter is multiplied with."""
   sides = kernel.shape[:2]
-  x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
+  x = _padded(x, kernel, strides, padding)
   spans = [
     (size - side) // stride * stride + 1
     for size, side, stride in zip(x.shape[1:3], sides, strides, strict=True)
@@ -344,21 +338,20 @@ def _views(x, kernel, strides, padding):
     yield x[:, rows, j : j + spans[1] : strides[1]]
 
 
-def _pads(x, kernel, strides, padding):
-  """Pixels before and after, in height and in width."""
-  if not isinstance(padding, str):
-    return padding
-  return lax.padtype_to_pads(
-    x.shape[1:3], kernel.shape[:2], tuple(strides), padding
-  )
+def _padded(x, kernel, strides, padding):
+  """Images [B, H, W, C] as a convolution pads them."""
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(
+      x.shape[1:3], kernel.shape[:2], tuple(strides), padding
+    )
+  return jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
 
-def _is_same(padding: str) -> bool:
-  if padding not in ('symmetric', 'same'):
+def _padding(padding: str, kernel: int):
+  """As Linen takes it."""
+  if padding == 'same':
+    return 'SAME'
+  if padding != 'symmetric':
     raise ValueError(f"padding {padding!r} is not 'symmetric' or 'same'")
-  return padding == 'same'
-
-
-def _symmetric(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
   pad = (kernel - 1) // 2
   return (pad, pad), (pad, pad)
