@@ -84,14 +84,7 @@ def create_drnet(
       and `__call__(images, *, train)`.
     predictor: the same, for the predictor; None for a network that is only to
       be run at fixed sizes.
-    predictor_px: side of the predictor's view.
-    image_px: side of the one crop that all sizes and the predictor's view are
-      resized from; the paper's is the largest size.
-    resolutions: candidate sizes in px, ascending.
-    resolution_aware_bn: private batch norms per size.
-    antialias: low-pass before shrinking.
-    mean: pixel means, for pixels in [0, 1].
-    std: pixel standard deviations.
+    image_px: see `DRNet`, as for the rest; the paper's is the largest size.
     num_classes: K, from the data set.
 
   Raises:
@@ -103,12 +96,12 @@ def create_drnet(
       f'config.model.resolutions = {sizes} are not sizes in px, in ascending '
       'order and without repeats'
     )
-  model = DRNet(
-    base=_network('base', base, num_classes),
+  return DRNet(
+    base=_network('base', base, num_classes, sizes[0]),
     predictor=(
       None
       if predictor is None
-      else _network('predictor', predictor, len(sizes))
+      else _network('predictor', predictor, len(sizes), predictor_px)
     ),
     resolutions=sizes,
     predictor_px=predictor_px,
@@ -118,20 +111,6 @@ def create_drnet(
     mean=tuple(mean),
     std=tuple(std),
   )
-  for field, network, size_px in (
-    ('base', model.base, sizes[0]),
-    ('predictor', model.predictor, predictor_px),
-  ):
-    if network is None:
-      continue
-    shape = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
-    try:
-      resolution_norm.check_norms(network, shape)
-    except (TypeError, ValueError, ArithmeticError) as error:
-      raise UserError(
-        f'config.model.{field} cannot run at {size_px} px: {error}'
-      ) from error
-  return model
 
 
 def create_ranet(
@@ -147,9 +126,7 @@ def create_ranet(
   Args:
     network: fields of `ranet_network.ResolutionAdaptiveNetwork`, with or
       without a 'configuration' to begin with.
-    image_px: side of the images.
-    mean: pixel means, for pixels in [0, 1].
-    std: pixel standard deviations.
+    image_px: see `RANet`, as for `mean` and `std`.
     num_classes: K, from the data set.
 
   Raises:
@@ -178,7 +155,10 @@ def initial_weights(model: Model, key: jax.Array) -> tuple[Any, Any]:
 METHODS = {'drnet': create_drnet, 'ranet': create_ranet}
 
 
-def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
+def _network(
+  field: str, spec: Mapping[str, Any], outputs: int, size_px: int
+) -> nn.Module:
+  """A network by its section, which can run at a size."""
   where = f'config.model.{field}'
   arguments = dict(spec)
   name = arguments.pop('network', None)
@@ -207,9 +187,15 @@ def _network(field: str, spec: Mapping[str, Any], outputs: int) -> nn.Module:
     )
   settings.check_values(hints, arguments, where)
   try:
-    return make(num_classes=outputs, **arguments)
+    network = make(num_classes=outputs, **arguments)
   except TypeError as error:
     raise UserError(f'{where}: {error}') from error
+  shape = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
+  try:
+    resolution_norm.check_norms(network, shape)
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise UserError(f'{where} cannot run at {size_px} px: {error}') from error
+  return network
 
 
 def _hints(make: Callable) -> dict[str, Any]:
