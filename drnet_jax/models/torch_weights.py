@@ -26,7 +26,7 @@ from drnet_jax.models.drnet import DRNet
 from drnet_jax.models.efficientnet import EfficientNet
 from drnet_jax.models.layers import HEAD
 from drnet_jax.models.mobilenet_v2 import MobileNetV2
-from drnet_jax.models.mobilenet_v4 import Conv, Fused, MobileNetV4
+from drnet_jax.models.mobilenet_v4 import Conv, Fused, Inverted, MobileNetV4
 from drnet_jax.models.resnet import ResNet
 
 Tree = dict[str, Any]
@@ -139,7 +139,7 @@ def to_variables(
   Args:
     network: of a kind in `_NAMINGS`.
     like: its variables, {'params': ..., 'batch_stats': ...}; arrays or shapes.
-    state: from `read`, in any naming that `NAMINGS` has for the network.
+    state: from `read`, in any naming that there is for the network.
     reset_head: keep the classifier of `like` and ignore the file's.
 
   Returns:
@@ -227,17 +227,12 @@ def load(
 
   Args:
     model: whose base network the state dict is of.
-    params: of the model; the predictor's are kept, and the head's with
-      `reset_head`.
-    batch_stats: of the model.
-    state: from `read`.
-    reset_head: see `to_variables`.
+    params, batch_stats: of the model; the predictor's are kept, and the head's
+      with `reset_head`.
+    state, reset_head: see `to_variables`, as for the errors.
 
   Returns:
     (params, batch_stats).
-
-  Raises:
-    UserError: see `to_variables`.
   """
   like = model.variables(params, batch_stats, model.resolutions[0])
   variables = to_variables(model.base, like, state, reset_head=reset_head)
@@ -252,14 +247,7 @@ def load(
 def export(
   model: DRNet, params: Tree, batch_stats: Tree, size_px: int, *, naming: str
 ) -> StateDict:
-  """The base network with the norms of one size, as a state dict.
-
-  Args:
-    model: a dynamic model.
-    params: of the model.
-    batch_stats: of the model.
-    size_px: one of its sizes.
-    naming: 'torchvision' or 'timm'.
+  """A model's base network with the norms of one size; see `to_state_dict`.
 
   Raises:
     UserError: not one of the sizes, or the network has no such naming.
@@ -342,11 +330,16 @@ def _to_torch(x: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
   return x.T[:, :, None, None] if is_gate else x.T
 
 
-def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
+# Our modules' names and theirs: (ours, theirs), or for a convolution and its
+# norm (ours, its, its norm's). A naming may hold more than a network has.
+_Names = Iterator[tuple[str, ...]]
+
+
+def _resnet(network: ResNet) -> _Names:
   is_deep = network.stem == 'deep'
-  yield from _conv_norm('stem1', 'conv1.0', 'conv1.1')
-  yield from _conv_norm('stem2', 'conv1.3', 'conv1.4')
-  yield from _conv_norm('stem', 'conv1.6' if is_deep else 'conv1', 'bn1')
+  yield 'stem1', 'conv1.0', 'conv1.1'
+  yield 'stem2', 'conv1.3', 'conv1.4'
+  yield 'stem', 'conv1.6' if is_deep else 'conv1', 'bn1'
   conv, norm = (1, 2) if is_deep else (0, 1)  # after the pool
   for i, blocks in enumerate(network.stage_sizes, 1):
     for j in range(blocks):
@@ -354,116 +347,84 @@ def _resnet(network: ResNet) -> Iterator[tuple[str, str]]:
       for n in (1, 2, 3):
         yield f'{ours}/conv{n}', f'{theirs}.conv{n}'
         yield f'{ours}/norm{n}', f'{theirs}.bn{n}'
-      yield from _conv_norm(
-        f'{ours}/shortcut',
-        f'{theirs}.downsample.{conv}',
-        f'{theirs}.downsample.{norm}',
-      )
+      shrunk = f'{theirs}.downsample'
+      yield f'{ours}/shortcut', f'{shrunk}.{conv}', f'{shrunk}.{norm}'
   yield HEAD, 'fc'
 
 
-def _mobilenet_torchvision(network: MobileNetV2) -> Iterator[tuple[str, str]]:
-  yield from _in_sequence('stem', 'features.0')
+def _mobilenet_torchvision(network: MobileNetV2) -> _Names:
+  yield _in_sequence('stem', 'features.0')
   index = 0
   for i, (expansion, _, blocks, _) in enumerate(network.stages, 1):
     for j in range(blocks):
       index += 1
       ours, theirs = f'stage{i}_block{j + 1}', f'features.{index}.conv'
-      n = 0
-      if expansion != 1:
-        yield from _in_sequence(f'{ours}/expand', f'{theirs}.0')
-        n = 1
-      yield from _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
-      yield from _conv_norm(
-        f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
-      )
-  yield from _in_sequence('head', f'features.{index + 1}')
+      n = int(expansion != 1)
+      yield _in_sequence(f'{ours}/expand', f'{theirs}.0')
+      yield _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
+      yield f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
+  yield _in_sequence('head', f'features.{index + 1}')
   yield HEAD, 'classifier.1'
 
 
-def _efficientnet_torchvision(
-  network: EfficientNet,
-) -> Iterator[tuple[str, str]]:
-  yield from _in_sequence('stem', 'features.0')
+def _efficientnet_torchvision(network: EfficientNet) -> _Names:
+  yield _in_sequence('stem', 'features.0')
   for i, (expansion, _, blocks, _, _) in enumerate(network.stages, 1):
     for j in range(blocks):
       ours, theirs = f'stage{i}_block{j + 1}', f'features.{i}.{j}.block'
-      n = 0
-      if expansion != 1:
-        yield from _in_sequence(f'{ours}/expand', f'{theirs}.0')
-        n = 1
-      yield from _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
+      n = int(expansion != 1)
+      yield _in_sequence(f'{ours}/expand', f'{theirs}.0')
+      yield _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
       yield f'{ours}/squeeze', f'{theirs}.{n + 1}.fc1'
       yield f'{ours}/excite', f'{theirs}.{n + 1}.fc2'
-      yield from _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
-  yield from _in_sequence('head', f'features.{len(network.stages) + 1}')
+      yield _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
+  yield _in_sequence('head', f'features.{len(network.stages) + 1}')
   yield HEAD, 'classifier.1'
 
 
-def _mobile_timm(
-  network: MobileNetV2 | EfficientNet,
-) -> Iterator[tuple[str, str]]:
-  yield from _conv_norm('stem', 'conv_stem', 'bn1')
+def _mobile_timm(network: MobileNetV2 | EfficientNet) -> _Names:
+  yield 'stem', 'conv_stem', 'bn1'
   for i, (expansion, _, blocks, *_) in enumerate(network.stages, 1):
-    parts = {'depthwise': 'conv_dw', 'project': 'conv_pw'}
-    if expansion != 1:
-      parts = {
-        'expand': 'conv_pw',
-        'depthwise': 'conv_dw',
-        'project': 'conv_pwl',
-      }
+    n = int(expansion != 1)
+    project = 'conv_pwl' if n else 'conv_pw'
     for j in range(blocks):
       ours, theirs = f'stage{i}_block{j + 1}', f'blocks.{i - 1}.{j}'
-      for n, (part, name) in enumerate(parts.items(), 1):
-        yield from _conv_norm(
-          f'{ours}/{part}', f'{theirs}.{name}', f'{theirs}.bn{n}'
-        )
+      yield f'{ours}/expand', f'{theirs}.conv_pw', f'{theirs}.bn1'
+      yield f'{ours}/depthwise', f'{theirs}.conv_dw', f'{theirs}.bn{n + 1}'
+      yield f'{ours}/project', f'{theirs}.{project}', f'{theirs}.bn{n + 2}'
       yield f'{ours}/squeeze', f'{theirs}.se.conv_reduce'
       yield f'{ours}/excite', f'{theirs}.se.conv_expand'
-  yield from _conv_norm('head', 'conv_head', 'bn2')
+  yield 'head', 'conv_head', 'bn2'
   yield HEAD, 'classifier'
 
 
-def _mobilenet_v4_timm(network: MobileNetV4) -> Iterator[tuple[str, str]]:
-  yield from _conv_norm('stem', 'conv_stem', 'bn1')
+def _mobilenet_v4_timm(network: MobileNetV4) -> _Names:
+  parts = {
+    Conv: (('', 'conv', 'bn1'),),
+    Fused: (('_expand', 'conv_exp', 'bn1'), ('_project', 'conv_pwl', 'bn2')),
+    Inverted: (
+      ('_start', 'dw_start.conv', 'dw_start.bn'),
+      ('_expand', 'pw_exp.conv', 'pw_exp.bn'),
+      ('_middle', 'dw_mid.conv', 'dw_mid.bn'),
+      ('_project', 'pw_proj.conv', 'pw_proj.bn'),
+    ),
+  }
+  yield 'stem', 'conv_stem', 'bn1'
   for i, blocks in enumerate(network.stages):
     for j, block in enumerate(blocks):
       ours, theirs = f'stage{i + 1}_block{j + 1}', f'blocks.{i}.{j}'
-      if isinstance(block, Conv):
-        yield from _conv_norm(ours, f'{theirs}.conv', f'{theirs}.bn1')
-        continue
-      if isinstance(block, Fused):
-        parts = {'expand': ('conv_exp', 'bn1'), 'project': ('conv_pwl', 'bn2')}
-      else:
-        parts = {
-          ours: (f'{theirs}.conv', f'{theirs}.bn')
-          for ours, theirs in (
-            ('start', 'dw_start'),
-            ('expand', 'pw_exp'),
-            ('middle', 'dw_mid'),
-            ('project', 'pw_proj'),
-          )
-        }
-      for part, (conv, norm) in parts.items():
-        yield from _conv_norm(
-          f'{ours}_{part}', f'{theirs}.{conv}', f'{theirs}.{norm}'
-        )
-  yield from _conv_norm('head', 'conv_head', 'norm_head')
+      for part, conv, norm in parts[type(block)]:
+        yield f'{ours}{part}', f'{theirs}.{conv}', f'{theirs}.{norm}'
+  yield 'head', 'conv_head', 'norm_head'
   yield HEAD, 'classifier'
 
 
-def _conv_norm(ours: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
-  yield f'{ours}_conv', conv
-  yield f'{ours}_norm', norm
-
-
-def _in_sequence(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+def _in_sequence(ours: str, theirs: str) -> tuple[str, str, str]:
   """torchvision's nn.Sequential of a convolution and its norm."""
-  yield from _conv_norm(ours, f'{theirs}.0', f'{theirs}.1')
+  return ours, f'{theirs}.0', f'{theirs}.1'
 
 
-# Our modules' names to theirs; a naming may hold more than a network has.
-_NAMINGS: dict[type[nn.Module], dict[str, Callable]] = {
+_NAMINGS: dict[type[nn.Module], dict[str, Callable[..., _Names]]] = {
   ResNet: {'torchvision': _resnet, 'timm': _resnet},
   MobileNetV2: {'torchvision': _mobilenet_torchvision, 'timm': _mobile_timm},
   EfficientNet: {
@@ -475,6 +436,7 @@ _NAMINGS: dict[type[nn.Module], dict[str, Callable]] = {
 
 
 def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
+  """For each naming that a network has, our modules' names to theirs."""
   kind = type(network)
   stem = getattr(network, 'stem', None)
   if kind not in _NAMINGS or stem == 'patch':
@@ -486,4 +448,13 @@ def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
   namings = dict(_NAMINGS[kind])
   if getattr(network, 'lite', False) or stem == 'deep':
     del namings['torchvision']  # which has no such network
-  return {name: dict(make(network)) for name, make in namings.items()}
+  return {name: dict(_single(make(network))) for name, make in namings.items()}
+
+
+def _single(names: _Names) -> Iterator[tuple[str, str]]:
+  """Names of a convolution and its norm apart."""
+  for ours, *theirs in names:
+    if len(theirs) == 2:
+      yield from zip((f'{ours}_conv', f'{ours}_norm'), theirs, strict=True)
+    else:
+      yield ours, theirs[0]
