@@ -35,11 +35,8 @@ class EfficientNet(nn.Module):
     dropout: before the classifier, in training.
     drop: chance of a block to be its shortcut, in training: for block i of n,
       counted from 0, i / n times this.
-    padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
-      `layers`.
+    padding, dtype: see `layers`.
     epsilon: of the norms; TensorFlow's weights have 1e-3.
-    dtype: of the computation, for instance 'bfloat16'; parameters, statistics
-      and logits stay float32.
   """
 
   num_classes: int

@@ -25,9 +25,7 @@ class InvertedResidual(nn.Module):
     squeeze: channels that squeeze-and-excitation squeezes to; 0 for none.
     drop: chance that the block is its shortcut, per image, in training.
     activation: after all but the projection.
-    padding: see `layers`.
-    epsilon: of the norms.
-    dtype: of the computation.
+    padding, epsilon, dtype: as `MobileNetV2`'s.
   """
 
   features: int
@@ -90,11 +88,8 @@ class MobileNetV2(nn.Module):
     stages: for each stage (expansion, channels, blocks, stride), Table 2.
     head: channels of the last convolution.
     dropout: before the classifier, in training.
-    padding: 'symmetric' (PyTorch's weights) or 'same' (TensorFlow's), see
-      `layers`.
+    padding, dtype: see `layers`.
     epsilon: of the norms; Keras has 1e-3.
-    dtype: of the computation, for instance 'bfloat16'; parameters, statistics
-      and logits stay float32.
   """
 
   num_classes: int

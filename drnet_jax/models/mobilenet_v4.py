@@ -95,9 +95,7 @@ class MobileNetV4(nn.Module):
     num_classes: K.
     stages: for each stage its blocks.
     dropout: before the classifier, in training.
-    padding: 'symmetric' or 'same', see `layers`.
-    dtype: of the computation, for instance 'bfloat16'; parameters, statistics
-      and logits stay float32.
+    padding, dtype: see `layers`.
   """
 
   num_classes: int

@@ -80,9 +80,7 @@ class ResNet(nn.Module):
     patch_px: side of a patch, for the 'patch' stem.
     zero_init: start the last norm of each block at 0, so that the block starts
       as its shortcut (torchvision's zero_init_residual).
-    padding: 'symmetric' or 'same', see `layers`.
-    dtype: of the computation, for instance 'bfloat16'; parameters, statistics
-      and logits stay float32.
+    padding, dtype: see `layers`.
   """
 
   num_classes: int
