@@ -47,27 +47,22 @@ class InvertedResidual(nn.Module):
       padding=self.padding,
       epsilon=self.epsilon,
       dtype=self.dtype,
+      activation=self.activation,
     )
-    activation, hidden = self.activation, x.shape[-1] * self.expansion
-    y = x
+    hidden, y = x.shape[-1] * self.expansion, x
     if self.expansion != 1:
-      y = conv_norm(y, hidden, 1, name='expand', activation=activation)
+      y = conv_norm(y, hidden, 1, name='expand')
     y = conv_norm(
-      y,
-      hidden,
-      self.kernel,
-      self.stride,
-      groups=hidden,
-      name='depthwise',
-      activation=activation,
+      y, hidden, self.kernel, self.stride, groups=hidden, name='depthwise'
     )
     if self.squeeze:
       # Summed in float32; the dense layer casts it to its own dtype.
       gate = y.mean((1, 2), dtype=jnp.float32)
       gate = nn.Dense(self.squeeze, dtype=self.dtype, name='squeeze')(gate)
-      gate = nn.Dense(hidden, dtype=self.dtype, name='excite')(activation(gate))
+      gate = self.activation(gate)
+      gate = nn.Dense(hidden, dtype=self.dtype, name='excite')(gate)
       y = y * nn.sigmoid(gate)[:, None, None, :]
-    y = conv_norm(y, self.features, 1, name='project')
+    y = conv_norm(y, self.features, 1, name='project', activation=None)
     if self.stride != 1 or x.shape[-1] != self.features:
       return y
     if self.drop:

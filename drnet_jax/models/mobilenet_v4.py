@@ -107,17 +107,19 @@ class MobileNetV4(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     conv_norm = partial(
-      layers.conv_norm, train=train, padding=self.padding, dtype=self.dtype
+      layers.conv_norm,
+      train=train,
+      padding=self.padding,
+      dtype=self.dtype,
+      activation=nn.relu,
     )
-    x = conv_norm(
-      x.astype(self.dtype), 32, 3, 2, name='stem', activation=nn.relu
-    )
+    x = conv_norm(x.astype(self.dtype), 32, 3, 2, name='stem')
     for i, blocks in enumerate(self.stages, 1):
       for j, block in enumerate(blocks, 1):
         x = _run(block, x, f'stage{i}_block{j}', conv_norm)
     # Pooled before its last convolution, which so costs next to nothing.
     x = x.mean((1, 2), keepdims=True)
-    x = conv_norm(x, 1280, 1, name='head', activation=nn.relu)
+    x = conv_norm(x, 1280, 1, name='head')
     return layers.pool_and_classify(x, self.num_classes, self.dropout, train)
 
 
@@ -125,14 +127,10 @@ def _run(block, x: jax.Array, name: str, conv_norm) -> jax.Array:
   """One block of the tables, within the network's own scope."""
   features, stride = block.features, block.stride
   if isinstance(block, Conv):
-    return conv_norm(
-      x, features, block.kernel, stride, name=name, activation=nn.relu
-    )
+    return conv_norm(x, features, block.kernel, stride, name=name)
   hidden, y = x.shape[-1] * block.expansion, x
   if isinstance(block, Fused):
-    y = conv_norm(
-      y, hidden, block.kernel, stride, name=f'{name}_expand', activation=nn.relu
-    )
+    y = conv_norm(y, hidden, block.kernel, stride, name=f'{name}_expand')
   else:
     if block.start:
       y = conv_norm(
@@ -142,19 +140,14 @@ def _run(block, x: jax.Array, name: str, conv_norm) -> jax.Array:
         1 if block.middle else stride,
         groups=x.shape[-1],
         name=f'{name}_start',
+        activation=None,
       )
-    y = conv_norm(y, hidden, 1, name=f'{name}_expand', activation=nn.relu)
+    y = conv_norm(y, hidden, 1, name=f'{name}_expand')
     if block.middle:
       y = conv_norm(
-        y,
-        hidden,
-        block.middle,
-        stride,
-        groups=hidden,
-        name=f'{name}_middle',
-        activation=nn.relu,
+        y, hidden, block.middle, stride, groups=hidden, name=f'{name}_middle'
       )
-  y = conv_norm(y, features, 1, name=f'{name}_project')
+  y = conv_norm(y, features, 1, name=f'{name}_project', activation=None)
   return x + y if y.shape == x.shape else y
 
 
