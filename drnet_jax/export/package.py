@@ -12,13 +12,14 @@ run.py             runs the ONNX files without JAX, and what it imports
 README.md          the model card
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,36 +39,26 @@ _INLINE_BYTES = 1024  # smaller arrays stay in the graph
 STABLEHLO_WEIGHTS = 'weights.npz'
 
 
-class Exported(NamedTuple):
-  """What is exported.
-
-  Attributes:
-    programs: by name, see `export.programs`.
-    contract: of them.
-    calibration: for the policies; None for the usual one alone.
-    usual: the policy that is followed unless another is asked for.
-    about: what the model card says of each network.
-  """
-
-  programs: Mapping[str, Program]
-  contract: Contract
-  calibration: Calibration | None
-  usual: Policy
-  about: Sequence[str]
-
-
 def write(
   folder: str,
-  exported: Exported,
   *,
-  formats: Sequence[str] = FORMATS,
-  weights: str = 'folded',
+  programs: Mapping[str, Program],
+  contract: Contract,
+  calibration: Calibration | None,
+  usual: Policy,
+  about: Sequence[str],
+  formats: Sequence[str],
+  weights: str,
 ) -> None:
   """Writes the folder.
 
   Args:
     folder: made if it is not there.
-    exported: what to write.
+    programs: by name, see `export.programs`.
+    contract: of them.
+    calibration: for the policies; None for the usual one alone.
+    usual: the policy that is followed unless another is asked for.
+    about: what the model card says of each network.
     formats: of FORMATS.
     weights: 'folded': every program holds its own, in ONNX with the norms put
       into the convolutions. 'shared': all sizes use the same convolutions,
@@ -81,68 +72,67 @@ def write(
       raise UserError(f'{value!r} is not one of {allowed}')
   if not formats:
     raise UserError(f'no format to export to; there are {FORMATS}')
-  if not isinstance(exported.usual.start, Dial | None):
+  if not isinstance(usual.start, Dial | None):
     raise UserError(
       'a policy with a start of its own cannot be exported: set another first, '
       'by set_budget or set_option'
     )
+  with _replaced(folder) as partial:
+    if 'onnx' in formats:
+      write_onnx(partial, programs, fold_norms=weights == 'folded')
+      _write_runtime(partial)
+    shared = {}
+    if 'stablehlo' in formats:
+      shared = write_stablehlo(partial, programs, share=weights == 'shared')
+    policies = [_row('usual', usual)]
+    if calibration is not None:
+      calibration.write(partial)
+      for family, points in calibration.points['GMACs'].items():
+        policies += [_row(family, point.policy, point) for point in points]
+    fields = contract.to_json() | {
+      'format': 2,
+      'formats': list(formats),
+      'weights': weights,
+      'stablehlo_weights': shared,
+      'input': 'images: uint8 [batch, side, side, 3], RGB',
+      'policies': policies,
+    }
+    settings.write_json(os.path.join(partial, FILE), fields)
+    card = model_card.text(contract, calibration, about, formats, weights)
+    with open(os.path.join(partial, 'README.md'), 'w') as file:
+      file.write(card)
+
+
+@contextlib.contextmanager
+def _replaced(folder: str) -> Iterator[str]:
+  """A folder to write in, which then takes the place of one of this name.
+
+  So that it is never half of one export and half of another.
+
+  Raises:
+    UserError: it cannot be written, or holds something else than an export.
+  """
   target = os.path.realpath(folder)  # of '' the working directory
-  _check_replaceable(target)
+  if os.path.isdir(target):
+    there = os.listdir(target)
+    if there and (FILE not in there or 'checkpoints' in there):
+      raise UserError(
+        f'{target} is not an export and not empty; name a new folder'
+      )
+  elif os.path.exists(target):
+    raise UserError(f'{target} is a file; name a folder to write')
   try:
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    # Written beside it, then put in its place: a folder is never half of one
-    # export and half of another.
     partial = tempfile.mkdtemp(dir=os.path.dirname(target))
+    try:
+      yield partial
+      os.chmod(partial, 0o755)
+      shutil.rmtree(target, ignore_errors=True)
+      os.replace(partial, target)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
   except OSError as error:
     raise UserError(f'cannot write {folder}: {error}') from error
-  try:
-    _write_files(partial, exported, formats, weights)
-    os.chmod(partial, 0o755)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-  except OSError as error:
-    raise UserError(f'cannot write {folder}: {error}') from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_replaceable(folder: str) -> None:
-  """Raises UserError unless there is nothing there, or an older export."""
-  if not os.path.exists(folder):
-    return
-  if not os.path.isdir(folder):
-    raise UserError(f'{folder} is a file; name a folder to write')
-  there = os.listdir(folder)
-  if there and (FILE not in there or 'checkpoints' in there):
-    raise UserError(
-      f'{folder} is not an export and not empty; name a new folder'
-    )
-
-
-def _write_files(folder, exported: Exported, formats, weights) -> None:
-  programs, contract, calibration, usual, about = exported
-  if 'onnx' in formats:
-    write_onnx(folder, programs, fold_norms=weights == 'folded')
-    _write_runtime(folder)
-  shared = {}
-  if 'stablehlo' in formats:
-    shared = write_stablehlo(folder, programs, share=weights == 'shared')
-  policies = [_row('usual', usual)]
-  if calibration is not None:
-    calibration.write(folder)
-    for family, points in calibration.points['GMACs'].items():
-      policies += [_row(family, point.policy, point) for point in points]
-  fields = contract.to_json() | {
-    'format': 2,
-    'formats': list(formats),
-    'weights': weights,
-    'stablehlo_weights': shared,
-    'input': 'images: uint8 [batch, side, side, 3], RGB',
-    'policies': policies,
-  }
-  settings.write_json(os.path.join(folder, FILE), fields)
-  with open(os.path.join(folder, 'README.md'), 'w') as file:
-    file.write(model_card.text(contract, calibration, about, formats, weights))
 
 
 def _write_runtime(folder: str) -> None:

@@ -307,13 +307,11 @@ class Classifier:
     members = [(x, Contract.of(x, decode=decode)) for x in trained]
     package.write(
       folder,
-      package.Exported(
-        programs=of_ladder(members, self.contract),
-        contract=self.contract,
-        calibration=self.calibration,
-        usual=self.policy,
-        about=[model_card.about(*member) for member in members],
-      ),
+      programs=of_ladder(members, self.contract),
+      contract=self.contract,
+      calibration=self.calibration,
+      usual=self.policy,
+      about=[model_card.about(*member) for member in members],
       formats=formats,
       weights=weights,
     )
