@@ -121,11 +121,11 @@ class Contract:
           f'{first_name} and {name} do not know the same classes: '
           f'{classes.difference(first.class_names, other.class_names)}'
         )
-    router = next((c for c in several.values() if c.routes), first)
-    before, routes = 0, ()
+    before, router = 0, first
     for one in several.values():
-      if one is router:
-        routes = tuple(before + j for j in one.routes)
+      if one.routes:
+        router = one
+        break
       before += len(one.options)
 
     def all_of(field: str) -> tuple:
@@ -141,7 +141,7 @@ class Contract:
         for program in one.programs
       ),
       gmacs=all_of('gmacs'),
-      routes=routes,
+      routes=tuple(before + j for j in router.routes),
       predictor_view=router.predictor_view,
       predictor_gmacs=router.predictor_gmacs,
       decode=first.decode,

@@ -75,11 +75,11 @@ def of_ladder(
   """The programs of one or several models, by the names in their contract."""
   found, names = {}, iter(ladder.programs)
   for trained, contract in members:
-    own = programs(trained, contract)
-    predictor = own.pop(PREDICTOR, None)
-    if predictor and PREDICTOR not in found:
-      found[PREDICTOR] = predictor
-    found |= {next(names): program for program in own.values()}
+    for name, program in programs(trained, contract).items():
+      if name == PREDICTOR:
+        found.setdefault(PREDICTOR, program)  # the first of the ladder
+      else:
+        found[next(names)] = program
   return found
 
 
