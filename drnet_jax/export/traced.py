@@ -18,7 +18,6 @@ from drnet_jax.errors import UserError
 
 _IDENTITIES = {
   'copy',
-  'copy_p',
   'stop_gradient',
   'reduce_precision',
   'optimization_barrier',
@@ -27,14 +26,11 @@ _IDENTITIES = {
 }
 _CALLS = {
   'jit',
-  'pjit',
   'closed_call',
-  'core_call',
   'checkpoint',
   'remat2',
   'custom_jvp_call',
   'custom_vjp_call',
-  'custom_vjp_call_jaxpr',
 }
 
 
@@ -140,12 +136,13 @@ class Program:
       raise UserError('a function to export returns one array')
     operations: list[Operation] = []
     self.input = _value(closed.jaxpr.invars[0])
-    (self.output,) = self._inline(
-      closed.jaxpr, closed.consts, [self.input], operations
-    )
+    (self.output,) = self._inline(closed, [self.input], operations)
     self.operations = self._live(operations)
 
-  def _inline(self, jaxpr, consts, arguments, operations) -> list[Value]:
+  def _inline(self, jaxpr, arguments, operations) -> list[Value]:
+    """Adds the operations of a jaxpr, closed or not; gives what it returns."""
+    consts = getattr(jaxpr, 'consts', ())
+    jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
     env: dict[Any, Value] = {}
 
     def read(atom) -> Value:
@@ -163,20 +160,10 @@ class Program:
         outputs = inputs
       elif name in _CALLS:
         params = equation.params
-        inner = next(
-          params[key]
-          for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
-          if key in params
-        )
-        if isinstance(inner, core.ClosedJaxpr):
-          inner, inner_consts = inner.jaxpr, inner.consts
-        else:
-          inner_consts = ()
-        outputs = self._inline(inner, inner_consts, inputs, operations)
+        inner = params.get('jaxpr', params.get('call_jaxpr'))
+        outputs = self._inline(inner, inputs, operations)
       elif name == 'cond' and (branch := _known_branch(equation, inputs)):
-        outputs = self._inline(
-          branch.jaxpr, branch.consts, inputs[1:], operations
-        )
+        outputs = self._inline(branch, inputs[1:], operations)
       elif name == 'platform_index':
         outputs = [_constant(np.zeros((), np.int32))]  # see `_known_branch`
       else:
