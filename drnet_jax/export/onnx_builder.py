@@ -97,10 +97,8 @@ class Builder:
     output = self._program.output
     if output.constant is not None:
       raise UserError('the output does not depend on the images')
-    last = self._arranged(
-      self._tensors[output], tuple(range(len(output.shape)))
-    )
-    self._emit('Identity', [last.name], output, last.axes, name=output_name)
+    last = self._natural(output)
+    self._emit('Identity', [last], output, name=output_name)
     nodes, initializers = [], {}
 
     def named(x, name: str) -> str:
@@ -115,11 +113,10 @@ class Builder:
         names = [named(x, f'{out}_c{i}') for i, x in enumerate(inputs)]
         made = helper.make_node(operator, names, [out], name=out, **attributes)
         nodes.append(made)
-    program = self._program
     graph = helper.make_graph(
       nodes,
       'drnet_jax',
-      [_info(INPUT, program.input)],
+      [_info(INPUT, self._program.input)],
       [_info(output_name, output)],
       list(initializers.values()),
     )
@@ -135,9 +132,13 @@ class Builder:
   # Bookkeeping.
 
   def _emit(
-    self, operator, inputs, value: Value, axes, *, name=None, **attributes
+    self, operator, inputs, value: Value, axes=None, *, name=None, **attributes
   ) -> Tensor:
-    """Adds a node and says which traced array it makes, in which order."""
+    """Adds a node and says which traced array it makes, in which order.
+
+    Without one, in that in which it was traced.
+    """
+    axes = range(len(value.shape)) if axes is None else axes
     node = Node(
       operator, list(inputs), name or self._fresh(operator), attributes
     )

@@ -316,7 +316,7 @@ class _Graph(Shapes):
       ]
     equation = f'{"".join(names[0])},{"".join(names[1])}->{"".join(kept)}'
     inputs = [self._natural(x) for x in (left, right)]
-    self._emit('Einsum', inputs, y, range(len(y.shape)), equation=equation)
+    self._emit('Einsum', inputs, y, equation=equation)
 
   def _matmul(self, x, axis, matrix, contracted, y, *, weight_first) -> None:
     """Multiplies one axis of an array with a constant matrix."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JAX's primitives that move, cut and reduce arrays, as ONNX operators."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from drnet_jax.errors import UserError
@@ -28,13 +30,13 @@ class Shapes(Builder):
   def _add_reshape(self, operation: Operation) -> None:
     (y,) = operation.outputs
     name = self._natural(operation.inputs[0])
-    self._emit('Reshape', [name, _target(y.shape)], y, range(len(y.shape)))
+    self._emit('Reshape', [name, _target(y.shape)], y)
 
   def _add_squeeze(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor, gone = self._tensors[x], operation.params['dimensions']
     places = np.asarray([tensor.place(axis) for axis in gone])
-    axes = _renumbered([a for a in tensor.axes if a not in gone])
+    axes = _without(tensor.axes, gone)
     self._emit('Squeeze', [tensor.name, places], y, axes)
 
   def _add_broadcast_in_dim(self, operation: Operation) -> None:
@@ -44,9 +46,7 @@ class Shapes(Builder):
     name = self._natural(x)
     new_axes = np.asarray([i for i in range(len(y.shape)) if i not in old])
     if len(new_axes):
-      name = self._emit(
-        'Unsqueeze', [name, new_axes], y, range(len(y.shape))
-      ).name
+      name = self._emit('Unsqueeze', [name, new_axes], y).name
     grown = [old.get(i, 1) != size for i, size in enumerate(y.shape)]
     if any(g and is_symbolic(n) for g, n in zip(grown, y.shape, strict=True)):
       raise UserError('cannot export an array repeated along the batch to ONNX')
@@ -55,7 +55,7 @@ class Shapes(Builder):
       target = np.asarray(
         [n if g else 1 for g, n in zip(grown, y.shape, strict=True)]
       )
-      self._emit('Expand', [name, target], y, range(len(y.shape)))
+      self._emit('Expand', [name, target], y)
     elif not len(new_axes):
       self._alias(self._tensors[x], y)
 
@@ -72,16 +72,12 @@ class Shapes(Builder):
   def _add_stack(self, operation: Operation) -> None:
     (y,) = operation.outputs
     axis = operation.params['axis']
+    new_axis = np.asarray([axis])
     parts = [
-      self._emit(
-        'Unsqueeze',
-        [self._natural(x), np.asarray([axis])],
-        y,
-        range(len(y.shape)),
-      ).name
+      self._emit('Unsqueeze', [self._natural(x), new_axis], y).name
       for x in operation.inputs
     ]
-    self._emit('Concat', parts, y, range(len(y.shape)), axis=axis)
+    self._emit('Concat', parts, y, axis=axis)
 
   def _add_split(self, operation: Operation) -> None:
     tensor = self._tensors[operation.inputs[0]]
@@ -110,7 +106,8 @@ class Shapes(Builder):
     numbers = operation.params['dimension_numbers']
     axes = numbers.start_index_map
     grid = indices.constant
-    picks = [] if grid is None else [_along_one_axis(g) for g in _last(grid)]
+    each = [] if grid is None else np.moveaxis(grid.astype(np.int64), -1, 0)
+    picks = [_along_one_axis(along) for along in each]
     turned = [axis for axis, _ in picks if axis is not None]
     if (
       grid is None
@@ -179,22 +176,17 @@ class Shapes(Builder):
     if any(is_symbolic(x.shape[axis]) for axis in gone):
       raise UserError('cannot export a reduction over the batch to ONNX')
     places = np.asarray(sorted(tensor.place(axis) for axis in gone))
-    axes = _renumbered([a for a in tensor.axes if a not in gone])
+    axes = _without(tensor.axes, gone)
     operator = REDUCTIONS[operation.name]
     self._emit(operator, [tensor.name, places], y, axes, keepdims=0)
 
   def _add_argmax(self, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
     tensor, gone = self._tensors[x], operation.params['axes']
-    axes = _renumbered([a for a in tensor.axes if a not in gone])
+    axes = _without(tensor.axes, gone)
     place = tensor.place(gone[0])
     found = self._emit('ArgMax', [tensor.name], y, axes, axis=place, keepdims=0)
     self._emit('Cast', [found.name], y, axes, to=onnx_type(y.dtype))
-
-
-def _last(x: np.ndarray) -> list[np.ndarray]:
-  """The arrays that lie along the last axis."""
-  return [x[..., i].astype(np.int64) for i in range(x.shape[-1])]
 
 
 def _along_one_axis(x: np.ndarray) -> tuple[int | None, np.ndarray | None]:
@@ -212,9 +204,10 @@ def _along_one_axis(x: np.ndarray) -> tuple[int | None, np.ndarray | None]:
   return None, None
 
 
-def _renumbered(axes: list[int]) -> tuple[int, ...]:
-  """Axes counted anew after some are gone."""
-  return tuple(sorted(axes).index(axis) for axis in axes)
+def _without(axes: Sequence[int], gone: Sequence[int]) -> list[int]:
+  """The axes that are left, counted anew."""
+  left = [axis for axis in axes if axis not in gone]
+  return [sorted(left).index(axis) for axis in left]
 
 
 def _target(shape) -> np.ndarray:

@@ -134,12 +134,19 @@ class Program:
   def __init__(self, closed: core.ClosedJaxpr):
     if len(closed.jaxpr.outvars) != 1:
       raise UserError('a function to export returns one array')
-    operations: list[Operation] = []
+    self.operations: list[Operation] = []
     self.input = _value(closed.jaxpr.invars[0])
-    (self.output,) = self._inline(closed, [self.input], operations)
-    self.operations = self._live(operations)
+    (self.output,) = self._inline(closed, [self.input])
+    self.output.uses = 1
+    live = []
+    for operation in reversed(self.operations):
+      if any(x.uses for x in operation.outputs):
+        live.append(operation)
+        for x in operation.inputs:
+          x.uses += 1
+    self.operations = live[::-1]
 
-  def _inline(self, jaxpr, arguments, operations) -> list[Value]:
+  def _inline(self, jaxpr, arguments) -> list[Value]:
     """Adds the operations of a jaxpr, closed or not; gives what it returns."""
     consts = getattr(jaxpr, 'consts', ())
     jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
@@ -161,9 +168,9 @@ class Program:
       elif name in _CALLS:
         params = equation.params
         inner = params.get('jaxpr', params.get('call_jaxpr'))
-        outputs = self._inline(inner, inputs, operations)
+        outputs = self._inline(inner, inputs)
       elif name == 'cond' and (branch := _known_branch(equation, inputs)):
-        outputs = self._inline(branch, inputs[1:], operations)
+        outputs = self._inline(branch, inputs[1:])
       elif name == 'platform_index':
         outputs = [_constant(np.zeros((), np.int32))]  # see `_known_branch`
       else:
@@ -171,19 +178,11 @@ class Program:
         if all(x.constant is not None for x in inputs):
           _evaluate(equation, inputs, outputs)
         else:
-          operations.append(Operation(name, equation.params, inputs, outputs))
+          self.operations.append(
+            Operation(name, equation.params, inputs, outputs)
+          )
       env |= zip(equation.outvars, outputs, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
-
-  def _live(self, operations: list[Operation]) -> list[Operation]:
-    self.output.uses = 1
-    live = []
-    for operation in reversed(operations):
-      if any(x.uses for x in operation.outputs):
-        live.append(operation)
-        for x in operation.inputs:
-          x.uses += 1
-    return live[::-1]
 
 
 def _known_branch(equation, inputs):
