@@ -19,7 +19,10 @@ def about(trained: workdir.Trained, contract: Contract) -> str:
     if contract.routes
     else ''
   )
-  mean, std = (_numbers(x) for x in (trained.model.mean, trained.model.std))
+  mean, std = (
+    ', '.join(f'{v:g}' for v in values)
+    for values in (trained.model.mean, trained.model.std)
+  )
   return (
     f'A network `{config.model.base.network}` at {sizes}{chooses}. Trained on '
     f'`{config.data.name}/{config.data.train_split}` with drnet_jax '
@@ -126,7 +129,3 @@ def text(
     '',
   ]
   return '\n'.join(lines)
-
-
-def _numbers(values: Sequence[float]) -> str:
-  return ', '.join(f'{v:g}' for v in values)

@@ -293,27 +293,19 @@ class _Graph(Shapes):
     contract, batch = operation.params['dimension_numbers']
     if not any(batch) and len(contract[0]) == 1:
       sides = [(left, contract[0][0]), (right, contract[1][0])]
-      constant = [
-        x.constant is not None and x.constant.ndim == 2 for x, _ in sides
-      ]
-      if constant[1]:
-        self._matmul(*sides[0], *sides[1], y, weight_first=False)
-        return
-      if constant[0]:
-        self._matmul(*sides[1], *sides[0], y, weight_first=True)
-        return
+      for k in (1, 0):
+        weight = sides[k][0].constant
+        if weight is not None and weight.ndim == 2:
+          self._matmul(*sides[1 - k], *sides[k], y, weight_first=k == 0)
+          return
     letters = iter('abcdefghijklmnopqrstuvwxyz')
     names = [[''] * len(x.shape) for x in (left, right)]
     for pair in (*zip(*batch, strict=True), *zip(*contract, strict=True)):
       names[0][pair[0]] = names[1][pair[1]] = next(letters)
     names = [[n or next(letters) for n in side] for side in names]
     kept = [names[0][i] for i in batch[0]]
-    for side, contracted, batched in zip(names, contract, batch, strict=True):
-      kept += [
-        n
-        for i, n in enumerate(side)
-        if i not in contracted and i not in batched
-      ]
+    for side, summed, batched in zip(names, contract, batch, strict=True):
+      kept += [n for i, n in enumerate(side) if i not in (*summed, *batched)]
     equation = f'{"".join(names[0])},{"".join(names[1])}->{"".join(kept)}'
     inputs = [self._natural(x) for x in (left, right)]
     self._emit('Einsum', inputs, y, equation=equation)
@@ -357,13 +349,9 @@ class _Graph(Shapes):
     params = operation.params
     if any(d != 1 for d in params['base_dilation']):
       raise UserError('cannot export pooling between pixels to ONNX')
-    window = params['window_dimensions']
-    moved = [
-      i
-      for i, n in enumerate(window)
-      if (n, params['window_strides'][i], params['padding'][i])
-      != (1, 1, (0, 0))
-    ]
+    window, strides = params['window_dimensions'], params['window_strides']
+    each_axis = zip(window, strides, params['padding'], strict=True)
+    moved = [i for i, way in enumerate(each_axis) if way != (1, 1, (0, 0))]
     still = [i for i in range(len(window)) if i not in moved]
     if len(still) < 2:
       raise UserError('cannot export pooling over the channels to ONNX')
@@ -383,7 +371,7 @@ class _Graph(Shapes):
       y,
       tensor.axes,
       kernel_shape=[window[i] for i in spatial],
-      strides=[params['window_strides'][i] for i in spatial],
+      strides=[strides[i] for i in spatial],
       pads=[params['padding'][i][side] for side in (0, 1) for i in spatial],
       **attributes,
     )

@@ -37,9 +37,8 @@ def split(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
   flat = traverse_util.flatten_dict(params)
   norm = {path: x for path, x in flat.items() if path[:-1] in norms}
   shared = {path: x for path, x in flat.items() if path not in norm}
-  return traverse_util.unflatten_dict(shared), traverse_util.unflatten_dict(
-    norm
-  )
+  unflatten = traverse_util.unflatten_dict
+  return unflatten(shared), unflatten(norm)
 
 
 def merge(shared: Tree, norm: Tree) -> Tree:
