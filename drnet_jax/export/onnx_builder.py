@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from drnet_jax.errors import UserError
 from drnet_jax.export.traced import Program, Value, is_symbolic
@@ -20,15 +20,7 @@ INPUT = 'images'  # name of a model's input
 _OPSET = 18
 _IR_VERSION = 9  # later than the opset needs, early enough for old runtimes
 
-_TYPES = {
-  'float32': TensorProto.FLOAT,
-  'float64': TensorProto.DOUBLE,
-  'int32': TensorProto.INT32,
-  'int64': TensorProto.INT64,
-  'int8': TensorProto.INT8,
-  'uint8': TensorProto.UINT8,
-  'bool': TensorProto.BOOL,
-}
+_TYPES = ('float32', 'float64', 'int32', 'int64', 'int8', 'uint8', 'bool')
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,13 +91,13 @@ class Builder:
       raise UserError('the output does not depend on the images')
     last = self._natural(output)
     self._emit('Identity', [last], output, name=output_name)
-    nodes, initializers = [], {}
+    nodes, initializers = [], []
 
     def named(x, name: str) -> str:
       if isinstance(x, str):
         return x
       x = np.asarray(x, order='C')
-      initializers[name] = numpy_helper.from_array(x, name)
+      initializers.append(numpy_helper.from_array(x, name))
       return name
 
     for node in self._nodes:
@@ -118,7 +110,7 @@ class Builder:
       'drnet_jax',
       [_info(INPUT, self._program.input)],
       [_info(output_name, output)],
-      list(initializers.values()),
+      initializers,
     )
     model = helper.make_model(
       graph,
@@ -239,10 +231,9 @@ def _written(node: Node):
 
 
 def onnx_type(dtype: np.dtype) -> int:
-  try:
-    return _TYPES[np.dtype(dtype).name]
-  except KeyError:
-    raise UserError(f'cannot export arrays of {dtype} to ONNX') from None
+  if dtype.name not in _TYPES:
+    raise UserError(f'cannot export arrays of {dtype} to ONNX')
+  return helper.np_dtype_to_tensor_dtype(dtype)
 
 
 def _info(name: str, value: Value):

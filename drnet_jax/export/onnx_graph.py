@@ -106,7 +106,10 @@ class _Graph(Shapes):
     if name in ('max', 'min') and self._add_activation(operation):
       return
     if name in _ELEMENTWISE:
-      self._elementwise(operation)
+      (y,) = operation.outputs
+      names, axes = self._operands(operation.inputs)
+      for operator in _ELEMENTWISE[name].split():
+        names = [self._emit(operator, names, y, axes).name]
     elif name in REDUCTIONS:
       self._reduce(operation)
     elif handler := getattr(self, f'_add_{name}', None):
@@ -120,12 +123,6 @@ class _Graph(Shapes):
       )
 
   # Elementwise operations.
-
-  def _elementwise(self, operation: Operation) -> None:
-    (y,) = operation.outputs
-    names, axes = self._operands(operation.inputs)
-    for operator in _ELEMENTWISE[operation.name].split():
-      names = [self._emit(operator, names, y, axes).name]
 
   def _add_affine(self, operation: Operation) -> bool:
     """Merges x (+, -, *, /) c per channel into what made x, if it can be."""

@@ -247,23 +247,19 @@ class DRNet:
   def _macs(self) -> Macs:
     params, stats = jax.eval_shape(self.init, jax.random.key(0))
 
-    def base(size_px: int) -> int:
-      variables = self.variables(params, stats, size_px)
-      return flops.count_macs(
-        self.base.apply, variables, self._blank(size_px), train=False
-      )
+    def count(network: nn.Module, variables: Tree, size_px: int) -> int:
+      images = self._blank(size_px)
+      return flops.count_macs(network.apply, variables, images, train=False)
 
     predictor = 0
     if self.predictor is not None:
-      predictor = flops.count_macs(
-        self.predictor.apply,
-        {'params': params['predictor'], 'batch_stats': stats['predictor']},
-        self._blank(self.predictor_px),
-        train=False,
-      )
-    return Macs(
-      sizes=tuple(base(r) for r in self.resolutions), predictor=predictor
+      own = {'params': params['predictor'], 'batch_stats': stats['predictor']}
+      predictor = count(self.predictor, own, self.predictor_px)
+    sizes = (
+      count(self.base, self.variables(params, stats, r), r)
+      for r in self.resolutions
     )
+    return Macs(sizes=tuple(sizes), predictor=predictor)
 
   def _apply(self, network, params, stats, images, size_px, train, mask, key):
     with resolution_norm.masked_norms(mask if train else None):

@@ -282,7 +282,9 @@ def initial(key: jax.Array, variables: dict[str, Any]) -> dict[str, Any]:
   values, start = {}, 0
   for path, x in flat.items():
     part, start = slice(start, start + x.size), start + x.size
-    kernel = flat[*path[:-1], 'kernel'].shape if _is_weight(path) else ()
+    # Of a convolution or a dense layer, not of a norm.
+    is_weight = path[0] == 'params' and not path[-2].endswith('norm')
+    kernel = flat[*path[:-1], 'kernel'].shape if is_weight else ()
     if path[-1] in ('scale', 'var'):
       values[path] = np.ones(x.shape, x.dtype)
     elif not kernel or path[-2:] == ('head', 'bias'):
@@ -294,8 +296,3 @@ def initial(key: jax.Array, variables: dict[str, Any]) -> dict[str, Any]:
       spread = np.sqrt(2 / (kernel[0] * kernel[1] * kernel[-1]))
       values[path] = np.float32(spread) * normal[part].reshape(x.shape)
   return traverse_util.unflatten_dict(values)
-
-
-def _is_weight(path: tuple[str, ...]) -> bool:
-  """Of a convolution or a dense layer, not of a norm."""
-  return path[0] == 'params' and not path[-2].endswith('norm')
