@@ -27,7 +27,7 @@ import onnx
 from drnet_jax.errors import UserError
 from drnet_jax.export.onnx_builder import Node, Tensor, onnx_type
 from drnet_jax.export.onnx_shapes import REDUCTIONS, Shapes
-from drnet_jax.export.traced import Operation, trace
+from drnet_jax.export.traced import Operation, Value, trace
 
 # Of the primitives that take arrays of one shape, operators one after another.
 _ELEMENTWISE = {
@@ -100,22 +100,22 @@ class _Graph(Shapes):
 
   def add(self, operation: Operation) -> None:
     """Writes the operators of one operation."""
-    name = operation.name
-    if name in _AFFINE and self._add_affine(operation):
+    name, params, inputs = operation.name, operation.params, operation.inputs
+    y = operation.outputs if name == 'split' else operation.outputs[0]
+    if name in _AFFINE and self._add_affine(name, y, *inputs):
       return
-    if name in ('max', 'min') and self._add_activation(operation):
+    if name in ('max', 'min') and self._add_activation(name, y, *inputs):
       return
     if name in _ELEMENTWISE:
-      (y,) = operation.outputs
-      names, axes = self._operands(operation.inputs)
+      names, axes = self._operands(inputs)
       for operator in _ELEMENTWISE[name].split():
         names = [self._emit(operator, names, y, axes).name]
     elif name in REDUCTIONS:
-      self._reduce(operation)
+      self._reduce(REDUCTIONS[name], params, y, *inputs)
     elif handler := getattr(self, f'_add_{name}', None):
-      handler(operation)
+      handler(params, y, *inputs)
     else:
-      shapes = ', '.join(str(list(map(str, x.shape))) for x in operation.inputs)
+      shapes = ', '.join(str(list(map(str, x.shape))) for x in inputs)
       raise UserError(
         f'cannot export the JAX primitive {name!r} (on {shapes}) to ONNX; '
         'write that part of the network with other operations, or export '
@@ -124,17 +124,15 @@ class _Graph(Shapes):
 
   # Elementwise operations.
 
-  def _add_affine(self, operation: Operation) -> bool:
+  def _add_affine(self, name: str, y: Value, left: Value, right: Value) -> bool:
     """Merges x (+, -, *, /) c per channel into what made x, if it can be."""
-    left, right = operation.inputs
-    if right.constant is None and operation.name in ('add', 'mul'):
+    if right.constant is None and name in ('add', 'mul'):
       left, right = right, left
     if right.constant is None or left.constant is not None:
       return False
-    (output,) = operation.outputs
     tensor, c = self._tensors[left], right.constant.astype(np.float64)
     if (
-      output.dtype != np.float32
+      y.dtype != np.float32
       or c.ndim not in (0, len(left.shape))
       or sum(size > 1 for size in c.shape) > 1
       # The constant would make the array larger.
@@ -142,23 +140,23 @@ class _Graph(Shapes):
         n > 1 and n != size
         for n, size in zip(c.shape, left.shape, strict=False)
       )
-      or (operation.name == 'div' and not c.all())
+      or (name == 'div' and not c.all())
     ):
       return False
     if c.ndim:
       c = c.transpose(tensor.axes)
     node = tensor.node
     if left.uses > 1 or node is None or not self._takes(node, c):
-      tensor = self._emit('Affine', [tensor.name], output, tensor.axes)
+      tensor = self._emit('Affine', [tensor.name], y, tensor.axes)
       node = tensor.node
     if node.scale is None:
       node.scale, node.bias = np.ones((), float), np.zeros((), float)
-    if operation.name in ('mul', 'div'):
-      factor = c if operation.name == 'mul' else 1 / c
+    if name in ('mul', 'div'):
+      factor = c if name == 'mul' else 1 / c
       node.scale, node.bias = node.scale * factor, node.bias * factor
     else:
-      node.bias = node.bias + (c if operation.name == 'add' else -c)
-    self._tensors[output] = Tensor(node.output, tensor.axes, node)
+      node.bias = node.bias + (c if name == 'add' else -c)
+    self._tensors[y] = Tensor(node.output, tensor.axes, node)
     return True
 
   def _takes(self, node: Node, c: np.ndarray) -> bool:
@@ -174,70 +172,60 @@ class _Graph(Shapes):
       and places in ([], [node.channel_place])
     )
 
-  def _add_activation(self, operation: Operation) -> bool:
+  def _add_activation(
+    self, name: str, y: Value, left: Value, right: Value
+  ) -> bool:
     """Writes max(x, 0) and min(max(x, 0), c) as runtimes fuse them."""
-    constants = [x for x in operation.inputs if x.constant is not None]
-    others = [x for x in operation.inputs if x.constant is None]
-    (y,) = operation.outputs
-    if len(constants) != 1 or constants[0].constant.size != 1:
+    x, c = (right, left) if right.constant is None else (left, right)
+    if c.constant is None or c.constant.size != 1:
       return False
-    tensor, c = self._tensors[others[0]], constants[0].constant
+    tensor, c = self._tensors[x], c.constant
     if len(tensor.axes) < c.ndim or y.dtype != np.float32:
       return False
     node = tensor.node
-    if operation.name == 'max' and c == 0:
+    if name == 'max' and c == 0:
       self._emit('Relu', [tensor.name], y, tensor.axes)
       return True
-    if (
-      operation.name == 'min'
-      and others[0].uses == 1
-      and node is not None
-      and node.operator == 'Relu'
-    ):
+    is_relu = node is not None and node.operator == 'Relu'
+    if name == 'min' and x.uses == 1 and is_relu:
       node.operator, bounds = 'Clip', (np.zeros((), y.dtype), c.reshape(()))
       node.inputs += bounds
       self._tensors[y] = tensor
       return True
     return False
 
-  def _add_convert_element_type(self, operation: Operation) -> None:
-    (x,), (y,) = operation.inputs, operation.outputs
+  def _add_convert_element_type(self, params, y: Value, x: Value) -> None:
     tensor = self._tensors[x]
     if x.dtype == y.dtype:
       self._alias(tensor, y)
       return
     self._emit('Cast', [tensor.name], y, tensor.axes, to=onnx_type(y.dtype))
 
-  def _add_square(self, operation: Operation) -> None:
-    names, axes = self._operands(operation.inputs)
-    self._emit('Mul', names * 2, operation.outputs[0], axes)
+  def _add_square(self, params, y: Value, x: Value) -> None:
+    tensor = self._tensors[x]
+    self._emit('Mul', [tensor.name] * 2, y, tensor.axes)
 
-  def _add_integer_pow(self, operation: Operation) -> None:
-    names, axes = self._operands(operation.inputs)
-    power = np.asarray(operation.params['y'], operation.inputs[0].dtype)
-    self._emit('Pow', [*names, power], operation.outputs[0], axes)
+  def _add_integer_pow(self, params, y: Value, x: Value) -> None:
+    tensor, power = self._tensors[x], np.asarray(params['y'], x.dtype)
+    self._emit('Pow', [tensor.name, power], y, tensor.axes)
 
-  def _add_log1p(self, operation: Operation) -> None:
-    names, axes = self._operands(operation.inputs)
-    (y,) = operation.outputs
-    plus = self._emit('Add', [*names, np.ones((), y.dtype)], y, axes)
-    self._emit('Log', [plus.name], y, axes)
+  def _add_log1p(self, params, y: Value, x: Value) -> None:
+    tensor, one = self._tensors[x], np.ones((), y.dtype)
+    plus = self._emit('Add', [tensor.name, one], y, tensor.axes)
+    self._emit('Log', [plus.name], y, tensor.axes)
 
-  def _add_expm1(self, operation: Operation) -> None:
-    names, axes = self._operands(operation.inputs)
-    (y,) = operation.outputs
-    power = self._emit('Exp', names, y, axes)
-    self._emit('Sub', [power.name, np.ones((), y.dtype)], y, axes)
+  def _add_expm1(self, params, y: Value, x: Value) -> None:
+    tensor, one = self._tensors[x], np.ones((), y.dtype)
+    power = self._emit('Exp', [tensor.name], y, tensor.axes)
+    self._emit('Sub', [power.name, one], y, tensor.axes)
 
-  def _add_erfc(self, operation: Operation) -> None:
-    names, axes = self._operands(operation.inputs)
-    (y,) = operation.outputs
-    erf = self._emit('Erf', names, y, axes)
-    self._emit('Sub', [np.ones((), y.dtype), erf.name], y, axes)
+  def _add_erfc(self, params, y: Value, x: Value) -> None:
+    tensor, one = self._tensors[x], np.ones((), y.dtype)
+    erf = self._emit('Erf', [tensor.name], y, tensor.axes)
+    self._emit('Sub', [one, erf.name], y, tensor.axes)
 
-  def _add_clamp(self, operation: Operation) -> None:
-    low, x, high = operation.inputs
-    (y,) = operation.outputs
+  def _add_clamp(self, params, y: Value, *inputs: Value) -> None:
+    low, x, high = inputs
     names, axes = self._operands([x, low, high])
     if all(
       c.constant is not None and c.constant.ndim == 0 for c in (low, high)
@@ -247,18 +235,15 @@ class _Graph(Shapes):
     above = self._emit('Max', names[:2], y, axes)
     self._emit('Min', [above.name, names[2]], y, axes)
 
-  def _add_select_n(self, operation: Operation) -> None:
-    which, *cases = operation.inputs
+  def _add_select_n(self, params, y: Value, which: Value, *cases) -> None:
     if which.dtype != bool:
       raise UserError('cannot export a select of more than two cases to ONNX')
     (test, no, yes), axes = self._operands([which, *cases])
-    self._emit('Where', [test, yes, no], operation.outputs[0], axes)
+    self._emit('Where', [test, yes, no], y, axes)
 
   # Products and pooling.
 
-  def _add_conv_general_dilated(self, operation: Operation) -> None:
-    (x, kernel), (y,) = operation.inputs, operation.outputs
-    params = operation.params
+  def _add_conv_general_dilated(self, params, y: Value, x: Value, kernel):
     if (
       kernel.constant is None
       or params['batch_group_count'] != 1
@@ -285,9 +270,8 @@ class _Graph(Shapes):
     )
     made.node.weight_axis, made.node.channel_place = 0, 1
 
-  def _add_dot_general(self, operation: Operation) -> None:
-    (left, right), (y,) = operation.inputs, operation.outputs
-    contract, batch = operation.params['dimension_numbers']
+  def _add_dot_general(self, params, y: Value, left: Value, right: Value):
+    contract, batch = params['dimension_numbers']
     if not any(batch) and len(contract[0]) == 1:
       sides = [(left, contract[0][0]), (right, contract[1][0])]
       for k in (1, 0):
@@ -332,18 +316,15 @@ class _Graph(Shapes):
     made = self._emit('MatMul', inputs, y, axes)
     made.node.weight_axis, made.node.channel_place = weight_axis, place
 
-  def _add_reduce_window_max(self, operation: Operation) -> None:
-    self._pool(operation, 'MaxPool')
+  def _add_reduce_window_max(self, params, y: Value, x: Value) -> None:
+    self._pool('MaxPool', params, y, x)
 
-  def _add_reduce_window_sum(self, operation: Operation) -> None:
-    (y,) = operation.outputs
-    mean = self._pool(operation, 'AveragePool', count_include_pad=1)
-    count = math.prod(operation.params['window_dimensions'])
+  def _add_reduce_window_sum(self, params, y: Value, x: Value) -> None:
+    mean = self._pool('AveragePool', params, y, x, count_include_pad=1)
+    count = math.prod(params['window_dimensions'])
     self._emit('Mul', [mean.name, np.asarray(count, y.dtype)], y, mean.axes)
 
-  def _pool(self, operation: Operation, operator: str, **attributes):
-    (x,), (y,) = operation.inputs, operation.outputs
-    params = operation.params
+  def _pool(self, operator: str, params, y: Value, x: Value, **attributes):
     if any(d != 1 for d in params['base_dilation']):
       raise UserError('cannot export pooling between pixels to ONNX')
     window, strides = params['window_dimensions'], params['window_strides']

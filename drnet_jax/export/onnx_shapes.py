@@ -7,7 +7,7 @@ import numpy as np
 
 from drnet_jax.errors import UserError
 from drnet_jax.export.onnx_builder import Builder, Node, Tensor, onnx_type
-from drnet_jax.export.traced import Operation, is_symbolic
+from drnet_jax.export.traced import Value, is_symbolic
 
 REDUCTIONS = {
   'reduce_sum': 'ReduceSum',
@@ -18,31 +18,29 @@ REDUCTIONS = {
 
 
 class Shapes(Builder):
-  """Writes operations on shapes; `_add_<primitive>` is found by its name."""
+  """Writes operations on shapes.
 
-  def _add_transpose(self, operation: Operation) -> None:
-    (x,), (y,) = operation.inputs, operation.outputs
+  `_add_<primitive>` is found by its name, and called with the parameters, the
+  array to make (several, of a split) and the arrays to read.
+  """
+
+  def _add_transpose(self, params, y: Value, x: Value) -> None:
     tensor = self._tensors[x]
-    new_of_old = np.argsort(operation.params['permutation'])
+    new_of_old = np.argsort(params['permutation'])
     axes = tuple(int(new_of_old[axis]) for axis in tensor.axes)
     self._tensors[y] = Tensor(tensor.name, axes, None)
 
-  def _add_reshape(self, operation: Operation) -> None:
-    (y,) = operation.outputs
-    name = self._natural(operation.inputs[0])
-    self._emit('Reshape', [name, _target(y.shape)], y)
+  def _add_reshape(self, params, y: Value, x: Value, *_) -> None:
+    self._emit('Reshape', [self._natural(x), _target(y.shape)], y)
 
-  def _add_squeeze(self, operation: Operation) -> None:
-    (x,), (y,) = operation.inputs, operation.outputs
-    tensor, gone = self._tensors[x], operation.params['dimensions']
+  def _add_squeeze(self, params, y: Value, x: Value) -> None:
+    tensor, gone = self._tensors[x], params['dimensions']
     places = np.asarray([tensor.place(axis) for axis in gone])
     axes = _without(tensor.axes, gone)
     self._emit('Squeeze', [tensor.name, places], y, axes)
 
-  def _add_broadcast_in_dim(self, operation: Operation) -> None:
-    x, (y,) = operation.inputs[0], operation.outputs
-    where = operation.params['broadcast_dimensions']
-    old = dict(zip(where, x.shape, strict=True))
+  def _add_broadcast_in_dim(self, params, y: Value, x: Value, *_) -> None:
+    old = dict(zip(params['broadcast_dimensions'], x.shape, strict=True))
     name = self._natural(x)
     new_axes = np.asarray([i for i in range(len(y.shape)) if i not in old])
     if len(new_axes):
@@ -59,38 +57,31 @@ class Shapes(Builder):
     elif not len(new_axes):
       self._alias(self._tensors[x], y)
 
-  def _add_concatenate(self, operation: Operation) -> None:
-    for x in operation.inputs:
+  def _add_concatenate(self, params, y: Value, *inputs: Value) -> None:
+    for x in inputs:
       if x.constant is not None and any(map(is_symbolic, x.shape)):
         raise UserError(
           'cannot export a constant joined to the images (concatenate) to ONNX'
         )
-    names, axes = self._operands(operation.inputs)
-    place = axes.index(operation.params['dimension'])
-    self._emit('Concat', names, operation.outputs[0], axes, axis=place)
+    names, axes = self._operands(inputs)
+    place = axes.index(params['dimension'])
+    self._emit('Concat', names, y, axes, axis=place)
 
-  def _add_stack(self, operation: Operation) -> None:
-    (y,) = operation.outputs
-    axis = operation.params['axis']
-    new_axis = np.asarray([axis])
+  def _add_stack(self, params, y: Value, *inputs: Value) -> None:
+    new_axis = np.asarray([params['axis']])
     parts = [
       self._emit('Unsqueeze', [self._natural(x), new_axis], y).name
-      for x in operation.inputs
+      for x in inputs
     ]
-    self._emit('Concat', parts, y, axis=axis)
+    self._emit('Concat', parts, y, axis=params['axis'])
 
-  def _add_split(self, operation: Operation) -> None:
-    tensor = self._tensors[operation.inputs[0]]
-    axis, start = operation.params['axis'], 0
-    for size, y in zip(
-      operation.params['sizes'], operation.outputs, strict=True
-    ):
-      self._cut(tensor, y, [axis], [start], [start + size], [1])
+  def _add_split(self, params, parts: list[Value], x: Value) -> None:
+    axis, start = params['axis'], 0
+    for size, y in zip(params['sizes'], parts, strict=True):
+      self._cut(self._tensors[x], y, [axis], [start], [start + size], [1])
       start += size
 
-  def _add_slice(self, operation: Operation) -> None:
-    (x,), (y,) = operation.inputs, operation.outputs
-    params = operation.params
+  def _add_slice(self, params, y: Value, x: Value) -> None:
     axes = [i for i, n in enumerate(x.shape) if not is_symbolic(n)]
     strides = params['strides'] or [1] * len(x.shape)
     starts, ends, steps = (
@@ -99,11 +90,9 @@ class Shapes(Builder):
     )
     self._cut(self._tensors[x], y, axes, starts, ends, steps)
 
-  def _add_gather(self, operation: Operation) -> None:
+  def _add_gather(self, params, y: Value, x: Value, indices: Value) -> None:
     """Indexing with constants, an axis at a time: x[:, ::2, ::2], x[:, 0]."""
-    x, indices = operation.inputs
-    (y,) = operation.outputs
-    numbers = operation.params['dimension_numbers']
+    numbers = params['dimension_numbers']
     axes = numbers.start_index_map
     grid = indices.constant
     each = [] if grid is None else np.moveaxis(grid.astype(np.int64), -1, 0)
@@ -151,9 +140,8 @@ class Shapes(Builder):
       tensor.axes,
     )
 
-  def _add_pad(self, operation: Operation) -> None:
-    (x, fill), (y,) = operation.inputs, operation.outputs
-    config = operation.params['padding_config']
+  def _add_pad(self, params, y: Value, x: Value, fill: Value) -> None:
+    config = params['padding_config']
     if any(interior for _, _, interior in config) or fill.constant is None:
       raise UserError('cannot export padding between pixels to ONNX')
     tensor = self._tensors[x]
@@ -170,19 +158,16 @@ class Shapes(Builder):
       tensor.axes,
     )
 
-  def _reduce(self, operation: Operation) -> None:
-    (x,), (y,) = operation.inputs, operation.outputs
-    tensor, gone = self._tensors[x], operation.params['axes']
+  def _reduce(self, operator: str, params, y: Value, x: Value) -> None:
+    tensor, gone = self._tensors[x], params['axes']
     if any(is_symbolic(x.shape[axis]) for axis in gone):
       raise UserError('cannot export a reduction over the batch to ONNX')
     places = np.asarray(sorted(tensor.place(axis) for axis in gone))
     axes = _without(tensor.axes, gone)
-    operator = REDUCTIONS[operation.name]
     self._emit(operator, [tensor.name, places], y, axes, keepdims=0)
 
-  def _add_argmax(self, operation: Operation) -> None:
-    (x,), (y,) = operation.inputs, operation.outputs
-    tensor, gone = self._tensors[x], operation.params['axes']
+  def _add_argmax(self, params, y: Value, x: Value) -> None:
+    tensor, gone = self._tensors[x], params['axes']
     axes = _without(tensor.axes, gone)
     place = tensor.place(gone[0])
     found = self._emit('ArgMax', [tensor.name], y, axes, axis=place, keepdims=0)
