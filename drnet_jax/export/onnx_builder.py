@@ -89,8 +89,7 @@ class Builder:
     output = self._program.output
     if output.constant is not None:
       raise UserError('the output does not depend on the images')
-    last = self._natural(output)
-    self._emit('Identity', [last], output, name=output_name)
+    self._emit('Identity', [self._natural(output)], output, name=output_name)
     nodes, initializers = [], []
 
     def named(x, name: str) -> str:
@@ -126,10 +125,7 @@ class Builder:
   def _emit(
     self, operator, inputs, value: Value, axes=None, *, name=None, **attributes
   ) -> Tensor:
-    """Adds a node and says which traced array it makes, in which order.
-
-    Without one, in that in which it was traced.
-    """
+    """Adds a node that makes a traced array, in this order or as traced."""
     axes = range(len(value.shape)) if axes is None else axes
     node = Node(
       operator, list(inputs), name or self._fresh(operator), attributes
@@ -165,7 +161,7 @@ class Builder:
     if value.constant is not None:
       return value.constant
     tensor = self._tensors[value]
-    return self._arranged(tensor, tuple(range(len(value.shape)))).name
+    return self._arranged(tensor, range(len(value.shape))).name
 
   def _operands(self, inputs: Sequence[Value]):
     """Names or constants of arrays to combine, all in one order; the order."""
@@ -177,8 +173,7 @@ class Builder:
     )
     names = []
     for x in inputs:
-      if x.constant is not None:
-        c = x.constant
+      if (c := x.constant) is not None:
         names.append(c if c.ndim == 0 else c.transpose(axes))
       elif len(x.shape) == rank:
         names.append(self._arranged(self._tensors[x], axes).name)
@@ -189,45 +184,37 @@ class Builder:
 
 def _written(node: Node):
   """The operators of a node, what is pending put in: name, inputs, ..."""
-  if node.scale is None:
-    yield node.operator, node.inputs, node.output, node.attributes
+  operator, inputs, out = node.operator, list(node.inputs), node.output
+  scale, bias, attributes = node.scale, node.bias, node.attributes
+  if scale is None:
+    yield operator, inputs, out, attributes
     return
-  scale, bias = node.scale, node.bias
-  if node.operator == 'Affine':
-    (x,) = node.inputs
-    last = node.output
-    if bias.any() and (scale != 1).any():
-      yield 'Mul', [x, scale.astype(np.float32)], f'{last}_scaled', {}
-      yield 'Add', [f'{last}_scaled', bias.astype(np.float32)], last, {}
+  shift = bias.astype(np.float32)
+  if operator == 'Affine':
+    if (scale != 1).any():
+      operator, inputs = 'Mul', [*inputs, scale.astype(np.float32)]
     elif bias.any():
-      yield 'Add', [x, bias.astype(np.float32)], last, {}
-    elif (scale != 1).any():
-      yield 'Mul', [x, scale.astype(np.float32)], last, {}
+      yield 'Add', [*inputs, shift], out, {}
+      return
     else:
-      yield 'Identity', [x], last, {}
-    return
-  inputs = list(node.inputs)
-  i = next(i for i, x in enumerate(inputs) if not isinstance(x, str))
-  weight = inputs[i].astype(np.float64)
-  shape = [1] * weight.ndim
-  shape[node.weight_axis] = -1
-  inputs[i] = (weight * scale.reshape(shape if scale.size > 1 else [])).astype(
-    np.float32
-  )
-  if node.operator == 'Conv':
-    flat = np.broadcast_to(bias.ravel(), weight.shape[0])
-    yield (
-      'Conv',
-      [*inputs, flat.astype(np.float32)],
-      node.output,
-      node.attributes,
-    )
-  elif bias.any():
-    product = f'{node.output}_product'
-    yield node.operator, inputs, product, node.attributes
-    yield 'Add', [product, bias.astype(np.float32)], node.output, {}
+      operator = 'Identity'
   else:
-    yield node.operator, inputs, node.output, node.attributes
+    i = next(i for i, x in enumerate(inputs) if not isinstance(x, str))
+    weight = inputs[i].astype(np.float64)
+    shape = [1] * weight.ndim
+    shape[node.weight_axis] = -1
+    scaled = weight * scale.reshape(shape if scale.size > 1 else [])
+    inputs[i] = scaled.astype(np.float32)
+    if operator == 'Conv':
+      flat = np.broadcast_to(shift.ravel(), weight.shape[0])
+      yield operator, [*inputs, flat], out, attributes
+      return
+  if not bias.any():
+    yield operator, inputs, out, attributes
+    return
+  made = f'{out}_scaled' if operator == 'Mul' else f'{out}_product'
+  yield operator, inputs, made, attributes
+  yield 'Add', [made, shift], out, {}
 
 
 def onnx_type(dtype: np.dtype) -> int:
