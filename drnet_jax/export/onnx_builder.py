@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ONNX graph under construction: its tensors, its nodes, and their names.
 
-A tensor is kept in whatever order of axes its producer wrote, and the order is
-remembered, so a transpose costs nothing.
+See `onnx_graph` on the order of a tensor's axes, and on what is pending.
 """
 
 import dataclasses

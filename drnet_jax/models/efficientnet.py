@@ -66,15 +66,13 @@ class EfficientNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    activation = nn.relu6 if self.lite else nn.silu
-    conv_norm = partial(
-      layers.conv_norm,
-      train=train,
-      padding=self.padding,
-      epsilon=self.epsilon,
-      dtype=self.dtype,
-      activation=activation,
-    )
+    how = {
+      'activation': nn.relu6 if self.lite else nn.silu,
+      'padding': self.padding,
+      'epsilon': self.epsilon,
+      'dtype': self.dtype,
+    }
+    conv_norm = partial(layers.conv_norm, train=train, **how)
     stem = 32 if self.lite else layers.round_channels(32 * self.width)
     x = conv_norm(x.astype(self.dtype), stem, 3, 2, name='stem')
     done, total = 0, sum(blocks for _, _, blocks, _, _ in self.stages)
@@ -88,11 +86,8 @@ class EfficientNet(nn.Module):
           stride=stride if j == 0 else 1,
           squeeze=0 if self.lite else max(1, x.shape[-1] // 4),
           drop=self.drop * done / total,
-          activation=activation,
-          padding=self.padding,
-          epsilon=self.epsilon,
-          dtype=self.dtype,
           name=f'stage{i}_block{j + 1}',
+          **how,
         )(x, train=train)
         done += 1
     head = 1280 if self.lite else 4 * x.shape[-1]

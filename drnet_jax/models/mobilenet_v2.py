@@ -20,24 +20,24 @@ class InvertedResidual(nn.Module):
     features: channels of the result.
     expansion: channels in between, as a multiple of the input's; 1 has no
       expanding convolution.
-    kernel: side of the depthwise convolution.
     stride: of the depthwise convolution.
-    squeeze: channels that squeeze-and-excitation squeezes to; 0 for none.
-    drop: chance that the block is its shortcut, per image, in training.
     activation: after all but the projection.
     padding, epsilon, dtype: as `MobileNetV2`'s.
+    kernel: side of the depthwise convolution.
+    squeeze: channels that squeeze-and-excitation squeezes to; 0 for none.
+    drop: chance that the block is its shortcut, per image, in training.
   """
 
   features: int
   expansion: int
-  kernel: int
   stride: int
-  squeeze: int
-  drop: float
   activation: Callable[[jax.Array], jax.Array]
   padding: str
   epsilon: float
   dtype: Any
+  kernel: int = 3
+  squeeze: int = 0
+  drop: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -107,14 +107,13 @@ class MobileNetV2(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    conv_norm = partial(
-      layers.conv_norm,
-      train=train,
-      padding=self.padding,
-      epsilon=self.epsilon,
-      dtype=self.dtype,
-      activation=nn.relu6,
-    )
+    how = {
+      'activation': nn.relu6,
+      'padding': self.padding,
+      'epsilon': self.epsilon,
+      'dtype': self.dtype,
+    }
+    conv_norm = partial(layers.conv_norm, train=train, **how)
     stem = layers.round_channels(self.stem * self.width)
     x = conv_norm(x.astype(self.dtype), stem, 3, 2, name='stem')
     for i, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):
@@ -122,15 +121,9 @@ class MobileNetV2(nn.Module):
         x = InvertedResidual(
           features=layers.round_channels(channels * self.width),
           expansion=expansion,
-          kernel=3,
           stride=stride if j == 0 else 1,
-          squeeze=0,
-          drop=0.0,
-          activation=nn.relu6,
-          padding=self.padding,
-          epsilon=self.epsilon,
-          dtype=self.dtype,
           name=f'stage{i}_block{j + 1}',
+          **how,
         )(x, train=train)
     head = layers.round_channels(self.head * max(1.0, self.width))
     x = conv_norm(x, head, 1, name='head')
