@@ -38,14 +38,9 @@ def text(
   formats: Sequence[str],
   weights: str,
 ) -> str:
-  """The card, as Markdown.
+  """The card, as Markdown; `networks` is what `about` says of each.
 
-  Args:
-    contract: of the export.
-    calibration: of its policies; None where there is none.
-    networks: what `about` says of each.
-    formats: that were written.
-    weights: 'folded' or 'shared'.
+  See `package.write` on the rest.
   """
   lines = [
     f'# Adaptive-resolution classifier, {len(contract.class_names)} classes',

@@ -228,9 +228,7 @@ class DRNet:
     Args:
       params: `params['predictor']`.
       stats: `batch_stats['predictor']`.
-      images: uint8 [B, image_px, image_px, 3].
-      train: as for `classify`.
-      key: for predictors with dropout.
+      images, train, key: as for `classify`.
 
     Returns:
       logits float32 [B, R] (log p up to a constant) and new statistics.

@@ -88,18 +88,14 @@ def read(path: str) -> StateDict:
   ) as error:
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
   found.pop('n_averaged', None)  # another count of PyTorch's
-  state = _without_prefix(found)
-  for name, x in state.items():
+  state = {}
+  for name, x in _without_prefix(found).items():
     if x.dtype.kind not in 'fiu' and x.dtype.name != 'bfloat16':
       raise UserError(f'{path}: {name} holds {x.dtype}, no numbers')
-  state = {
-    name: np.asarray(x, np.float32)
-    for name, x in state.items()
-    if name.rpartition('.')[2] != _UNUSED
-  }
-  for name, x in state.items():
-    if not np.isfinite(x).all():
-      raise UserError(f'{path}: {name} holds NaN or infinity')
+    if name.rpartition('.')[2] != _UNUSED:
+      state[name] = np.asarray(x, np.float32)
+      if not np.isfinite(state[name]).all():
+        raise UserError(f'{path}: {name} holds NaN or infinity')
   return state
 
 
