@@ -113,15 +113,15 @@ def _replaced(folder: str) -> Iterator[str]:
     UserError: it cannot be written, or holds something else than an export.
   """
   target = os.path.realpath(folder)  # of '' the working directory
-  if os.path.isdir(target):
-    there = os.listdir(target)
-    if there and (FILE not in there or 'checkpoints' in there):
-      raise UserError(
-        f'{target} is not an export and not empty; name a new folder'
-      )
-  elif os.path.exists(target):
-    raise UserError(f'{target} is a file; name a folder to write')
   try:
+    if os.path.isdir(target):
+      there = os.listdir(target)
+      if there and (FILE not in there or 'checkpoints' in there):
+        raise UserError(
+          f'{target} is not an export and not empty; name a new folder'
+        )
+    elif os.path.exists(target):
+      raise UserError(f'{target} is a file; name a folder to write')
     os.makedirs(os.path.dirname(target), exist_ok=True)
     partial = tempfile.mkdtemp(dir=os.path.dirname(target))
     try:
