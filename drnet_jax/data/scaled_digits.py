@@ -131,36 +131,25 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
       order, [num_test, num_test + num_validation]
     )
 
-    def part(indices):
-      return images[indices], labels[indices], indices
+    def as_they_are(rows):
+      for i, row in enumerate(rows):
+        image = np.repeat(images[row][..., None], 3, -1)
+        yield i, _example(image, len(image), labels[row], row)
+
+    def composed(rows, count, seed):
+      for i in range(count):
+        row = rows[i % len(rows)]
+        image, size = compose(images[row], np.random.default_rng((seed, i)))
+        yield i, _example(image, size, labels[row], row)
 
     return {
-      'originals': _originals(*part(originals)),
-      'validation': _composed(*part(validation), _VALIDATION_IMAGES, seed=1),
-      'test': _composed(*part(test), _TEST_IMAGES, seed=2),
+      'originals': as_they_are(originals),
+      'validation': composed(validation, _VALIDATION_IMAGES, seed=1),
+      'test': composed(test, _TEST_IMAGES, seed=2),
     }
 
   def _generate_examples(self):
     raise AssertionError('the split generators yield the examples themselves')
-
-
-def _originals(images: np.ndarray, labels: np.ndarray, rows: np.ndarray):
-  for i, (image, *rest) in enumerate(zip(images, labels, rows, strict=True)):
-    yield i, _example(np.repeat(image[..., None], 3, -1), len(image), *rest)
-
-
-def _composed(
-  images: np.ndarray,
-  labels: np.ndarray,
-  rows: np.ndarray,
-  count: int,
-  seed: int,
-):
-  for i in range(count):
-    source = i % len(images)
-    rng = np.random.default_rng((seed, i))
-    image, size = compose(images[source], rng)
-    yield i, _example(image, size, labels[source], rows[source])
 
 
 def _example(image: np.ndarray, digit_px: int, label: int, original: int):
