@@ -31,11 +31,11 @@ class Codec:
   """What does the work; the result is the same but for rounding.
 
   Attributes:
-    decode: a plain JPEG at 1 / n of its size to RGB.
+    decode: a plain JPEG at 1 / n of its size to uint8 RGB [H, W, 3].
     enlarge: uint8 [H, W, 3] bilinearly to a square of a side; None for Pillow.
   """
 
-  decode: Callable[[Image.Image, int], Image.Image | np.ndarray]
+  decode: Callable[[Image.Image, int], np.ndarray]
   enlarge: Callable[[np.ndarray, int], np.ndarray] | None
 
 
@@ -107,14 +107,14 @@ def optional(name: str):
   return module
 
 
-def with_pillow(image: Image.Image, shrink: int) -> Image.Image:
+def with_pillow(image: Image.Image, shrink: int) -> np.ndarray:
   """See `Codec.decode`."""
   pixels.shrink(image, shrink)
-  return image.convert('RGB')
+  return np.asarray(image.convert('RGB'))
 
 
-def with_turbo(image: Image.Image, shrink: int) -> Image.Image | np.ndarray:
-  """See `Codec.decode`; uint8 [H, W, 3]."""
+def with_turbo(image: Image.Image, shrink: int) -> np.ndarray:
+  """See `Codec.decode`."""
   least = {}
   if shrink > 1:
     least['min_width'] = image.width // shrink
@@ -158,21 +158,18 @@ def _draw_box(
 
 
 def _resized(
-  decoded: Image.Image | np.ndarray, box: Box, size_px: int, codec: Codec
+  decoded: np.ndarray, box: Box, size_px: int, codec: Codec
 ) -> np.ndarray:
   """A box bilinearly resized, with a low-pass before shrinking."""
   left, top = math.floor(box[0]), math.floor(box[1])
   right, bottom = math.ceil(box[2]), math.ceil(box[3])
-  if isinstance(decoded, np.ndarray):
-    part = decoded[top:bottom, left:right]
-  else:
-    part = decoded.crop((left, top, right, bottom))
+  part = decoded[top:bottom, left:right]
   is_whole = (left, top, right, bottom) == box
   if codec.enlarge and is_whole and max(right - left, bottom - top) <= size_px:
-    return codec.enlarge(np.asarray(part), size_px)
-  if isinstance(part, np.ndarray):
-    part = Image.fromarray(part)
+    return codec.enlarge(part, size_px)
   inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
   return np.asarray(
-    part.resize((size_px, size_px), Image.Resampling.BILINEAR, box=inner)
+    Image.fromarray(part).resize(
+      (size_px, size_px), Image.Resampling.BILINEAR, box=inner
+    )
   )
