@@ -144,17 +144,16 @@ class RoutedStep:
     self._stored = mesh_lib.shardings(
       state_lib.abstract(model, optimizer), mesh
     )
+    self._stored_learned = Learned(
+      self._stored.params['base'], by_batch, replicated, replicated
+    )
     any_set = next(iter(self._stored.params['norm'].values()))
     self._route = ahead.Program(self._route_batch)
     self._learn = ahead.Program(
       self._learn_size,
       num_static=2,
       donate_argnums=(2, 3),
-      out_shardings=(
-        Learned(self._stored.params['base'], by_batch, replicated, replicated),
-        any_set,
-        replicated,
-      ),
+      out_shardings=(self._stored_learned, any_set, replicated),
     )
     self._explore = ahead.Program(
       self._explore_size, num_static=1, out_shardings=by_batch
@@ -200,14 +199,8 @@ class RoutedStep:
         for rung in rungs[j]:
           compiling(self._learn, j, rung, *arguments)
         if self._objective.statistics == 'fresh':
-          compiling(
-            self._refresh,
-            j,
-            *self._set(j, state),
-            images,
-            ahead.KEY,
-            state.step,
-          )
+          of_size = self._of_size(j, state.params, state.batch_stats['norm'])
+          compiling(self._refresh, j, of_size, images, ahead.KEY, state.step)
       # Last: it takes what `route` and `explore` are compiled to return.
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
@@ -218,17 +211,7 @@ class RoutedStep:
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Takes one step.
-
-    Args:
-      state: donated.
-      batch: 'image' uint8 [B, H, H, 3] and 'label' int [B] or float [B, K],
-        sharded by batch.
-      key: the run's key.
-
-    Returns:
-      The new state and scalar metrics, still on the device.
-    """
+    """Takes one step, as `WholeStep` does."""
     model = self._model
     images, labels = batch['image'], batch['label']
     routed, learned, norm_grads = self._route(state, images, key)
@@ -240,7 +223,8 @@ class RoutedStep:
     counts = np.asarray(routed.counts)
     most, few = counts.max(0), counts.sum(0) < REFRESHED * len(labels)
 
-    stats = dict(state.batch_stats['norm'])
+    before = state.batch_stats['norm']
+    stats = dict(before)
     for j, size_px in enumerate(model.resolutions):
       name = model.norm_set(size_px)
       if most[j]:
@@ -250,19 +234,14 @@ class RoutedStep:
           rung,
           learned,
           norm_grads[name],
-          state.params['base'],
-          state.params['norm'][name],
-          stats[name],
-          images,
-          labels,
-          routed.choice,
+          self._of_size(j, state.params, stats),
+          (images, labels, routed.choice),
           key,
           state.step,
         )
       if few[j] and self._objective.statistics == 'fresh':
-        stats[name] = self._refresh(
-          j, *self._set(j, state), images, key, state.step
-        )
+        of_size = self._of_size(j, state.params, before)
+        stats[name] = self._refresh(j, of_size, images, key, state.step)
     return self._update(
       state, routed, learned, norm_grads, stats, explored, labels
     )
@@ -285,46 +264,37 @@ class RoutedStep:
 
     whole = mesh_lib.gathered(state.params['predictor'], self._mesh)
     (h, p), pullback, stats = jax.vjp(predict, whole, has_aux=True)
-    counts = (
-      h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1).astype(jnp.int32)
-    )
+    counts = h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1)
+    put = jax.lax.with_sharding_constraint
     routed = Routed(
-      choice=self._put(h.argmax(-1).astype(jnp.int32), by_batch=True),
-      counts=self._put(counts.astype(jnp.int32)),
+      choice=put(h.argmax(-1).astype(jnp.int32), self._by_batch),
+      counts=put(counts.astype(jnp.int32), self._replicated),
       h=h,
       p=p,
       pullback=pullback,
       stats=stats,
     )
-    stored = self._stored.params
-    learned = Learned(
-      shared=_zeros(state.params['base'], stored['base']),
-      dh=self._put(jnp.zeros_like(h), by_batch=True),
-      loss=self._put(jnp.zeros(())),
-      top1=self._put(jnp.zeros(())),
+    shared, norm_grads = (
+      jax.tree.map(jnp.zeros_like, state.params[k]) for k in ('base', 'norm')
     )
-    return routed, learned, _zeros(state.params['norm'], stored['norm'])
+    learned = Learned(
+      shared, jnp.zeros_like(h), loss=jnp.zeros(()), top1=jnp.zeros(())
+    )
+    return (
+      routed,
+      put(learned, self._stored_learned),
+      put(norm_grads, self._stored.params['norm']),
+    )
 
   def _learn_size(
-    self,
-    size_index,
-    num_slots,
-    learned,
-    norm_grads,
-    shared,
-    norm,
-    stats,
-    images,
-    labels,
-    choice,
-    key,
-    step,
+    self, size_index, num_slots, learned, norm_grads, of_size, batch, key, step
   ):
     """Adds one size's images to `learned` and to its set's gradients."""
     model, size_px = self._model, self._model.resolutions[size_index]
-    batch_size = labels.shape[0]
+    batch_size = len(batch[0])
     dropout_key = _dropout_key(key, step, size_index)
-    shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
+    *weights, stats = of_size
+    shared, norm = mesh_lib.gathered(weights, self._mesh)
 
     def gather(images, labels, choice):
       index, mask = routing.slots(choice, size_index, num_slots)
@@ -333,9 +303,7 @@ class RoutedStep:
     def scatter(dh, values, index, mask):
       return dh.at[index, size_index].add(jnp.where(mask, values, 0.0))
 
-    images, labels, index, mask = self._on_each_device(gather)(
-      images, labels, choice
-    )
+    images, labels, index, mask = self._on_each_device(gather)(*batch)
 
     def loss_fn(shared, norm, h):
       logits, new_stats = model.classify(
@@ -367,13 +335,14 @@ class RoutedStep:
     stats = resolution_norm.weighed(stats, new_stats, mask.sum(), even_share)
     return learned, jax.tree.map(jnp.add, norm_grads, d_norm), stats
 
-  def _refresh_size(self, size_index, shared, norm, stats, images, key, step):
+  def _refresh_size(self, size_index, of_size, images, key, step):
     """New statistics of a size's norms, of images whatever they chose."""
     sizes = self._model.resolutions
     # Not the key that the size's own images have.
     key = _dropout_key(key, step, len(sizes) + size_index)
     images = self._on_each_device(lambda x: x[self._refreshed])(images)
-    shared, norm = mesh_lib.gathered((shared, norm), self._mesh)
+    *weights, stats = of_size
+    shared, norm = mesh_lib.gathered(weights, self._mesh)
     _, stats = self._model.classify(
       shared, norm, stats, images, sizes[size_index], train=True, key=key
     )
@@ -460,20 +429,16 @@ class RoutedStep:
       out_specs=mesh_lib.BATCH,
     )
 
-  def _set(self, size_index, state):
+  def _of_size(self, size_index, params, norm_stats):
     """What a size runs with: shared parameters, its norms, their statistics."""
     name = self._model.norm_set(self._model.resolutions[size_index])
-    norms, stats = state.params['norm'], state.batch_stats['norm']
-    return state.params['base'], norms[name], stats[name]
-
-  def _put(self, tree, *, by_batch: bool = False):
-    sharding = self._by_batch if by_batch else self._replicated
-    return jax.lax.with_sharding_constraint(tree, sharding)
+    return params['base'], params['norm'][name], norm_stats[name]
 
   def _learn_arguments(self, size_index, state, batch):
     """Shapes and shardings of what `learn` takes of one size."""
     images, labels = batch['image'], batch['label']
-    shared, norm, stats = self._set(size_index, state)
+    of_size = self._of_size(size_index, state.params, state.batch_stats['norm'])
+    shared, norm, _ = of_size
 
     def by_batch(*shape, dtype=jnp.float32):
       shape = (len(labels), *shape)
@@ -486,15 +451,9 @@ class RoutedStep:
       loss=scalar,
       top1=scalar,
     )
-    choice = by_batch(dtype=jnp.int32)
-    of_size, of_batch = (norm, shared, norm, stats), (images, labels, choice)
-    return learned, *of_size, *of_batch, ahead.KEY, state.step
+    of_batch = images, labels, by_batch(dtype=jnp.int32)
+    return learned, norm, of_size, of_batch, ahead.KEY, state.step
 
 
 def _dropout_key(key, step, number):
   return jax.random.fold_in(jax.random.fold_in(key, step), number)
-
-
-def _zeros(tree, shardings):
-  zeros = jax.tree.map(jnp.zeros_like, tree)
-  return jax.lax.with_sharding_constraint(zeros, shardings)
