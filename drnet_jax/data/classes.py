@@ -8,32 +8,15 @@ it was made with. So wherever data meets a model the two lists are compared.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING
 
+from drnet_jax.data import selection
 from drnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # a checkpoint has classes, and is read without data sets
   from drnet_jax.data.sources import Source
 
 _SHOWN = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class _Relabelled:
-  """Examples whose labels are looked up in a table."""
-
-  examples: Any
-  table: tuple[int, ...]
-
-  def __len__(self) -> int:
-    return len(self.examples)
-
-  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-    example = self.examples[i]
-    return example | {'label': self.table[example['label']]}
-
-  def name(self, i: int) -> str:
-    return self.examples.name(i)
 
 
 def difference(model: Sequence[str], data: Sequence[str]) -> str:
@@ -84,10 +67,9 @@ def matched(
         'config.data, or say which class is which: --config.data.class_map=a '
         'JSON file {"name in the data": "name in the model"}'
       )
-    table = tuple(names.index(name) for name in found)
-    source = dataclasses.replace(
-      source, examples=_Relabelled(source.examples, table)
-    )
+    rows, labels = range(len(source.examples)), [names.index(x) for x in found]
+    examples = selection.Some(source.examples, rows, labels)
+    source = dataclasses.replace(source, examples=examples)
   return dataclasses.replace(source, class_names=names)
 
 

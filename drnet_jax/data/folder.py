@@ -42,11 +42,8 @@ def load(
   A class is a folder with an image in it. What else lies there is counted, in
   one line for a split and process.
 
-  Args:
-    root: the folder that holds the splits.
-    split: name of a subfolder.
-    kept: classes to keep, in label order; none for all.
-    images_per_class: see `selection.drawn`.
+  Args are those of `sources.load`: `root` is its `data_dir`, `kept` the names
+  that its `classes` lists.
 
   Raises:
     UserError: a folder is missing, or holds no image.

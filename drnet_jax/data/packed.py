@@ -26,44 +26,31 @@ _KINDS = {'data': 'u', 'offsets': 'iu', 'label': 'iu', 'class_name': 'SU'}
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """Some of the images of a packed file.
-
-  Attributes:
-    path: of the file.
-    data: uint8, all encoded images.
-    offsets: int [N + 1].
-    rows: int [M], which images these are.
-    labels: int [M].
-  """
+  """All images of a packed file, whose arrays these are."""
 
   path: str
   data: np.ndarray
   offsets: np.ndarray
-  rows: np.ndarray
-  labels: np.ndarray
+  label: np.ndarray
 
   def __len__(self) -> int:
-    return len(self.rows)
+    return len(self.label)
 
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-    row = self.rows[i]
-    encoded = self.data[self.offsets[row] : self.offsets[row + 1]]
-    return {'image': encoded.tobytes(), 'label': int(self.labels[i])}
+    encoded = self.data[self.offsets[i] : self.offsets[i + 1]]
+    return {'image': encoded.tobytes(), 'label': int(self.label[i])}
 
   def name(self, i: int) -> str:
-    return f'{self.path}, image {self.rows[i]}'
+    return f'{self.path}, image {i}'
 
 
 def load(
   path: str, split: str, kept: Sequence[str], images_per_class: int
-) -> tuple[Packed, tuple[str, ...]]:
+) -> tuple[selection.Some, tuple[str, ...]]:
   """Returns the examples of a split and the names of its classes.
 
-  Args:
-    path: of the file.
-    split: 'train' or 'val', with slices as in TFDS.
-    kept: classes to keep, in label order; none for all.
-    images_per_class: see `selection.drawn`.
+  Args are those of `sources.load`: `path` is its `data_dir`, `kept` the names
+  that its `classes` lists.
 
   Raises:
     UserError: the file cannot be read, or the split holds nothing.
@@ -88,10 +75,8 @@ def load(
   )
   if not len(chosen):
     raise UserError(f'split {split!r} of {path} holds no image')
-  examples = Packed(
-    path, file['data'], file['offsets'], rows[chosen], labels[chosen]
-  )
-  return examples, names
+  whole = Packed(path, file['data'], file['offsets'], file['label'])
+  return selection.Some(whole, rows[chosen], ours), names
 
 
 def class_names(path: str) -> tuple[str, ...]:

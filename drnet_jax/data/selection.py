@@ -47,21 +47,26 @@ def drawn(count: int, wanted: int, seed: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Some:
-  """Some of a data set's examples.
+  """Some of a data set's examples, under labels of another order if given.
 
   Attributes:
     examples: all of them, see `sources.Examples`.
-    rows: int [N], which these are.
+    rows: which these are.
+    labels: for each label of theirs the new one; None leaves them.
   """
 
   examples: Any
-  rows: np.ndarray
+  rows: Sequence[int]
+  labels: Sequence[int] | None = None
 
   def __len__(self) -> int:
     return len(self.rows)
 
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-    return self.examples[int(self.rows[i])]
+    example = self.examples[int(self.rows[i])]
+    if self.labels is not None:
+      example = example | {'label': int(self.labels[example['label']])}
+    return example
 
   def name(self, i: int) -> str:
     return self.examples.name(int(self.rows[i]))

@@ -167,11 +167,7 @@ def class_names(
 ) -> tuple[str, ...]:
   """Names of the classes; of a TFDS data set that has names without having it.
 
-  Args:
-    name: see `load`.
-    split: of a folder, whose classes count; else unused.
-    data_dir: see `load`.
-    classes, keys: see `load`.
+  Args are those of `load`; the split counts in a folder only.
 
   Raises:
     UserError: unknown name, or a folder or file that is not there.
