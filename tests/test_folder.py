@@ -111,6 +111,8 @@ def test_a_class_without_an_image_is_none(photos):
   write(photos / 'eel' / 'notes.txt')
   with pytest.raises(UserError, match='is missing, or has duplicates of: eel'):
     load(photos, kept=('cat', 'eel'))
+  with pytest.raises(UserError, match='has duplicates of: fox, wolf'):
+    load(photos, kept=('wolf', 'fox'))
   for name in ('cat', 'dog'):
     for file in (photos / name).iterdir():
       file.unlink()

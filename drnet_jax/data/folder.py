@@ -60,7 +60,7 @@ def load(
       left_out[_EMPTY] += not files[name]
   _say_once(path, describe(left_out))
   found = [name for name, of_class in files.items() if of_class]
-  if not found:
+  if not found and not kept:
     raise UserError(f'{path} holds no image; {describe(left_out)}')
   names, _ = selection.classes(found, kept, path)
   paths, labels = [], []

@@ -178,7 +178,8 @@ class Data:
     left_out: collections.Counter[str] = collections.Counter()
     paths = folder.images(self.unlabelled, left_out)
     if not paths:
-      raise UserError(f'{field} holds no image; {folder.describe(left_out)}')
+      said, others = f'{field} holds no image', folder.describe(left_out)
+      raise UserError(f'{said}; {others}' if others else said)
     more = folder.Files(tuple(paths), (-1,) * len(paths))
     examples = selection.Joined(source.examples, more)
     return dataclasses.replace(source, examples=examples)
