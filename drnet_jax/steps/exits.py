@@ -32,7 +32,6 @@ class ExitsStep(WholeStep):
 
   model_class = RANet
   objective_class = ExitsObjective
-  # Groups of parameters this step trains.
   trains = ('network',)
 
   def _train_step(self, state, batch, key):

@@ -43,7 +43,6 @@ class PretrainStep(WholeStep):
 
   model_class = DRNet
   objective_class = PretrainObjective
-  # Groups of parameters this step trains.
   trains = ('base', 'norm')
 
   def _train_step(self, state, batch, key):

@@ -13,14 +13,13 @@ from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState
 
-Metrics = dict[str, jax.Array]
-Batch = dict[str, jax.Array]
-
 
 class WholeStep:
   """Compiles once, and calls, the `_train_step` that a subclass has.
 
-  Its arguments and results are those of `__call__`.
+  Its arguments and results are those of `__call__`. A subclass also names its
+  `model_class` and `objective_class`, and in `trains` the groups of parameters
+  that it trains.
 
   Args:
     model: to train.
@@ -53,14 +52,14 @@ class WholeStep:
       out_shardings=(shardings, mesh_lib.replicated(mesh)),
     )
 
-  def compile(self, state: TrainState, batch: Batch) -> None:
+  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
     """Compiles ahead of the first step."""
     with ahead.Compiling() as compiling:
       compiling(self._step, state, batch, ahead.KEY)
 
   def __call__(
-    self, state: TrainState, batch: Batch, key: jax.Array
-  ) -> tuple[TrainState, Metrics]:
+    self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one step.
 
     Args:
