@@ -284,12 +284,7 @@ class Data:
   ) -> Iterator[Example]:
     """Every example once, in order; as many batches on every process.
 
-    Args:
-      source: the split.
-      size_px: side of the images.
-      batch_size: global.
-      process: index of this process.
-      num_processes: processes that share the batches.
+    Args are those of `train_batches`, of any split.
 
     Yields:
       As `train_batches`, and 'index' int [B / num_processes], the example's in

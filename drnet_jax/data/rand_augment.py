@@ -49,10 +49,7 @@ def _affine(coefficients: Callable) -> Callable:
 
 
 def _enhance(kind: type) -> Callable:
-  def enhance(picture: Image.Image, strength: float, sign: int) -> Image.Image:
-    return kind(picture).enhance(1 + sign * 0.9 * strength)
-
-  return enhance
+  return lambda picture, s, sign: kind(picture).enhance(1 + sign * 0.9 * s)
 
 
 _OPERATIONS = (

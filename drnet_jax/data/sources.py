@@ -191,12 +191,11 @@ def _names_of(
     UserError: the features of these names are not an image and a label.
   """
   image, label = keys
-  kinds = {
-    'an image': (image, lambda x: isinstance(x, tfds.features.Image)),
-    'a class or an integer': (label, lambda x: is_number(x, 'iu')),
-  }
   features = builder.info.features
-  for what, (key, fits) in kinds.items():
+  for key, what, fits in (
+    (image, 'an image', lambda x: isinstance(x, tfds.features.Image)),
+    (label, 'a class or an integer', lambda x: is_number(x, 'iu')),
+  ):
     if key not in features or not fits(features[key]):
       fitting = [name for name in features if fits(features[name])]
       raise UserError(
