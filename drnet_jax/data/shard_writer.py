@@ -25,11 +25,9 @@ _PLAN = 'plan.json'
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A shard to be written.
+  """A shard to be written, of `count` examples.
 
-  Attributes:
-    count: of its examples.
-    records: opens them, serialised; may be called again after a failure.
+  `records` opens them, serialised; it may be called again after a failure.
   """
 
   count: int

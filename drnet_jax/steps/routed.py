@@ -43,40 +43,24 @@ REFRESHED = 1 / 8  # of a batch; its images are run forward only
 
 @struct.dataclass
 class Routed:
-  """What `route` decided for a batch.
+  """What `route` decided for a batch."""
 
-  Attributes:
-    choice: int32 [B], index of the size each image runs at.
-    counts: int32 [devices, R], images of each device at each size.
-    h: [B, R], the one-hot choice.
-    p: [B, R], the predictor's probabilities.
-    pullback: from cotangents of (h, p) to the predictor's gradients.
-    stats: the predictor's new batch statistics.
-  """
-
-  choice: jax.Array
-  counts: jax.Array
-  h: jax.Array
-  p: jax.Array
-  pullback: Callable
-  stats: Tree
+  choice: jax.Array  # int32 [B], index of the size each image runs at
+  counts: jax.Array  # int32 [devices, R], images of each device at each size
+  h: jax.Array  # [B, R], the one-hot choice
+  p: jax.Array  # [B, R], the predictor's probabilities
+  pullback: Callable  # from cotangents of (h, p) to the predictor's gradients
+  stats: Tree  # the predictor's new batch statistics
 
 
 @struct.dataclass
 class Learned:
-  """What the `learn` calls of a step add up.
+  """What the `learn` calls of a step add up."""
 
-  Attributes:
-    shared: gradients of the shared parameters.
-    dh: [B, R], gradient of the mean cross-entropy by h.
-    loss: sum over images of the cross-entropy, over B.
-    top1: share of the batch classified correctly.
-  """
-
-  shared: Tree
-  dh: jax.Array
-  loss: jax.Array
-  top1: jax.Array
+  shared: Tree  # gradients of the shared parameters
+  dh: jax.Array  # [B, R], gradient of the mean cross-entropy by h
+  loss: jax.Array  # sum over images of the cross-entropy, over B
+  top1: jax.Array  # share of the batch classified correctly
 
 
 class RoutedStep:

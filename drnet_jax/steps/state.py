@@ -19,19 +19,14 @@ class TrainState:
   """Everything that changes from one step to the next.
 
   There is no random key in it: randomness is `fold_in(key, step)`, so a resumed
-  run draws what the unbroken one would have drawn.
-
-  Attributes:
-    step: int32 scalar, steps taken within the stage.
-    params: see the model.
-    batch_stats: see the model.
-    opt_state: of the stage's optimiser.
+  run draws what the unbroken one would have drawn. For parameters and batch
+  statistics see the model.
   """
 
-  step: jax.Array
+  step: jax.Array  # int32 scalar, steps taken within the stage
   params: Any
   batch_stats: Any
-  opt_state: Any
+  opt_state: Any  # of the stage's optimiser
 
 
 def begin(
