@@ -17,25 +17,48 @@ goes on; `sha256sum -c SHA256SUMS` in the data set's folder checks it.
 
 import argparse
 import collections
+import dataclasses
 import functools
 import hashlib
 import math
 import os
+import re
 import sys
+import tarfile
 from collections.abc import Sequence
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from drnet_jax.commands import cli
-from drnet_jax.data import imagenet_files, selection, shard_writer, sources
+from drnet_jax.data import folder, selection, shard_writer, sources
 from drnet_jax.data.shard_writer import SUMS, Shard, ShardWriter
 from drnet_jax.errors import UserError
 
+_TRAIN_TAR, _VAL_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Images of the full data set, and the version TFDS gives it.
 _COMPLETE = {'train': 1_281_167, 'validation': 50_000}
 _VERSION = '5.1.0'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+  """An encoded image where it lies: in a file of its own, or in a tar."""
+
+  name: str  # for instance 'n01440764_18.JPEG'
+  wnid: str  # its class, for instance 'n01440764'
+  path: str  # of the file it lies in
+  offset: int  # where it begins there, in bytes
+  size: int  # in bytes
+
+  def read(self) -> bytes:
+    with open(self.path, 'rb', buffering=0) as file:
+      data = os.pread(file.fileno(), self.size, self.offset)
+    if len(data) != self.size:
+      raise UserError(f'{self.path} ends within {self.name}: it is incomplete')
+    return data
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,7 +96,7 @@ def prepare(options: argparse.Namespace) -> None:
   if kept:
     name = os.path.splitext(os.path.basename(options.classes))[0]
   names = kept or sources.class_names(name, 'train', data_dir='', classes='')
-  splits = imagenet_files.find(options.source, kept)
+  splits = _find(options.source, kept)
   _check_classes(splits, names)
   splits['train'] = _some(splits['train'], names, options.images_per_class)
 
@@ -137,6 +160,83 @@ def convert(options: argparse.Namespace) -> None:
   _report(directory, counts)
 
 
+def _find(root: str, kept: Sequence[str]) -> dict[str, list[Image]]:
+  """The images of splits 'train' and 'validation', sorted by name.
+
+  Args:
+    root: a folder with the two official tars, or with train/<wnid>/ and
+      val/<wnid>/.
+    kept: the classes to find; none for all.
+
+  Raises:
+    UserError: there is neither, or a tar is damaged.
+  """
+  tars = [os.path.join(root, name) for name in (_TRAIN_TAR, _VAL_TAR)]
+  if all(map(os.path.exists, tars)):
+    try:
+      train = _in_train_tar(tars[0], kept)
+      validation = _in_validation_tar(tars[1], kept)
+    except (tarfile.TarError, OSError) as error:
+      raise UserError(f'cannot read the tars in {root}: {error}') from error
+  elif os.path.isdir(os.path.join(root, 'train')):
+    train = _in_folder(root, 'train', kept)
+    validation = _in_folder(root, 'val', kept)
+  else:
+    raise UserError(
+      f'{root} holds neither {_TRAIN_TAR} and {_VAL_TAR} nor folders '
+      'train/<class>/ and val/<class>/'
+    )
+  return {
+    'train': sorted(train, key=lambda image: image.name),
+    'validation': sorted(validation, key=lambda image: image.name),
+  }
+
+
+def _in_train_tar(path: str, kept: Sequence[str]) -> list[Image]:
+  """Of a tar of tars, one to a class."""
+  found = []
+  with tarfile.open(path, 'r:') as outer, open(path, 'rb') as file:
+    for member in tqdm(outer, desc='find', unit='class', disable=None):
+      wnid = os.path.basename(member.name).removesuffix('.tar')
+      if kept and wnid not in kept:
+        continue
+      file.seek(member.offset_data)
+      with tarfile.open(fileobj=file, mode='r:') as inner:
+        found += [_image(m, wnid, path) for m in inner if m.isfile()]
+  return found
+
+
+def _in_validation_tar(path: str, kept: Sequence[str]) -> list[Image]:
+  """Of one tar; the class follows from the number in the name."""
+  of_number = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt')
+  wnids = of_number.read_text().split()
+  found = []
+  with tarfile.open(path, 'r:') as tar:
+    for member in tar:
+      if not member.isfile():
+        continue
+      number = re.search(r'ILSVRC2012_val_(\d{8})\.', member.name)
+      if not number or not 1 <= int(number[1]) <= len(wnids):
+        raise UserError(f'{path} holds {member.name}, no validation image')
+      wnid = wnids[int(number[1]) - 1]
+      if not kept or wnid in kept:
+        found.append(_image(member, wnid, path))
+  return found
+
+
+def _image(member: tarfile.TarInfo, wnid: str, path: str) -> Image:
+  name = os.path.basename(member.name)
+  return Image(name, wnid, path, member.offset_data, member.size)
+
+
+def _in_folder(root: str, split: str, kept: Sequence[str]) -> list[Image]:
+  files, names = folder.load(root, split, kept, images_per_class=0)
+  return [
+    Image(os.path.basename(path), names[label], path, 0, os.path.getsize(path))
+    for path, label in zip(files.paths, files.labels, strict=True)
+  ]
+
+
 def _tfrecords(path: str):
   try:
     yield from grain.experimental.TFRecordIterDataset(path)
@@ -145,9 +245,7 @@ def _tfrecords(path: str):
 
 
 def _shards(
-  images: list[imagenet_files.Image],
-  features: tfds.features.FeaturesDict,
-  size: float,
+  images: list[Image], features: tfds.features.FeaturesDict, size: float
 ) -> list[Shard]:
   """Shards of about a size in bytes, of images in a fixed random order.
 
@@ -184,8 +282,8 @@ def _check_classes(splits, names) -> None:
 
 
 def _some(
-  images: list[imagenet_files.Image], names: Sequence[str], wanted: int
-) -> list[imagenet_files.Image]:
+  images: list[Image], names: Sequence[str], wanted: int
+) -> list[Image]:
   """Those that `config.data.images_per_class` keeps of a folder."""
   of_class = collections.defaultdict(list)
   for image in images:
