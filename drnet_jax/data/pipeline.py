@@ -9,7 +9,6 @@ one order on any number of processes.
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
 import signal
@@ -242,15 +241,7 @@ class Data:
     data = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
     data = data.repeat().random_map(prepare)
     data = data.batch(batch_size // num_processes, batch_fn=_stack)
-    batches = self._read(data[process::num_processes][start_step:])
-    with contextlib.closing(batches):
-      for batch in batches:
-        first, unreadable = batch.pop('first'), batch.pop('unreadable')
-        for row in np.flatnonzero(unreadable != ''):
-          for k, reason in enumerate(unreadable[row].split(_SEPARATOR)):
-            i = (first[row] + k) % len(examples)
-            source.note_unreadable(i, reason, self.max_bad_images)
-        yield batch
+    return self._read(data[process::num_processes][start_step:], source)
 
   def _augmented(
     self, example: Example, rng: np.random.Generator, size_px: int
@@ -286,7 +277,7 @@ class Data:
 
     Args are those of `train_batches`, of any split.
 
-    Yields:
+    Returns:
       As `train_batches`, and 'index' int [B / num_processes], the example's in
       the split, -1 on padding; 'valid' bool, False on padding and on images
       that cannot be read.
@@ -300,31 +291,23 @@ class Data:
       return example | {'image': self.eval_image(example['image'], size_px)}
 
     def prepare(i: int) -> Example:
+      index = i if i < len(examples) else -1
+      found = {'index': index, 'valid': True, 'first': i, 'unreadable': ''}
       try:
-        if i < len(examples):
-          found = {'index': i, 'valid': True, 'unreadable': ''}
+        if index >= 0:
           return show(examples[i]) | found
-        reason = ''
       except UnreadableImage as error:
-        reason = str(error)
+        found['unreadable'] = str(error)
       if not blank:
         whole = self._first_readable(examples, 0, show)
-        blank.update(  # at once: other threads look at it, too
-          {k: np.zeros_like(v) for k, v in whole.items() if k != 'first'}
-        )
-      index = i if i < len(examples) else -1
-      return blank | {'index': index, 'valid': False, 'unreadable': reason}
+        # At once: other threads look at it, too.
+        blank.update({k: np.zeros_like(v) for k, v in whole.items()})
+      return blank | found | {'valid': False}
 
     padded = math.ceil(len(examples) / batch_size) * batch_size
     data = grain.MapDataset.range(padded).map(prepare)
     data = data.batch(batch_size // num_processes, batch_fn=_stack)
-    data = data[process::num_processes]
-    for batch in self._read(data):
-      unreadable = batch.pop('unreadable')
-      for row in np.flatnonzero(unreadable != ''):
-        i, reason = int(batch['index'][row]), str(unreadable[row])
-        source.note_unreadable(i, reason, self.max_bad_images)
-      yield batch
+    return self._read(data[process::num_processes], source)
 
   def check_side(self, size_px: int) -> None:
     """Raises UserError unless crops of this side can be cut in evaluation."""
@@ -348,8 +331,14 @@ class Data:
       keep_aspect=self.keep_aspect,
     )
 
-  def _read(self, data: grain.MapDataset) -> Iterator[Example]:
-    """Makes batches ahead, in threads or in worker processes."""
+  def _read(
+    self, data: grain.MapDataset, source: sources.Source
+  ) -> Iterator[Example]:
+    """Makes batches ahead, in threads or in worker processes.
+
+    Of what each batch says could not be read (see `_first_readable`) the source
+    takes note.
+    """
     options = grain.ReadOptions(
       num_threads=self.threads, prefetch_buffer_size=_BUFFERED
     )
@@ -361,7 +350,13 @@ class Data:
       )
     batches = iter(stream)
     try:
-      yield from batches
+      for batch in batches:
+        first, unreadable = batch.pop('first'), batch.pop('unreadable')
+        for row in np.flatnonzero(unreadable != ''):
+          for k, reason in enumerate(unreadable[row].split(_SEPARATOR)):
+            i = (first[row] + k) % len(source.examples)
+            source.note_unreadable(i, reason, self.max_bad_images)
+        yield batch
     finally:
       batches.close()  # of workers, and of the memory shared with them
 
