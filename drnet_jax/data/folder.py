@@ -12,10 +12,6 @@ from drnet_jax import terminal
 from drnet_jax.data import pixels, selection
 from drnet_jax.errors import UserError
 
-_HIDDEN, _BROKEN = 'hidden', 'broken links'
-_TWICE, _CLOSED = 'links to folders read before', 'folders that cannot be read'
-_EMPTY = 'classes without an image'
-
 
 @dataclasses.dataclass(frozen=True)
 class Files:
@@ -57,7 +53,7 @@ def load(
   for name in _folders(path, 'classes'):
     if not kept or name in kept:
       files[name] = images(os.path.join(path, name), left_out)
-      left_out[_EMPTY] += not files[name]
+      left_out['classes without an image'] += not files[name]
   _say_once(path, describe(left_out))
   found = [name for name, of_class in files.items() if of_class]
   if not found and not kept:
@@ -108,20 +104,20 @@ def _walk(top: str, left_out: collections.Counter) -> Iterator[str]:
       status = os.stat(folder)
       entries = list(os.scandir(folder))
     except OSError:
-      left_out[_CLOSED] += 1
+      left_out['folders that cannot be read'] += 1
       continue
     if (status.st_dev, status.st_ino) in seen:
-      left_out[_TWICE] += 1
+      left_out['links to folders read before'] += 1
       continue
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
       ending = os.path.splitext(entry.name)[1].lower()
       if entry.name.startswith('.') or entry.name == '__MACOSX':
-        left_out[_HIDDEN] += 1
+        left_out['hidden'] += 1
       elif _is(entry, 'dir'):
         waiting.append(entry.path)
       elif not _is(entry, 'file'):
-        left_out[_BROKEN if entry.is_symlink() else 'no files'] += 1
+        left_out['broken links' if entry.is_symlink() else 'no files'] += 1
       elif ending in pixels.endings():
         yield entry.path
       else:
