@@ -561,6 +561,11 @@ def test_a_damaged_record_is_one_error(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match='is damaged .*: delete it, then'):
       record.load(path)
+  made = synthetic(50)
+  for short in ({'log_p': made.log_p[1:]}, {'extra': {'px': np.zeros(49)}}):
+    record.save(dataclasses.replace(made, **short), path)
+    with pytest.raises(UserError, match='do not fit together: delete it'):
+      record.load(path)
 
 
 def test_networks_are_joined():

@@ -292,6 +292,11 @@ def test_arrays_of_a_packed_file_that_do_not_fit(packed, tmp_path):
     ({'label': arrays['label'][:, None]}, 'label holds 12 x 1 of'),
     ({'offsets': arrays['offsets'] / 1}, 'offsets holds 13 of float64'),
     ({'class_name': np.array(['a', 'b', 'c'], object)}, 'no packed file'),
+    (
+      {'class_name': arrays['class_name'][:0], 'label': arrays['label'][:0]}
+      | {'offsets': arrays['offsets'][:1], 'split': arrays['split'][:0]},
+      'class_name is empty',
+    ),
   ):
     np.savez(path, **arrays | changes)
     with pytest.raises(UserError, match=message):

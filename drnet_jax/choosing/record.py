@@ -271,7 +271,13 @@ def load(path: str) -> Record:
   shape = (len(arrays['label']), len(columns))
   fits = len(arrays['gmacs']) == len(options) > max(max(c) for c in columns)
   said = ('predicted', 'confidence', 'margin', 'top5')
-  if not fits or any(arrays[k].shape != shape for k in said if k in arrays):
+  of_image = [arrays[k] for k in ('log_p', 'draw') if k in arrays]
+  of_image += [v for k, v in arrays.items() if k.startswith(_EXTRA)]
+  if (
+    not fits
+    or any(arrays[k].shape != shape for k in said if k in arrays)
+    or any(x.shape[:1] != shape[:1] for x in of_image)
+  ):
     raise UserError(
       f'{path} is damaged, its parts do not fit together: {_REMEDY}'
     )

@@ -116,6 +116,8 @@ def _check(file: Mapping[str, np.ndarray], path: str) -> None:
   """Raises UserError if the arrays do not fit each other."""
   label, offsets = file['label'], file['offsets']
   classes = len(file['class_name'])
+  if not classes:
+    raise UserError(f'packed file {path}: class_name is empty')
   if len(offsets) != len(label) + 1 or (
     'split' in file and len(file['split']) != len(label)
   ):

@@ -147,7 +147,11 @@ class ShardWriter:
     if not os.path.exists(path):
       return {}
     with open(path) as file:
-      return dict(reversed(line.split()) for line in file)
+      # As `sha256sum` writes it; a name may have spaces.
+      return {
+        name.rstrip('\n'): digest
+        for digest, _, name in (line.partition('  ') for line in file)
+      }
 
   def _write_shard(self, name: str, shard: Shard, bar: tqdm) -> dict[str, str]:
     """Returns the shard's checksum, by name."""
