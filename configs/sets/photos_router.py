@@ -24,7 +24,7 @@ _ALL = {'finetune.objective.gradient': 'all'}
 ROWS = {  # fields of the config, and whose layout the predictor has
   'chosen gradient': {},
   'all gradients': _ALL,
-  'all gradients, own weights': _ALL | _OWN_WEIGHTS,
+  'all gradients own weights': _ALL | _OWN_WEIGHTS,
 }
 
 
