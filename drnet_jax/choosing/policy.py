@@ -112,7 +112,7 @@ class Policy:
     return self.start(log_p[:, list(self.path)], draw)
 
   def answered_by(self, first: int, last: int) -> tuple[int, ...]:
-    """The options whose mean answers, after those from first to last."""
+    """The options whose mean answers after the path's places first to last."""
     return self.path[first if self.answer == 'pooled' else last : last + 1]
 
   def leaves(self, position: int, signal: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ both sides. 'same' is TensorFlow's SAME: with a stride of 2 on an even side one
 more pixel at the end than at the beginning. Both give the same shapes, and
 weights trained with one are several points worse with the other.
 
-The dtype of a network is that of its computation; parameters, statistics and
-logits stay float32.
+The dtype of a network is that of its computation ('float32', 'bfloat16' or
+'float16'); parameters, statistics and logits stay float32.
 """
 
 import itertools

@@ -78,14 +78,8 @@ def load(
       )
     _check_same_shapes(origin, found, fresh)
     terminal.say(f'Weights from {origin}, {trained.origin}')
-  if isinstance(model, DRNet) and not has_router and _predictor_is_base(model):
-    params, batch_stats = found
-    begin = model.variables(params, batch_stats, min(model.resolutions))
-    head = {layers.HEAD: fresh[0]['predictor'][layers.HEAD]}
-    found = (
-      params | {'predictor': begin['params'] | head},
-      batch_stats | {'predictor': begin['batch_stats']},
-    )
+  if isinstance(model, DRNet) and not has_router:
+    found = _begin_predictor(model, found, fresh)
   return jax.device_put(found, mesh_lib.replicated(mesh))
 
 
@@ -147,11 +141,23 @@ def _from_torch(
   return weights
 
 
-def _predictor_is_base(model: DRNet) -> bool:
-  """Whether the two are the same network but for the number of outputs."""
+def _begin_predictor(model: DRNet, found: Weights, fresh: Weights) -> Weights:
+  """Gives the base's weights to a predictor that is the base, but for HEAD."""
   base, predictor = model.base, model.predictor
-  return type(base) is type(predictor) and predictor == base.clone(
+  if type(base) is not type(predictor) or predictor != base.clone(
     num_classes=predictor.num_classes
+  ):
+    return found
+  params, batch_stats = found
+  begin, ours = model.variables(*found, min(model.resolutions)), fresh[0]
+  theirs = begin['params'] | {
+    k: x for k, x in ours['predictor'].items() if k == layers.HEAD
+  }
+  if checkpoint.differences(theirs, ours['predictor']):
+    return found  # the number of outputs is also elsewhere
+  return (
+    params | {'predictor': theirs},
+    batch_stats | {'predictor': begin['batch_stats']},
   )
 
 

@@ -46,7 +46,10 @@ def prefers_jax(trained: workdir.Trained) -> bool:
 def in_jax(
   trained: workdir.Trained, contract: Contract, batch: int, *, few: bool = False
 ) -> Engine:
-  """The model's own programs; `few`, for a batch of that size alone."""
+  """The model's own programs; see `exported` on `batch`.
+
+  With `few` only for a batch of just that size, which is not 0 then.
+  """
   if isinstance(trained.model, RANet):
     pixels = trained.model.image_px**2
     cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // pixels)
