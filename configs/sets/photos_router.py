@@ -5,8 +5,8 @@ python -m drnet_jax sweep --set=configs/sets/photos_router.py
 --workdir=runs/photos_router --config.data.data_dir=photos
 --config.init_from=runs/photos/ensemble_teaches
 
-DRNet's second stage on photographs, from the network that configs/photos.py
-has made for its sizes: by the paper's gradient and by all, with a predictor
+DRNet's second stage on photographs, from a network for its sizes, here a row of
+configs/sets/photos.py: by the paper's gradient and by all, with a predictor
 that begins at random, the paper's for this network, and with one that begins
 with the trained network's own weights. The report compares their routers with
 cascades and fixed sizes of the same weights.

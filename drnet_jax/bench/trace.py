@@ -17,7 +17,7 @@ _TIMES = 3  # that the job is run
 
 
 def profile(job: Callable[[], None]) -> list[dict]:
-  """Profiles a job that has been compiled, and returns once it is done.
+  """Profiles a compiled job, a function that returns only once it is done.
 
   Returns:
     Rows: how busy the device was; its dearest kernels, of all their calls; the

@@ -51,8 +51,8 @@ class Some:
 
   Attributes:
     examples: all of them, see `sources.Examples`.
-    rows: which these are.
-    labels: for each label of theirs the new one; None leaves them.
+    rows: [N], the indices of these.
+    labels: [K], for each label of theirs the new one; None leaves them.
   """
 
   examples: Any

@@ -113,8 +113,12 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     'validate',
     batch_size=run.eval_batch_size,
   )
+  routed = [stage.step == 'routed' for stage in run.stages.values()]
   with processes.signals_noted():
     for i, stage in enumerate(stages[first:], first):
+      if i > first and not any(routed[:i]):
+        # As `load` does for this stage alone.
+        weights = weights_lib.begin_predictor(model, weights)
       later = [s.name for s in stages[i + 1 :]]
       weights = stage.run(path, weights, evaluate, later)
 

@@ -34,8 +34,7 @@ def load(
     origin: a workdir, whose latest weights are taken (those of the predictor
       only if it has been trained); or weights under PyTorch's names (`hub`),
       which go to the base network, its norms to every size. An untrained
-      predictor that is the base network but for its outputs begins with the
-      base's weights, with the norms of the smallest size.
+      predictor may begin with them too, see `begin_predictor`.
     model: to load them into.
     fresh: of the model, as initialised.
     mesh: devices to put them on.
@@ -78,9 +77,35 @@ def load(
       )
     _check_same_shapes(origin, found, fresh)
     terminal.say(f'Weights from {origin}, {trained.origin}')
-  if isinstance(model, DRNet) and not has_router:
-    found = _begin_predictor(model, found, fresh)
+  if not has_router:
+    found = begin_predictor(model, found)
   return jax.device_put(found, mesh_lib.replicated(mesh))
+
+
+def begin_predictor(model: Model, weights: Weights) -> Weights:
+  """Begins an untrained predictor that is the base but for its outputs.
+
+  It has the base's weights then, with the norms of the smallest size; its
+  layer HEAD, and any other predictor, stays as it is.
+  """
+  if not isinstance(model, DRNet) or model.predictor is None:
+    return weights
+  params, batch_stats = weights
+  base, predictor, ours = model.base, model.predictor, params['predictor']
+  if (
+    type(base) is not type(predictor)
+    or predictor != base.clone(num_classes=predictor.num_classes)
+    or layers.HEAD not in ours
+  ):
+    return weights
+  begin = model.variables(params, batch_stats, min(model.resolutions))
+  theirs = begin['params'] | {layers.HEAD: ours[layers.HEAD]}
+  if checkpoint.differences(theirs, ours):
+    return weights  # the number of outputs is also elsewhere
+  return (
+    params | {'predictor': theirs},
+    batch_stats | {'predictor': begin['batch_stats']},
+  )
 
 
 def import_torch(
@@ -139,26 +164,6 @@ def _from_torch(
   weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
   terminal.say(f'Weights from {file}, the norms copied to every size')
   return weights
-
-
-def _begin_predictor(model: DRNet, found: Weights, fresh: Weights) -> Weights:
-  """Gives the base's weights to a predictor that is the base, but for HEAD."""
-  base, predictor = model.base, model.predictor
-  if type(base) is not type(predictor) or predictor != base.clone(
-    num_classes=predictor.num_classes
-  ):
-    return found
-  params, batch_stats = found
-  begin, ours = model.variables(*found, min(model.resolutions)), fresh[0]
-  theirs = begin['params'] | {
-    k: x for k, x in ours['predictor'].items() if k == layers.HEAD
-  }
-  if checkpoint.differences(theirs, ours['predictor']):
-    return found  # the number of outputs is also elsewhere
-  return (
-    params | {'predictor': theirs},
-    batch_stats | {'predictor': begin['batch_stats']},
-  )
 
 
 def _check_same_shapes(origin: str, found: Weights, ours: Weights) -> None:
