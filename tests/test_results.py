@@ -21,6 +21,7 @@ from drnet_jax.report.paper_tables import TABLES
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'results'
+_PHOTOS_GMACS = 0.152816  # MobileNetV2 of ten classes at 160 px
 # docs/SCALE.md has estimates of the cost model instead.
 PAGES = '\n'.join(
   path.read_text()
@@ -254,6 +255,26 @@ def photos_whole():
   ]
 
 
+def photos_router():
+  """Top-1 (and cost) of each family at some budgets, by where it begins."""
+  found = {}
+  for r in raw('photos_router'):
+    top1 = 100 * float(r['test_top1'])
+    cost = 100 * float(r['test_gmacs']) / _PHOTOS_GMACS
+    key = r['row'], round(100 * float(r['budget_gmacs']) / _PHOTOS_GMACS)
+    cell = f'{top1:.1f} ({cost:.0f})'
+    of_budget = found.setdefault(key, {})
+    of_budget[r['family']] = cell
+    if r['family'] == 'router':
+      of_budget['fixed'] = f'{100 * float(r["best_fixed"]):.1f}'
+  order = ('fixed', 'router', 'cascade', 'routed_cascade')
+  return [
+    [row, str(budget), *(cells[name] for name in order)]
+    for (row, budget), cells in found.items()
+    if budget in (30, 42, 53, 73)
+  ]
+
+
 def photos_rates():
   """Top-1 at each size, by folder and learning rate."""
   found = {}
@@ -440,6 +461,7 @@ IN_RESULTS = {
   ('row of the set', 'top-1, %'): imagenette,
   ('learns from', '64 px'): photos_training,
   ('folder', 'new classifier'): photos_rates,
+  ('row of the set of routers',): photos_router,
   ('one network, all training images',): photos_whole,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
 }
