@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses command lines of this package as the commands themselves would.
 
-    echo '[["drnet_jax", "predict", "--workdir=runs/x", "a.png"]]' | \\
-        python tests/parse_commands.py
-
-Prints a line for each: nothing if its flags exist and its config loads, else
-what is wrong. Every command is parsed in a process of its own, since commands
-may define flags of one name.
+Every command is parsed in a process of its own, since commands may define flags
+of one name.
 """
 
 import contextlib
@@ -15,18 +11,42 @@ import io
 import json
 import os
 import sys
+import tempfile
 
+import forked
 from absl import flags
 
 from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
-from drnet_jax.report import figures  # noqa: F401
 from drnet_jax.run import train
-from drnet_jax.serve import compiled  # noqa: F401  (imported once, for all)
 
 
-def mistake(arguments: list[str]) -> str:
-  """What is wrong with a command line: '' if nothing."""
+def mistakes(commands, *, cwd) -> list[str]:
+  """What is wrong with each command line, given in a folder: '' if nothing.
+
+  That is, whether its flags exist and its config loads.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    file = os.path.join(folder, 'said')
+    process = forked.start(_parse_all, commands, str(cwd), file)
+    process.join()
+    assert process.exitcode == 0
+    with open(file) as said:
+      return [json.loads(line) for line in said]
+
+
+def _parse_all(commands, cwd, file) -> None:
+  os.chdir(cwd)
+  sys.path.append(cwd)
+  for words in commands:
+    if not (child := os.fork()):
+      with open(file, 'a') as said:
+        print(json.dumps(_mistake(words)), file=said)
+      os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _mistake(arguments: list[str]) -> str:
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said):
@@ -44,17 +64,3 @@ def mistake(arguments: list[str]) -> str:
   except (UserError, ImportError, AttributeError) as error:
     return str(error)
   return ''
-
-
-def main() -> None:
-  for arguments in json.load(sys.stdin):
-    sys.stdout.flush()
-    if not (child := os.fork()):
-      print(json.dumps(mistake(arguments)))
-      sys.stdout.flush()
-      os._exit(0)
-    os.waitpid(child, 0)
-
-
-if __name__ == '__main__':
-  main()

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny runs on several processes, for tests: children that start at once."""
 
-import multiprocessing
 import os
 import socket
 import sys
 
-import jax
+import forked
 from absl import flags
 
 from configs import smoke
@@ -46,26 +45,31 @@ def tiny_config(data_dir: str, **changes):
 
 
 def start(path, config, *, num_processes=1, devices=1):
-  """Starts a run; returns its processes, of Python's multiprocessing."""
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['run_processes'])
+  """Starts a run; returns its processes, of Python's multiprocessing.
+
+  They keep what they compile beside the run: one that is killed while it writes
+  there may leave what nobody else should read.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
+  environment = forked.own_cache(os.path.join(os.path.dirname(path), 'cache'))
+  # The last of a name counts.
+  environment['XLA_FLAGS'] = ' '.join(
+    [
+      os.environ['XLA_FLAGS'],
+      f'--xla_force_host_platform_device_count={devices}',
+    ]
+  )
   children = []
   for i in range(num_processes):
-    environment = {}
     if num_processes > 1:
-      environment = {
+      environment |= {
         'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
         'JAX_NUM_PROCESSES': str(num_processes),
         'JAX_PROCESS_ID': str(i),
       }
-    child = context.Process(
-      target=_train, args=(environment, devices, config, path)
-    )
-    child.start()
-    children.append(child)
+    children.append(forked.start(_train, config, path, **environment))
   return children
 
 
@@ -78,19 +82,10 @@ def run(path, config, **shape) -> None:
   assert not any(codes), f'exit statuses {codes}'
 
 
-def _train(environment, devices, config, path) -> None:
+def _train(config, path) -> None:
   """What `main` does of a run, but for the report."""
-  os.environ |= environment | {
-    'XLA_FLAGS': '--xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true '
-    f'--xla_force_host_platform_device_count={devices}',
-  }
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  cache = os.path.join(os.path.dirname(path), 'cache')
-  jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
   with processes.leaving_together():
     cli.run_command(lambda: _joined(config, path))
 

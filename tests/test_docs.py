@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """README and docs: links lead somewhere, commands are right, examples run."""
 
-import json
 import os
 import pathlib
 import re
@@ -10,7 +9,9 @@ import shutil
 import subprocess
 import sys
 
+import forked
 import jax
+import parse_commands
 import pytest
 from conftest import QUICK, pictures
 from PIL import Image
@@ -166,17 +167,21 @@ def place(data_dir, tmp_path_factory):
   return folder
 
 
-def shell(place, command, *, timeout=280):
+def run(place, words, *, timeout=280):
   """Runs a command there with the python of these tests."""
-  environment = os.environ | {
-    'PATH': os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'],
+  # On one device, as its reader has.
+  environment = {
     'PYTHONPATH': f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
-    'XLA_FLAGS': ' '.join(QUICK),  # on one device, as its reader has
+    'XLA_FLAGS': ' '.join(QUICK),
   }
+  if os.path.basename(words[0]) == 'python':
+    return forked.python(*words[1:], cwd=place, timeout=timeout, **environment)
+  binaries = os.path.dirname(sys.executable)
+  environment['PATH'] = binaries + os.pathsep + os.environ['PATH']
   return subprocess.run(
-    ['bash', '-c', command],
+    words,
     cwd=place,
-    env=environment,
+    env=os.environ | environment,
     capture_output=True,
     text=True,
     timeout=timeout,
@@ -199,17 +204,7 @@ def test_flags_and_configs_of_all_commands(place):
     ['drnet_jax.main', '--config=configs/none.py'],
     ['drnet_jax.main', '--config=configs/smoke.py', '--config.seed=x'],
   ]
-  done = subprocess.run(
-    [sys.executable, str(ROOT / 'tests' / 'parse_commands.py')],
-    input=json.dumps(found + wrong),
-    cwd=place,
-    env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{place}'},
-    capture_output=True,
-    text=True,
-    timeout=250,
-  )
-  assert not done.returncode, done.stderr
-  said = [json.loads(line) for line in done.stdout.splitlines()]
+  said = parse_commands.mistakes(found + wrong, cwd=place)
   assert len(said) == len(found + wrong) and all(said[len(found) :])
   mistakes = {
     shlex.join(words): mistake
@@ -227,14 +222,14 @@ def test_other_commands(place):
       if of_package(words):
         continue
       if words[0] == 'make':
-        done = shell(ROOT, f'make -n {words[1]}')
+        done = run(ROOT, ['make', '-n', words[1]])
         assert not done.returncode, done.stderr
       elif words[:2] == ['pip', 'install']:
         (extra,) = re.findall(r'drnet_jax\[(\w+)\]', words[2])
         assert f'\n{extra} =\n' in (ROOT / 'setup.cfg').read_text()
       elif words[1].startswith('launch/'):
         # Its source is not there: one error, but none about flags.
-        done = shell(place, line)
+        done = run(place, words)
         assert done.stderr.startswith('error: '), f'{line}: {done.stderr}'
       else:
         assert any(known in line for known in RUN), line
@@ -255,7 +250,7 @@ def test_commands_and_examples_run(path, place, monkeypatch):
     line = shlex.join(words)
     for known, more in RUN.items():
       if known in line:
-        done = shell(place, f'{line} {more}'.replace('.venv/bin/', ''))
+        done = run(place, words + shlex.split(more))
         assert not done.returncode, f'{line}: {done.stderr}'
   monkeypatch.chdir(place)
   written = [text for _, text in files_of(path)]

@@ -2,8 +2,6 @@
 """Whole runs: what a user does, and what can go wrong."""
 
 import contextlib
-import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,11 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parse_commands
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from conftest import QUICK, compilations, rows_of
 from PIL import Image
+from run_processes import start
 
 from configs import smoke
 from drnet_jax import mesh as mesh_lib
@@ -316,23 +315,13 @@ def test_unknown_field_on_the_command_line(tmp_path):
 
 
 def test_a_set_needs_one_of_its_rows():
-  rows = ('', ':none')
-  done = subprocess.run(
-    [sys.executable, os.path.join(ROOT, 'tests', 'parse_commands.py')],
-    input=json.dumps(
-      [
-        ['drnet_jax.main', f'--config=configs/sets/in1k.py{row}', '--workdir=x']
-        for row in rows
-      ]
-    ),
+  without, unknown = parse_commands.mistakes(
+    [
+      ['drnet_jax.main', f'--config=configs/sets/in1k.py{row}', '--workdir=x']
+      for row in ('', ':none')
+    ],
     cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': ROOT},
-    capture_output=True,
-    text=True,
-    timeout=200,
   )
-  assert not done.returncode, done.stderr
-  without, unknown = map(json.loads, done.stdout.splitlines())
   assert 'missing 1 required positional argument' in without
   assert "no row 'none'" in unknown
   for said in (without, unknown):
@@ -394,37 +383,17 @@ class Stubborn(nn.Module):
     return jnp.zeros((len(x), 1)) + bias + wish
 
 
-def _train_smoke(data_dir: str, path: str) -> None:
-  """The run of `finished`, in a process of its own."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  train.train(make_config(data_dir), path)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_random_moments(finished, config, tmp_path, monkeypatch):
+def test_killed_at_random_moments(finished, config, tmp_path):
   """kill -9, again and again: the numbers are those of a run never killed."""
   path, rng = str(tmp_path / 'run'), np.random.default_rng(0)
-  # JAX may be killed while it writes there: nobody else should read that.
-  for name, value in {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-  }.items():
-    monkeypatch.setenv(name, value)
-  # Children of a process that has imported everything, and done no more.
-  processes = multiprocessing.get_context('forkserver')
-  processes.set_forkserver_preload(['conftest', 'test_run'])
   kills = 0
   # Some of the kills fall into the writing of a checkpoint, the others (at any
   # sign of life) mostly into starting up and compiling.
   in_writing = (1, 4, 7)
   while True:
-    process = processes.Process(
-      target=_train_smoke, args=(config.data.data_dir, path)
-    )
-    process.start()
+    (process,) = start(path, config, devices=jax.device_count())
     writing = kills in in_writing
     begun = _wait_for_progress(process, path, writing=writing)
     if kills < KILLS and begun:
