@@ -103,6 +103,9 @@ def test_a_mistake_that_one_process_meets_ends_all(root):
         Image.fromarray(pixels).save(folder / split / name / f'{i}.png')
   (folder / 'train/dog/bad.png').write_text('no image')
   config = tiny_config(str(folder))
+  config.stages = ('pretrain',)  # which compiles sooner
+  config.pretrain.batch_size = 16
+  config.seed = 1  # the bad image is not of the first batch
   config.data.update(
     name='folder',
     train_split='train',
