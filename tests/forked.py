@@ -7,10 +7,7 @@ what a command imports takes longer than most of what tests ask of it.
 
 import multiprocessing
 import os
-import runpy
-import subprocess
 import sys
-import tempfile
 from unittest import mock
 
 import jax
@@ -55,44 +52,3 @@ def _begin(environment, target, arguments) -> None:
       kind = str if default is None else type(default)
       jax.config.update(name.lower(), kind(value))
   target(*arguments)
-
-
-def python(*arguments, cwd, timeout=200, **environment):
-  """What `python ARGUMENTS`, a module or a file, does in a folder.
-
-  Args:
-    *arguments: '-m' and a module, or a file, and what follows.
-    cwd: the folder.
-    timeout: in seconds.
-    **environment: what is other in it.
-
-  Returns:
-    `subprocess.CompletedProcess`, with text.
-  """
-  # It would start again, from nothing.
-  environment |= {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'}
-  with tempfile.TemporaryDirectory() as folder:
-    said = [os.path.join(folder, name) for name in ('out', 'err')]
-    process = start(_python, arguments, str(cwd), said, **environment)
-    process.join(timeout)
-    if process.exitcode is None:
-      process.kill()
-      process.join()
-      raise subprocess.TimeoutExpired(arguments, timeout)
-    out, err = (open(path).read() for path in said)
-  return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
-
-
-def _python(arguments, cwd, said) -> None:
-  for number, path in enumerate(said, 1):
-    with open(path, 'w') as file:
-      os.dup2(file.fileno(), number)
-  os.chdir(cwd)
-  if arguments[0] == '-m':
-    sys.argv = list(arguments[1:])
-    sys.path.insert(0, cwd)
-    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
-  else:
-    sys.argv = list(arguments)
-    sys.path.insert(0, os.path.dirname(os.path.join(cwd, sys.argv[0])))
-    runpy.run_path(sys.argv[0], run_name='__main__')
