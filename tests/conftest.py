@@ -5,6 +5,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import gc
 import io
 import os
 import tempfile
@@ -39,6 +40,10 @@ os.environ['XDG_CACHE_HOME'] = _CACHE.name
 _PROGRAMS = tempfile.TemporaryDirectory()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _PROGRAMS.name)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+
+# Tracing makes objects by the million, few of them in cycles; looking for these
+# as often as is usual takes up to a seventh of its time.
+gc.set_threshold(100_000, 20, 100)
 
 import jax  # noqa: E402  (the flags must come first)
 import numpy as np  # noqa: E402
