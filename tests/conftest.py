@@ -45,7 +45,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 # as often as is usual takes up to a seventh of its time.
 gc.set_threshold(100_000, 20, 100)
 
-import jax  # noqa: E402  (the flags must come first)
+import flax.linen as nn  # noqa: E402  (the flags must come first)
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
@@ -92,6 +93,23 @@ def compilations():
     yield compiled
   finally:
     jax.monitoring.clear_event_listeners()
+
+
+def without_draws(call, args, kwargs, context):
+  """For `nn.intercept_methods`, where shapes are all that is asked for.
+
+  To trace how the weights of convolutions are drawn takes as long as the rest.
+  """
+  if isinstance(context.module, nn.Conv):
+    object.__setattr__(context.module, 'kernel_init', nn.initializers.zeros)
+  return call(*args, **kwargs)
+
+
+@pytest.fixture
+def shapes_alone():
+  """In a test that uses this, fresh convolutions have weights of zeros."""
+  with nn.intercept_methods(without_draws):
+    yield
 
 
 _NETWORK = {

@@ -19,8 +19,11 @@ from drnet_jax.errors import UserError
 from drnet_jax.run import describe, train, workdir
 from drnet_jax.run.stage import STEPS
 
-# ml_collections loads config files in a way that Python is to drop.
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+pytestmark = [
+  # ml_collections loads config files in a way that Python is to drop.
+  pytest.mark.filterwarnings('ignore::DeprecationWarning'),
+  pytest.mark.usefixtures('shapes_alone'),
+]
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.glob('*.py'))

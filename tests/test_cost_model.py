@@ -80,6 +80,7 @@ def test_averages_and_gradients_that_are_kept_are_counted():
   assert extra(accumulate=2) == params
 
 
+@pytest.mark.usefixtures('shapes_alone')
 def test_programs_are_counted_and_fit():
   run = train.read(in1k.get_config())
   model = models.create(run.model, num_classes=1000)
@@ -101,6 +102,7 @@ def test_programs_are_counted_and_fit():
   assert held['learn, 224 px'] == held['step']
 
 
+@pytest.mark.usefixtures('shapes_alone')
 def test_the_report_of_a_config():
   def report(config):
     return cost_model.report(

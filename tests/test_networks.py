@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_golden
-from conftest import random_batch
+from conftest import random_batch, without_draws
 
 from drnet_jax import flops, models
 from drnet_jax.models import layers, ranet_blocks, torch_weights
@@ -33,11 +33,13 @@ def create(description, num_classes=torch_golden.NUM_CLASSES):
   return models.NETWORKS[name](num_classes=num_classes, **arguments)
 
 
-def shapes_of(network, size_px=64):
-  image = jax.ShapeDtypeStruct((1, size_px, size_px, 3), jnp.float32)
-  return jax.eval_shape(
-    lambda x: network.init(jax.random.key(0), x, train=False), image
-  )
+@functools.cache
+def shapes_of(network):
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  with nn.intercept_methods(without_draws):
+    return jax.eval_shape(
+      lambda x: network.init(jax.random.key(0), x, train=False), image
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -228,6 +230,19 @@ def test_convolutions_of_cpus(monkeypatch, groups, side, stride, padding):
     np.testing.assert_allclose(a.astype(float), b, atol=0.3, rtol=0.05)
 
 
+def drawn(shapes):
+  """Weights of the usual size, by NumPy: XLA takes long to compile a draw."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    if path[-1].key == 'kernel':
+      deviation = np.sqrt(x.shape[-1] / x.size)  # 1 / sqrt(inputs)
+      return rng.normal(0, deviation, x.shape).astype(x.dtype)
+    return np.full(x.shape, path[-1].key in ('scale', 'var'), x.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 @pytest.mark.parametrize(
   'name',
   [
@@ -240,9 +255,7 @@ def test_bfloat16_computes_so_and_keeps_float32(name):
   make = models.NETWORKS[name]
   image = jnp.asarray(torch_golden.random_images(64))
   full, half = (make(num_classes=5, dtype=d) for d in ('float32', 'bfloat16'))
-  variables = jax.jit(lambda x: full.init(jax.random.key(0), x, train=False))(
-    image
-  )
+  variables = drawn(shapes_of(full))
 
   def train(x):
     return half.apply(
@@ -253,10 +266,10 @@ def test_bfloat16_computes_so_and_keeps_float32(name):
       rngs={'dropout': jax.random.key(1)},
     )
 
-  logits, moved = jax.eval_shape(train, image)
+  jaxpr, (logits, moved) = jax.make_jaxpr(train, return_shape=True)(image)
   assert logits.dtype == jnp.float32
   assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype('float32')}
-  assert 'bf16' in str(jax.make_jaxpr(train)(image))
+  assert 'bf16' in str(jaxpr)
   found, expected = (
     jax.jit(lambda x, n=n: n.apply(variables, x, train=False))(image)
     for n in (half, full)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import without_draws
 
 from drnet_jax import losses, models
 from drnet_jax.errors import UserError
@@ -142,31 +143,38 @@ def test_costs_and_parameters_are_the_authors(name, classes):
   macs, parameters = (
     [int(x) for x in row.split()] for row in COSTS[name, classes]
   )
-  assert create(name, classes).macs_and_parameters == list(
-    zip(macs, parameters, strict=True)
-  )
+  found, _, _ = traced(name, classes)
+  assert found == list(zip(macs, parameters, strict=True))
 
 
-def outputs(name):
-  """Channels and side of each block's output, as 'C@H'."""
-  network, found = create(name).network, []
+@functools.cache
+def traced(name, classes):
+  """Of one tracing, which takes seconds.
+
+  Returns:
+    Multiply-adds and parameters up to each exit; channels and side of each
+    block's output, as 'C@H'; the shapes of the variables.
+  """
+  model, blocks, variables = create(name, classes), [], {}
 
   def note(call, args, kwargs, context):
     result = call(*args, **kwargs)
     if isinstance(context.module, ranet_blocks.Block):
-      found.append(f'{result[0].shape[-1]}@{result[0].shape[1]}')
+      blocks.append(f'{result[0].shape[-1]}@{result[0].shape[1]}')
+    if context.module.path == () and context.method_name == '__call__':
+      variables.update(jax.eval_shape(lambda: context.module.variables))
     return result
 
-  blank = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  with flax.linen.intercept_methods(note):
-    jax.eval_shape(
-      lambda x: network.init(jax.random.key(0), x, train=False), blank
-    )
-  return ' '.join(found)
+  with (
+    flax.linen.intercept_methods(without_draws),
+    flax.linen.intercept_methods(note),
+  ):
+    costs = model.macs_and_parameters
+  return costs, ' '.join(blocks), variables
 
 
 def test_blocks_of_the_anytime_model():
-  assert outputs('cifar_anytime') == (
+  assert traced('cifar_anytime', 10)[1] == (
     '160@8 256@8 100@16 92@8 140@8 188@8 50@32 46@16 87@16 69@8 93@8 117@8 '
     '50@32 46@32 87@32 138@16 101@16 156@8 180@8 204@8'
   )
@@ -179,12 +187,7 @@ def pseudo_random(shape):
   return h.reshape(shape)
 
 
-def pseudo_random_variables(network, side_px):
-  blank = jax.ShapeDtypeStruct((1, side_px, side_px, 3), jnp.float32)
-  shapes = jax.eval_shape(
-    lambda x: network.init(jax.random.key(0), x, train=False), blank
-  )
-
+def pseudo_random_variables(shapes):
   def weights(path, x):
     if path[-1] == 'scale' or path[-1] == 'var':
       return np.ones(x.shape, np.float32)
@@ -209,12 +212,13 @@ def pseudo_random_variables(network, side_px):
 @functools.cache
 def batch_of(name):
   """A network, its variables, images and labels."""
-  network = create(name, 1000 if name == 'tiny imagenet' else 10).network
+  classes = 1000 if name == 'tiny imagenet' else 10
+  network, (*_, shapes) = create(name, classes).network, traced(name, classes)
   batch, side_px = (2, 224) if name == 'tiny imagenet' else (4, 32)
   images = 2 * pseudo_random((batch, 3, side_px, side_px))
   images = jnp.asarray(images.transpose(0, 2, 3, 1), jnp.float32)
   labels = 3 * jnp.arange(batch) % 10
-  return network, pseudo_random_variables(network, side_px), images, labels
+  return network, pseudo_random_variables(shapes), images, labels
 
 
 def cross_entropy(logits, labels):
