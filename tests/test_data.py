@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn import datasets as sklearn_datasets
 from test_sources import DATA
 
 from drnet_jax import settings
@@ -56,7 +55,9 @@ def test_splits_have_the_promised_sizes_and_digits(data):
 
 
 def test_originals_are_scikit_learns_and_not_in_the_test_split(data):
-  digits = sklearn_datasets.load_digits()
+  from sklearn import datasets  # takes seconds, of every worker
+
+  digits = datasets.load_digits()
   known = {
     np.round(image * (255 / 16)).astype(np.uint8).tobytes(): label
     for image, label in zip(digits.images, digits.target, strict=True)

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from conftest import pictures, tiny_trained
-from sklearn.linear_model import LogisticRegression
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.run import head
@@ -38,6 +37,8 @@ def one_hot(classes):
 
 @pytest.mark.parametrize('devices, labels', [(1, in_int32), (8, one_hot)])
 def test_it_is_the_logistic_regression_of_scikit_learn(devices, labels):
+  from sklearn.linear_model import LogisticRegression  # takes seconds
+
   trained, mesh = tiny_trained(), mesh_lib.create(devices)
   weights = trained.params, trained.batch_stats
   found = head.fitted(trained.model, *weights, batches(mesh, labels), mesh)
