@@ -45,8 +45,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 # as often as is usual takes up to a seventh of its time.
 gc.set_threshold(100_000, 20, 100)
 
-import flax.linen as nn  # noqa: E402  (the flags must come first)
-import jax  # noqa: E402
+import jax  # noqa: E402  (the flags must come first)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
@@ -57,6 +56,7 @@ from drnet_jax import models  # noqa: E402
 from drnet_jax.choosing import record  # noqa: E402
 from drnet_jax.choosing.options import Costs, Options  # noqa: E402
 from drnet_jax.data import sources  # noqa: E402
+from drnet_jax.models import layers  # noqa: E402
 from drnet_jax.run import workdir  # noqa: E402
 from drnet_jax.run.checkpoint import Checkpoints  # noqa: E402
 
@@ -95,20 +95,10 @@ def compilations():
     jax.monitoring.clear_event_listeners()
 
 
-def without_draws(call, args, kwargs, context):
-  """For `nn.intercept_methods`, where shapes are all that is asked for.
-
-  To trace how the weights of convolutions are drawn takes as long as the rest.
-  """
-  if isinstance(context.module, nn.Conv):
-    object.__setattr__(context.module, 'kernel_init', nn.initializers.zeros)
-  return call(*args, **kwargs)
-
-
 @pytest.fixture
 def shapes_alone():
   """In a test that uses this, fresh convolutions have weights of zeros."""
-  with nn.intercept_methods(without_draws):
+  with layers.shapes_alone():
     yield
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_golden
-from conftest import random_batch, without_draws
+from conftest import random_batch
 
 from drnet_jax import flops, models
 from drnet_jax.models import layers, ranet_blocks, torch_weights
@@ -36,7 +36,7 @@ def create(description, num_classes=torch_golden.NUM_CLASSES):
 @functools.cache
 def shapes_of(network):
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  with nn.intercept_methods(without_draws):
+  with layers.shapes_alone():
     return jax.eval_shape(
       lambda x: network.init(jax.random.key(0), x, train=False), image
     )

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import without_draws
 
 from drnet_jax import losses, models
 from drnet_jax.errors import UserError
@@ -165,10 +164,7 @@ def traced(name, classes):
       variables.update(jax.eval_shape(lambda: context.module.variables))
     return result
 
-  with (
-    flax.linen.intercept_methods(without_draws),
-    flax.linen.intercept_methods(note),
-  ):
+  with flax.linen.intercept_methods(note):
     costs = model.macs_and_parameters
   return costs, ' '.join(blocks), variables
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from drnet_jax import flops, resize, routing
 from drnet_jax.flops import Macs
-from drnet_jax.models import resolution_norm
+from drnet_jax.models import layers, resolution_norm
 
 Tree = dict[str, Any]
 
@@ -243,7 +243,8 @@ class DRNet:
 
   @functools.cached_property
   def _macs(self) -> Macs:
-    params, stats = jax.eval_shape(self.init, jax.random.key(0))
+    with layers.shapes_alone():
+      params, stats = jax.eval_shape(self.init, jax.random.key(0))
 
     def count(network: nn.Module, variables: Tree, size_px: int) -> int:
       images = self._blank(size_px)

@@ -14,9 +14,10 @@ The dtype of a network is that of its computation ('float32', 'bfloat16' or
 'float16'); parameters, statistics and logits stay float32.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -147,6 +148,22 @@ def round_channels(channels: float) -> int:
   """To a multiple of 8, at most a tenth below (MobileNetV2's rule)."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+  """Within, fresh convolutions are zeros: for `jax.eval_shape` of an `init`.
+
+  To trace how their weights are drawn takes as long as all the rest.
+  """
+
+  def without_draws(call, args, kwargs, context):
+    if isinstance(context.module, nn.Conv):
+      object.__setattr__(context.module, 'kernel_init', nn.initializers.zeros)
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(without_draws):
+    yield
 
 
 def narrow_conv(x, kernel, strides, padding, **options):

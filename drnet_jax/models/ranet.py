@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from drnet_jax import resize
 from drnet_jax.flops import Macs
-from drnet_jax.models import ranet_blocks, ranet_network
+from drnet_jax.models import layers, ranet_blocks, ranet_network
 from drnet_jax.models.ranet_network import ResolutionAdaptiveNetwork, State
 
 Tree = dict[str, Any]
@@ -53,9 +53,9 @@ class RANet:
   def init(self, key: jax.Array) -> tuple[Tree, Tree]:
     """Returns fresh (params, batch_stats); quickest when not compiled."""
     blank = jnp.zeros((1, self.image_px, self.image_px, 3))
-    shapes = jax.eval_shape(
-      functools.partial(self.network.init, train=True), key, blank
-    )
+    init = functools.partial(self.network.init, train=True)
+    with layers.shapes_alone():
+      shapes = jax.eval_shape(init, key, blank)
     variables = ranet_network.initial(key, shapes)
     return (
       {'network': variables['params']},

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from drnet_jax.errors import UserError
+from drnet_jax.models import layers
 
 Tree = dict[str, Any]
 
@@ -111,7 +112,7 @@ def check_norms(network: nn.Module, images: jax.ShapeDtypeStruct) -> None:
       maskable.add(context.module.path)
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(note):
+  with nn.intercept_methods(note), layers.shapes_alone():
     variables = jax.eval_shape(
       lambda x: network.init(jax.random.key(0), x, train=False), images
     )
