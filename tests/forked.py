@@ -14,7 +14,7 @@ import jax
 
 # No modules of commands: those define their flags when they are run.
 from drnet_jax.commands import cli  # noqa: F401
-from drnet_jax.report import figures  # noqa: F401
+from drnet_jax.report import plots  # noqa: F401
 from drnet_jax.run import evaluate, train  # noqa: F401
 from drnet_jax.serve import compiled  # noqa: F401
 

@@ -21,7 +21,7 @@ from drnet_jax.export import DECODINGS, package
 from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.report import figures, latencies
+from drnet_jax.report import latencies, plots
 from drnet_jax.serve import choice, engines, openvino
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.engines import OnnxEngine
@@ -406,6 +406,7 @@ def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
     path: of the files, without ending.
   """
   contract, record = contenders.subject.contract, contenders.subject.record
+  label = 'latency of one image on this machine, ms'
   ms = {
     (row['path'], row['part']): row['ms_per_image']
     for row in speed
@@ -414,13 +415,12 @@ def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
   if record is not None:
     routes = len(policy_lib.routes(record)) > 1
     router = contract.as_trained if routes else None
-    curves = latencies.curves(ms, record, router)
-    figures.latency(curves, 'top-1, %', path)
+    plots.write({label: latencies.curves(ms, record, router)}, path)
     return
   curves = []
   for name in dict.fromkeys(name for name, _ in ms):
     options = [ms[name, option] for option in contract.options.names]
     if contract.options.noun == 'exit':
       options = np.cumsum(options)
-    curves.append((name, options, list(contract.gmacs)))
-  figures.latency(curves, 'GMACs', path)
+    curves.append(plots.Curve(name, options, contract.gmacs))
+  plots.write({label: curves}, path, 'GMACs')

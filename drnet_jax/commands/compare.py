@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     raise UserError('give --workdirs, separated by commas, and --folder')
   from drnet_jax import terminal
   from drnet_jax.bench import models
-  from drnet_jax.report import figures
+  from drnet_jax.report import plots
   from drnet_jax.tables import write_csv
 
   os.makedirs(_FOLDER.value, exist_ok=True)
@@ -71,5 +71,18 @@ def run(arguments: Sequence[str]) -> None:
   )
   path = os.path.join(_FOLDER.value, 'compare')
   write_csv(path + '.csv', rows)
-  figures.models(rows, path)
+  panels = {}
+  for field, scale, label in (
+    ('gmacs', 1e3, 'average cost of an image, MMACs'),
+    ('ms_per_image', 1, 'time of an image on this machine, ms'),
+  ):
+    panels[label] = []
+    for name in dict.fromkeys(row['model'] for row in rows):
+      points = sorted(
+        (scale * row[field], 100 * row['top1'])
+        for row in rows
+        if row['model'] == name
+      )
+      panels[label].append(plots.Curve(name, *zip(*points, strict=True)))
+  plots.write(panels, path)
   print(f'Written: {path}.csv, .png, .svg')

@@ -118,7 +118,7 @@ class EvaluatedRun:
       families = {'cascade': search.cascades(self.record, self.record.costs)}
     others = {}
     for family in ('router', 'cascade', 'routed_cascade'):
-      rival = _within(families.get(family, ()), cost)
+      rival = within(families.get(family, ()), cost)
       if rival and rival.policy != self.policy:
         others[family.replace('_', ' ')] = rival.policy
     if self.found and self.router:
@@ -166,7 +166,7 @@ class EvaluatedRun:
     )
     score = functools.cache(lambda p: scores.score(p, self.record, ''))
     for family, points in self.calibration.points['GMACs'].items():
-      best = [(budget, _within(points, budget)) for budget in asked]
+      best = [(budget, within(points, budget)) for budget in asked]
       found[family] = [Checked(b, p, score(p.policy)) for b, p in best if p]
     return found
 
@@ -253,12 +253,10 @@ class EvaluatedRun:
     return next(routed, {})
 
 
-def _within(
-  points: Sequence[search.Point], gmacs: float
-) -> search.Point | None:
-  """The best point of a frontier within a budget."""
-  within = [p for p in points if p.gmacs <= gmacs * (1 + 1e-9)]
-  return within[-1] if within else None
+def within(points: Sequence[Any], gmacs: float) -> Any:
+  """The last of points or scores, which ascend, within a budget; or None."""
+  found = [p for p in points if p.gmacs <= gmacs * (1 + 1e-9)]
+  return found[-1] if found else None
 
 
 def is_evaluated(path: str) -> bool:

@@ -11,8 +11,9 @@ from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.record import Record
 from drnet_jax.report.evaluated import EvaluatedRun
+from drnet_jax.report.plots import Curve
 
-Curve = tuple[str, list[float], list[float]]
+_STAR = {'marker': '*', 'ms': 12}
 
 
 def of(run: EvaluatedRun) -> list[Curve]:
@@ -41,8 +42,8 @@ def curves(
     router: the predictor as it was trained; None where there is none.
 
   Returns:
-    Name, milliseconds and top-1 in %: of the fixed options in each runtime, and
-    of the router, which takes the predictor's time and that of the options in
+    Top-1 in % over milliseconds: of the fixed options in each runtime, and of
+    the router, which takes the predictor's time and that of the options in
     their shares.
   """
   names = record.options.names
@@ -54,9 +55,10 @@ def curves(
     if record.options.noun == 'exit':
       options = np.cumsum(options)  # each was timed from the one before
     fixed = 100 * record.top1.mean(0)
-    found.append((f'{runtime}, fixed', list(options), list(fixed)))
+    found.append(Curve(f'{runtime}, fixed', options, fixed))
     if router and (runtime, 'predictor') in ms:
       routed = scores.score(router, record, 'router')
       total = ms[runtime, 'predictor'] + float(routed.shares @ options)
-      found.append((f'{runtime}, routed', [total], [100 * routed.top1]))
+      top1 = [100 * routed.top1]
+      found.append(Curve(f'{runtime}, routed', [total], top1, _STAR))
   return found

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the report's page: SVG with text as text, for light and dark.
+"""Figures: of pages as SVG with text as text, others as png and svg.
 
-Colours are written as they are for light; `dark_rules` says in CSS what each
-becomes in the dark, in a page as well as in a file of its own.
+Colours of pages are written as they are for light; CSS within each figure says
+what they become in the dark.
 """
 
 import io
 import itertools
 import re
+import types
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -65,14 +67,48 @@ _LONG_NAME = 30  # characters; two of them are wider than a figure
 _MOST_BARS = 30  # classes; more are drawn as points
 
 
-def dark_rules() -> str:
-  """CSS that turns the colours of all figures for dark backgrounds."""
-  rules = [
-    f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
-    for light, dark in _DARK.items()
-    for what in ('fill', 'stroke')
-  ]
-  return '@media (prefers-color-scheme: dark){' + ''.join(rules) + '}'
+class Curve(NamedTuple):
+  """A line, or points.
+
+  Attributes:
+    name: in the legend.
+    x, y: of the points.
+    look: arguments of matplotlib's `plot`.
+  """
+
+  name: str
+  x: Sequence[float]
+  y: Sequence[float]
+  look: Mapping[str, Any] = types.MappingProxyType({'marker': 'o'})
+
+  @classmethod
+  def of(
+    cls, name: str, points: Sequence[Score], scale: float, **look: Any
+  ) -> 'Curve':
+    """Top-1 in % over cost, in GMACs times a scale."""
+    x = [scale * point.gmacs for point in points]
+    return cls(name, x, [100 * point.top1 for point in points], look)
+
+
+def write(
+  panels: Mapping[str, Sequence[Curve]], path: str, y: str = 'top-1, %'
+) -> None:
+  """Draws curves for a reader of files, as png and svg.
+
+  Args:
+    panels: curves by the label of their x, a panel each.
+    path: of the files, without ending.
+    y: label of what lies upright.
+  """
+  size = (3.2 + 3.2 * len(panels), 4.4)
+  figure = Figure(figsize=size, layout='constrained')
+  grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+  for axes, (x, curves) in zip(grid[0], panels.items(), strict=True):
+    _draw(axes, curves, x, y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+  _as_written(figure).savefig(f'{path}.png', dpi=150)
+  figure.savefig(f'{path}.svg')
 
 
 @matplotlib.rc_context(_STYLE)
@@ -93,21 +129,16 @@ def accuracy_cost(
   figure, (axes,) = _figure(3.9)
   scale, name = wording.unit(record)
   costs, top1 = scores.upper_hull(record.gmacs, record.top1.mean(0))
-  axes.plot(
-    scale * costs, 100 * top1, color=_BLUE, lw=1, label='best fixed or mixture'
-  )
+  hull = {'color': _BLUE, 'lw': 1}
+  drawn = [Curve('best fixed or mixture', scale * costs, 100 * top1, hull)]
   styles = ((_GREEN, '-'), (_PURPLE, '--'), (_GREY, '--'), (_RED, ':'))
   for (label, points), (colour, style) in zip(
     curves.items(), itertools.cycle(styles), strict=False
   ):
-    axes.plot(
-      [scale * p.gmacs for p in points],
-      [100 * p.top1 for p in points],
-      style,
-      color=colour,
-      lw=1.2,
-      label=label,
-    )
+    look = {'color': colour, 'ls': style, 'lw': 1.2}
+    drawn.append(Curve.of(label, points, scale, **look))
+  mark = {'color': _GREY, 'marker': '^', 'ls': ''}
+  bound = Curve.of('oracle (a bound)', [scores.oracle(record)], scale, **mark)
   for scored, option in zip(fixed, record.options.names, strict=True):
     _point(axes, scored, scale, 'o', _BLUE, '')
     axes.annotate(
@@ -117,24 +148,13 @@ def accuracy_cost(
       textcoords='offset points',
       fontsize=9,
     )
-  bound = scores.oracle(record)
-  axes.plot(
-    scale * bound.gmacs,
-    100 * bound.top1,
-    '^',
-    color=_GREY,
-    label='oracle (a bound)',
-  )
   if judged:
     _point(axes, judged.random, scale, 'X', _RED, 'random, same cost')
     _point(axes, judged.policy, scale, '*', _GREEN, judged.policy.name, 13)
     if trained := judged.others.get('router as trained'):
       _point(axes, trained, scale, 'D', _PURPLE, trained.name, 6)
-  axes.set_xlim(left=0)
-  axes.set_xlabel(f'average cost of an image, {name}')
-  axes.set_ylabel('top-1, %')
-  figure.legend(loc='outside lower center', ncols=2)
-  return _svg(figure, 'accuracy_cost')
+  _draw(axes, [*drawn, bound], f'average cost of an image, {name}')
+  return _svg(figure, 'accuracy_cost', legend=2)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -160,8 +180,7 @@ def sizes(record: Record, ends: np.ndarray | None) -> str:
   axes.set_xticks(range(len(names)), names)
   axes.set_ylabel('% of the images')
   axes.grid(visible=False, axis='x')
-  figure.legend(loc='outside lower center', ncols=2)
-  return _svg(figure, 'sizes')
+  return _svg(figure, 'sizes', legend=2)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -233,27 +252,16 @@ def routing(
   entropy.set_ylim(top=1.1 * np.log(len(options)))
   hinge.set_xlabel('training step')
   figure.align_ylabels()
-  figure.legend(loc='outside lower center', ncols=len(options))
-  return _svg(figure, 'routing')
+  return _svg(figure, 'routing', legend=len(options))
 
 
 @matplotlib.rc_context(_STYLE)
-def latency(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]):
-  """Top-1 against measured latency (the paper's Figure 3).
-
-  Args:
-    curves: name, milliseconds and top-1 in % of some points.
-  """
+def latency(curves: Sequence[Curve]) -> str:
+  """Top-1 in % against measured milliseconds (the paper's Figure 3)."""
   figure, (axes,) = _figure(3.6)
   axes.set_prop_cycle(color=(_BLUE, _GREEN, _PURPLE, _RED, _GREY, _INK))
-  for name, ms, top1 in curves:
-    mark, size = ('o-', 6) if len(ms) > 1 else ('*', 12)
-    axes.plot(ms, top1, mark, ms=size, label=in_legend(name))
-  axes.set_xlim(left=0)
-  axes.set_xlabel('latency of one image, ms')
-  axes.set_ylabel('top-1, %')
-  figure.legend(loc='outside lower center', ncols=2)
-  return _svg(figure, 'latency')
+  _draw(axes, curves, 'latency of one image, ms')
+  return _svg(figure, 'latency', legend=2)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -271,22 +279,20 @@ def budgets(
     label: of the cost.
   """
   figure, (axes,) = _figure(3.6 + 0.2 * len(fixed))
-  palette = (_GREEN, _PURPLE, _BLUE, _GREY, _INK)
-  colours = dict(zip(policies, itertools.cycle(palette), strict=False))
-  for name, (cost, top1) in policies.items():
-    best = in_legend(f'{name}, best policy')
-    axes.plot(cost, top1, color=colours[name], lw=1.6, label=best)
-  for name, (cost, top1) in fixed.items():
-    colour, style = colours.get(name, _RED), 'o:' if name in colours else 's--'
-    what = f'{name}, fixed sizes' if name in colours else name
-    axes.plot(
-      cost, top1, style, color=colour, lw=1, ms=4, label=in_legend(what)
-    )
-  axes.set_xlim(left=0)
-  axes.set_xlabel(label)
-  axes.set_ylabel('top-1, %')
-  figure.legend(loc='outside lower center')
-  return _svg(figure, 'budgets')
+  palette = itertools.cycle((_GREEN, _PURPLE, _BLUE, _GREY, _INK))
+  colours = dict(zip(policies, palette, strict=False))
+  curves = [
+    Curve(f'{name}, best policy', *found, {'color': colours[name], 'lw': 1.6})
+    for name, found in policies.items()
+  ]
+  for name, found in fixed.items():
+    look, what = {'marker': 's', 'ls': '--', 'color': _RED}, name
+    if name in colours:
+      look = {'marker': 'o', 'ls': ':', 'color': colours[name]}
+      what = f'{name}, fixed sizes'
+    curves.append(Curve(what, *found, look | {'lw': 1, 'ms': 4}))
+  _draw(axes, curves, label)
+  return _svg(figure, 'budgets', legend=1)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -314,8 +320,8 @@ def numbered_rows(
       axes.plot([cost, cost], [low, high], color=colour, lw=1, alpha=0.5)
     axes.plot(cost, top1, 'o', color=colour, ms=4)
     # Numbers, for names would lie over one another; the legend has both.
-    mark, name_of_row = f'${k}$', in_legend(row)
-    axes.plot([], [], marker=mark, ls='', color=_INK, ms=8, label=name_of_row)
+    mark, in_legend = f'${k}$', _in_legend(row)
+    axes.plot([], [], marker=mark, ls='', color=_INK, ms=8, label=in_legend)
   for numbers, cost, top1 in _groups(list(named.values())):
     axes.annotate(
       ', '.join(map(str, numbers)),
@@ -327,8 +333,7 @@ def numbered_rows(
   axes.margins(0.15, 0.1)
   axes.set_xlabel(label)
   axes.set_ylabel('top-1, %')
-  figure.legend(loc='outside lower center', ncols=columns)
-  return _svg(figure, name)
+  return _svg(figure, name, legend=columns)
 
 
 def _groups(
@@ -348,21 +353,30 @@ def _groups(
   return groups
 
 
+def _draw(axes, curves: Sequence[Curve], x: str, y: str = 'top-1, %') -> None:
+  """Curves over a cost; what is drawn later may lie outside of the axes."""
+  for name, costs, values, look in itertools.starmap(Curve, curves):
+    axes.plot(costs, values, label=_in_legend(name), **look)
+  axes.set_xlim(left=0)
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
+
+
 def _point(axes, scored: Scored, scale, mark, colour, label, size=7) -> None:
   cost, top1 = scored.gmacs, scored.top1
+  # No less than 0: of a fixed size a mean is not exact.
+  below, above = max(0, cost.value - cost.low), max(0, cost.high - cost.value)
   axes.errorbar(
     scale * cost.value,
     100 * top1.value,
-    xerr=[
-      [scale * max(0, cost.value - cost.low)],
-      [scale * max(0, cost.high - cost.value)],
-    ],
+    xerr=[[scale * below], [scale * above]],
     yerr=[[100 * (top1.value - top1.low)], [100 * (top1.high - top1.value)]],
     fmt=mark,
     color=colour,
     ms=size,
     elinewidth=1,
     label=label,
+    zorder=3,  # above curves
   )
 
 
@@ -373,14 +387,21 @@ def _figure(height: float, *, rows=1, columns=1, **options):
   return figure, grid.ravel()
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: Figure, name: str, legend: int = 0) -> str:
   """A figure as the text of an SVG file.
 
   Its identifiers begin with its name: many figures share a page.
+
+  Args:
+    figure: to write.
+    name: of it.
+    legend: columns of the legend; 0: there is none.
   """
+  if legend:
+    figure.legend(loc='outside lower center', ncols=legend)
   text = io.StringIO()
   with matplotlib.rc_context({'svg.hashsalt': name}):
-    as_written(figure).savefig(
+    _as_written(figure).savefig(
       text,
       format='svg',
       transparent=True,
@@ -389,16 +410,22 @@ def _svg(figure: Figure, name: str) -> str:
   svg = text.getvalue()
   svg = svg[svg.index('<svg') :]
   svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', svg)
+  rules = [
+    f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+    for light, dark in _DARK.items()
+    for what in ('fill', 'stroke')
+  ]
+  style = '@media (prefers-color-scheme: dark){' + ''.join(rules) + '}'
   start = svg.index('>') + 1
-  return f'{svg[:start]}<style>{dark_rules()}</style>{svg[start:]}'
+  return f'{svg[:start]}<style>{style}</style>{svg[start:]}'
 
 
-def in_legend(name: str) -> str:
+def _in_legend(name: str) -> str:
   """A label that has a place there: without it one with a `_` before it."""
   return '\u200b' + name if name.startswith('_') else name
 
 
-def as_written(figure: Figure) -> Figure:
+def _as_written(figure: Figure) -> Figure:
   """The same, with names as they are: `$` begins no formula."""
   for text in figure.findobj(matplotlib.text.Text):
     text.set_parse_math(False)
