@@ -2,6 +2,7 @@
 """Rows of results: as csv files, and as cells for people."""
 
 import csv
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,3 +23,9 @@ def cells(rows: Iterable[Row]) -> list[dict[str, str]]:
     {k: f'{v:.4g}' if isinstance(v, float) else str(v) for k, v in row.items()}
     for row in rows
   ]
+
+
+def interval(name: str, around: Any) -> dict[str, float | str]:
+  """A number and the ends of its `Interval` as a row; '' where it is None."""
+  values = dataclasses.astuple(around) if around else ('', '', '')
+  return dict(zip((name, f'{name}_low', f'{name}_high'), values, strict=True))

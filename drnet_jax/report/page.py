@@ -2,6 +2,7 @@
 """A report as a page: one html file that needs no other, and the same as md."""
 
 import dataclasses
+import itertools
 import os
 import re
 import urllib.parse
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import jinja2
 import markupsafe
 
+from drnet_jax import tables
 from drnet_jax.report.wording import Answer
 
 FILE = 'index.html'
@@ -35,6 +37,22 @@ class Table:
   def of(cls, rows: Sequence[Mapping[str, str]], **options) -> 'Table':
     """Of rows with the same keys, which make the header."""
     return cls(list(rows[0]), [list(row.values()) for row in rows], **options)
+
+  @classmethod
+  def grouped(
+    cls, groups: Mapping[str, Sequence[Mapping[str, str]]], **options
+  ) -> 'Table':
+    """Of several such tables side by side, by their titles."""
+    parts = [cls.of(rows) for rows in groups.values()]
+    return cls(
+      header=[name for part in parts for name in part.header],
+      rows=[
+        list(itertools.chain(*row))
+        for row in zip(*(part.rows for part in parts), strict=True)
+      ],
+      groups=[(title, len(rows[0])) for title, rows in groups.items()],
+      **options,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +103,8 @@ class Page:
     subtitle: what the numbers are of.
     answers: what a reader wants to know first.
     figures: beside the answers, as of a `Section`.
+    csv: rows by the name of their file, without ending; where there are none,
+      the file of other weights goes.
   """
 
   title: str
@@ -92,10 +112,13 @@ class Page:
   answers: Sequence[Answer]
   sections: Sequence[Section]
   figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  csv: Mapping[str, Sequence[tables.Row] | None] = dataclasses.field(
+    default_factory=dict
+  )
 
 
-def write(page: Page, directory: str) -> None:
-  """Writes `index.html`, `report.md` and the figures as svg into a folder."""
+def write(page: Page, directory: str) -> Page:
+  """Writes `index.html`, `report.md`, csv files and the figures as svg."""
   files = {
     f'{name}.svg': svg
     for part in (page, *page.sections)
@@ -106,6 +129,13 @@ def write(page: Page, directory: str) -> None:
   for name, text in files.items():
     with open(os.path.join(directory, name), 'w', encoding='utf-8') as file:
       file.write(text)
+  for name, rows in page.csv.items():
+    path = os.path.join(directory, f'{name}.csv')
+    if rows:
+      tables.write_csv(path, rows)
+    elif os.path.exists(path):
+      os.remove(path)
+  return page
 
 
 def html(page: Page) -> str:

@@ -4,22 +4,16 @@
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from flax import traverse_util
 
-from drnet_jax import settings, terminal
+from drnet_jax import settings, tables, terminal
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe, fixed
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Score
-from drnet_jax.report import (
-  latencies,
-  page,
-  pictures,
-  plots,
-  run_rows,
-  wording,
-)
+from drnet_jax.report import latencies, page, pictures, plots, wording
 from drnet_jax.report.evaluated import EvaluatedRun, how_to_calibrate
 from drnet_jax.report.page import Page, Picture, Section, Table
 from drnet_jax.report.wording import Answer, percent, percent_interval
@@ -65,18 +59,43 @@ def write(run: EvaluatedRun, directory: str) -> Page:
   That is `index.html`, which needs no other file, `report.md`,
   `evaluation.csv`, `classes.csv`, `budgets.csv` and the figures as svg.
   """
-  effects = run.judgement and scores.by_class(
-    run.record, run.policy, run.class_names
+  record, judged = run.record, run.judgement
+  effects = judged and scores.by_class(record, run.policy, run.class_names)
+  bad = run.evaluation.get('unreadable', 0)
+  unreadable = f'; {bad} more could not be read and are left out' if bad else ''
+  made, when = run.session, ''
+  if made:
+    when = (
+      f'Evaluated {made["time"][:10]} at commit {made["commit"]} on '
+      f'{made["device"]}.'
+    )
+  sections = [
+    _accuracy(run),
+    run.budgets and _budgets(run),
+    _sizes(run),
+    judged and _classes(effects, record, judged.policy.name),
+    run.routing and _training(run),
+    _latency(run),
+    _made_with(run),
+    _config(run),
+  ]
+  figure = plots.accuracy_cost(record, run.fixed, judged, _curves(run))
+  report = Page(
+    title=f'{run.name}: {run.network} at {run.sizes}',
+    subtitle=(
+      f'{run.data}, split {run.config.data.test_split}: '
+      f'{len(record.label):,} images{unreadable}. {when}'
+    ),
+    answers=answers(run),
+    sections=[section for section in sections if section],
+    figures={'accuracy_cost': figure},
+    csv={
+      'evaluation': _policies_csv(run),
+      'classes': effects and _classes_csv(effects),
+      'budgets': _budgets_csv(run),
+    },
   )
-  report = _page(run, effects)
-  page.write(report, directory)
-  tables = {
-    'evaluation': run_rows.policies(run),
-    'classes': effects and run_rows.classes(effects),
-    'budgets': run_rows.budgets(run),
-  }
-  run_rows.write(tables, directory)
-  return report
+  return page.write(report, directory)
 
 
 def answers(run: EvaluatedRun) -> list[Answer]:
@@ -122,42 +141,6 @@ def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
   return found
 
 
-def _page(run: EvaluatedRun, effects: Sequence[ClassEffect] | None) -> Page:
-  record, judged = run.record, run.judgement
-  bad = run.evaluation.get('unreadable', 0)
-  unreadable = f'; {bad} more could not be read and are left out' if bad else ''
-  made, when = run.session, ''
-  if made:
-    when = (
-      f'Evaluated {made["time"][:10]} at commit {made["commit"]} on '
-      f'{made["device"]}.'
-    )
-  sections = [
-    _accuracy(run),
-    run.budgets and _budgets(run),
-    _sizes(run),
-    judged and _classes(effects, record, judged.policy.name),
-    run.routing and _training(run),
-    _latency(run),
-    _made_with(run),
-    _config(run),
-  ]
-  return Page(
-    title=f'{run.name}: {run.network} at {run.sizes}',
-    subtitle=(
-      f'{run.data}, split {run.config.data.test_split}: '
-      f'{len(record.label):,} images{unreadable}. {when}'
-    ),
-    answers=answers(run),
-    sections=[section for section in sections if section],
-    figures={
-      'accuracy_cost': plots.accuracy_cost(
-        record, run.fixed, judged, _curves(run)
-      )
-    },
-  )
-
-
 def _without_choice(run: EvaluatedRun) -> list[Answer]:
   record = run.record
   best = max(run.fixed, key=lambda scored: scored.top1.value)
@@ -199,18 +182,6 @@ def _curves(run: EvaluatedRun) -> dict[str, list[Score]]:
 
 
 def _accuracy(run: EvaluatedRun) -> Section:
-  return Section(
-    title='Accuracy and cost',
-    text=[
-      'Cost is in multiply-adds (GMACs: 1e9, MMACs: 1e6), not in time: `python '
-      f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
-      'saving shows on this machine.'
-    ],
-    table=_policy_table(run),
-  )
-
-
-def _policy_table(run: EvaluatedRun) -> Table:
   record, judged = run.record, run.judgement
   scored, note = run.fixed, ''
   if judged:
@@ -223,7 +194,7 @@ def _policy_table(run: EvaluatedRun) -> Table:
     note = _RIVALS.format(noun=noun, name=judged.policy.name, others=others)
     note += _stale(run)
   scale, unit = wording.unit(record)
-  rows = []
+  rows, ends = [], []
   for s in scored:
     at_that_cost = judged and s in (judged.best_fixed, judged.random)
     # What matters most to the left: a phone shows no more.
@@ -237,16 +208,35 @@ def _policy_table(run: EvaluatedRun) -> Table:
       row[f'{judged.policy.name} gains, points'] = gain
     row['% of full'] = percent(s.gmacs.value / record.costs.full)
     row['top-5, %'] = percent(s.top5)
-    first = len(row)
-    for name, share in zip(record.options.names, s.shares, strict=True):
-      row[f'{name}, %'] = percent(share)
     rows.append(row)
-  return Table.of(
-    rows,
-    groups=[('', first), ('images that end at', len(record.options))],
-    strong=[scored.index(judged.policy)] if judged else [],
-    note=note,
+    shares = zip(record.options.names, s.shares, strict=True)
+    ends.append({f'{name}, %': percent(share) for name, share in shares})
+  return Section(
+    title='Accuracy and cost',
+    text=[
+      'Cost is in multiply-adds (GMACs: 1e9, MMACs: 1e6), not in time: `python '
+      f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
+      'saving shows on this machine.'
+    ],
+    table=Table.grouped(
+      {'': rows, 'images that end at': ends},
+      strong=[scored.index(judged.policy)] if judged else [],
+      note=note,
+    ),
   )
+
+
+def _policies_csv(run: EvaluatedRun) -> list[dict[str, Any]]:
+  rows = []
+  for s in run.judgement.all if run.judgement else run.fixed:
+    row = {'policy': s.name}
+    for name in ('gmacs', 'top1', 'gain'):
+      row |= tables.interval(name, getattr(s, name))
+    row['top5'] = s.top5
+    for option, share in zip(run.record.options.names, s.shares, strict=True):
+      row[f'share of {option}'] = share
+    rows.append(row)
+  return rows
 
 
 def _stale(run: EvaluatedRun) -> str:
@@ -298,6 +288,24 @@ def _budgets(run: EvaluatedRun) -> Section:
     table=Table.of(_budget_rows(run), note='All families are in budgets.csv.'),
     folded=True,
   )
+
+
+def _budgets_csv(run: EvaluatedRun) -> list[dict[str, Any]]:
+  return [
+    {
+      'family': family,
+      'budget_gmacs': budget,
+      'promised_gmacs': point.gmacs,
+      'promised_top1': point.top1,
+      'test_gmacs': got.gmacs,
+      'test_top1': got.top1,
+      'test_top5': got.top5,
+      'best_fixed': scores.hull_top1(run.record, got.gmacs),
+      'policy': describe(point.policy, run.record.options),
+    }
+    for family, checked in run.budgets.items()
+    for budget, point, got in checked
+  ]
 
 
 def _sizes(run: EvaluatedRun) -> Section:
@@ -365,6 +373,15 @@ def _classes(
     figures={'classes': plots.classes(effects, record)},
     table=Table.of(rows, note=note),
   )
+
+
+def _classes_csv(effects: Sequence[ClassEffect]) -> list[dict[str, Any]]:
+  return [
+    {'class': e.name, 'images': e.images, 'full_top1': e.full}
+    | tables.interval('change', e.change)
+    | {'gmacs': e.gmacs}
+    for e in effects
+  ]
 
 
 def _training(run: EvaluatedRun) -> Section:

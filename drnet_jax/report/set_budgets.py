@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from drnet_jax import tables
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.scores import Interval
-from drnet_jax.report import plots, run_rows, wording
+from drnet_jax.report import plots, wording
 from drnet_jax.report.evaluated import Checked, EvaluatedRun
 from drnet_jax.report.page import Section, Table
 
@@ -142,5 +143,5 @@ def csv_row(budget: Budget) -> dict[str, Any]:
     'top1': got.top1,
   }
   for name in ('over_best_fixed', 'over_networks'):
-    row |= run_rows.columns(name, getattr(budget, name))
+    row |= tables.interval(name, getattr(budget, name))
   return row | {'policy': describe(point.policy, record.options)}

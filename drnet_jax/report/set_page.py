@@ -7,22 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from drnet_jax import tables
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.scores import Interval, Judgement, Scored
-from drnet_jax.report import (
-  page,
-  plots,
-  run_page,
-  run_rows,
-  set_budgets,
-  wording,
-)
+from drnet_jax.report import page, plots, run_page, set_budgets, wording
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.paper_tables import TABLES
 from drnet_jax.report.run_set import RunSet
-from drnet_jax.report.set_budgets import Budget
 from drnet_jax.report.wording import Answer, percent, percent_interval
 
 _PARAMETERS = 'parameters, M'
@@ -104,19 +97,33 @@ def write(runs: RunSet, directory: str) -> Page:
   where runs are calibrated `budgets.csv`, and the figures as svg.
   """
   found = rows(runs)
-  budgets = set_budgets.of({r.name: r.run for r in _each_run(found)})
-  report = _page(runs, found, budgets)
-  page.write(report, directory)
-  tables = {
-    'runs': [
-      _csv_row(number, name, found.get(name))
-      for number, names in _tables(runs).items()
-      for name in names
-    ],
-    'budgets': [set_budgets.csv_row(budget) for budget in budgets],
-  }
-  run_rows.write(tables, directory)
-  return report
+  each = _each_run(found)
+  budgets = set_budgets.of({row.name: row.run for row in each})
+  shown = next((row.run for row in each if row.found), None)
+  numbered = _tables(runs).items()
+  sections = [
+    *(_table_section(number, names, found) for number, names in numbered),
+    budgets and set_budgets.section(budgets),
+    _rivals(each),
+    *(_galleries(shown) if shown else []),
+    _made_with(each),
+  ]
+  report = Page(
+    title=runs.title,
+    subtitle=f'{len(found)} of {len(runs.runs)} rows run. '
+    + '; '.join(_settings(each)),
+    answers=_answers(each),
+    sections=[section for section in sections if section],
+    csv={
+      'runs': [
+        _csv_row(number, name, found.get(name))
+        for number, names in numbered
+        for name in names
+      ],
+      'budgets': [set_budgets.csv_row(budget) for budget in budgets],
+    },
+  )
+  return page.write(report, directory)
 
 
 def _tables(runs: RunSet) -> dict[int | None, list[str]]:
@@ -128,30 +135,6 @@ def _tables(runs: RunSet) -> dict[int | None, list[str]]:
     if not any(name in names for names in found.values())
   ]
   return found | {None: others} if others else found
-
-
-def _page(
-  runs: RunSet, found: Mapping[str, Row], budgets: Sequence[Budget]
-) -> Page:
-  each = _each_run(found)
-  shown = next((row.run for row in each if row.found), None)
-  sections = [
-    *(
-      _table_section(number, names, found)
-      for number, names in _tables(runs).items()
-    ),
-    budgets and set_budgets.section(budgets),
-    _rivals(each),
-    *(_galleries(shown) if shown else []),
-    _made_with(each),
-  ]
-  return Page(
-    title=runs.title,
-    subtitle=f'{len(found)} of {len(runs.runs)} rows run. '
-    + '; '.join(_settings(each)),
-    answers=_answers(each),
-    sections=[section for section in sections if section],
-  )
 
 
 def _each_run(found: Mapping[str, Row]) -> list[Row]:
@@ -243,44 +226,27 @@ def table(
   """
   some = [found[name] for name in names if name in found]
   settings = _settings(some)
-  papers = TABLES[number].rows if number else {}
-  printed = [f for f in _PAPERS if any(getattr(r, f) for r in papers.values())]
-  header, groups = [''], [('', 1)]
-  if number:
-    header += [_PAPERS[field] for field in printed]
-    groups.append((f'the paper: {TABLES[number].setting}', len(printed)))
+  where = 'not run' if not some else settings[0]
+  if len(settings) > 1:
+    where = 'as each says'
   scale, unit = wording.unit(some[0].run.record) if some else (1.0, 'GMACs')
-  columns = [
-    *(['run on'] if len(settings) > 1 else []),
-    'sizes',
-    unit,
-    '% of full',
-    'top-1, %',
-    'top-5, %',
-    _OVER_FIXED,
-    _OVER_BEST,
-    _PARAMETERS,
-  ]
-  where = {0: 'not run', 1: ''.join(settings)}.get(
-    len(settings), 'as each says'
-  )
-  groups.append((f'ours: {where}', len(columns)))
-  cells = []
+  ours = []
   for name in names:
-    ours = {}
-    if name in found:
-      ours = _our_cells(found[name], unit, scale)
-    elif name == _MEAN:
-      ours = _mean_of_draws(some, unit, scale)
-    cells.append(
-      [name]
-      + [getattr(papers.get(name), field, '') for field in printed]
-      + [ours.get(column, '') for column in columns]
-    )
-  return Table(
-    header=header + columns,
-    groups=groups,
-    rows=cells,
+    cells = _our_cells(found.get(name), unit, scale)
+    if name == _MEAN and name not in found:
+      cells |= _mean_of_draws(some, unit, scale)
+    if len(settings) < 2:
+      del cells['run on']
+    ours.append(cells)
+  groups = {'': [{'': name} for name in names]}
+  if number:
+    rows = [TABLES[number].rows[name] for name in names]
+    printed = [f for f in _PAPERS if any(getattr(row, f) for row in rows)]
+    groups[f'the paper: {TABLES[number].setting}'] = [
+      {_PAPERS[field]: getattr(row, field) for field in printed} for row in rows
+    ]
+  return Table.grouped(
+    groups | {f'ours: {where}': ours},
     note='Empty: not run, or not printed. Brackets: 95 % bootstrap intervals '
     'over the test images; they do not cover the variation between training '
     'runs. A run without a router is scored by its best policy, and where '
@@ -288,10 +254,14 @@ def table(
   )
 
 
-def _our_cells(row: Row, unit: str, scale: float) -> dict[str, str]:
-  """By column."""
+def _our_cells(row: Row | None, unit: str, scale: float) -> dict[str, str]:
+  """By column; empty ones where there is no such run."""
+  columns = ('run on', 'sizes', unit, '% of full', 'top-1, %', 'top-5, %')
+  cells = dict.fromkeys((*columns, _OVER_FIXED, _OVER_BEST, _PARAMETERS), '')
+  if not row:
+    return cells
   scored, record = row.scored, row.run.record
-  cells = {
+  cells |= {
     'run on': _setting(row.run),
     'sizes': row.run.sizes,
     unit: wording.three_digits(scale * scored.gmacs.value),
@@ -439,6 +409,6 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
     'over_random': found and found.random.gain,
   }
   for name, around in intervals.items():
-    line |= run_rows.columns(name, around)
+    line |= tables.interval(name, around)
   last = run.session if run else {}
   return line | {k: last.get(k, '') for k in ('commit', 'device', 'time')}
