@@ -137,19 +137,9 @@ class EvaluatedRun:
     """Every option for all images; gains are none where nothing chooses."""
     if self.judgement:
       return self.judgement.fixed
-    right, groups = self.record.top1.astype(float), self.record.groups
-    samples = scores.resampled_means(right, groups, scores.RESAMPLES)
-    return tuple(
-      Scored(
-        name=one.name,
-        gmacs=Interval(one.gmacs, one.gmacs, one.gmacs),
-        top1=scores.interval(one.top1, samples[:, j]),
-        top5=one.top5,
-        gain=Interval(np.nan, np.nan, np.nan),
-        shares=one.shares,
-      )
-      for j, one in enumerate(scores.fixed_scores(self.record))
-    )
+    alone = scores.judge(self.record, policy_lib.fixed(0), name='')
+    none = Interval(np.nan, np.nan, np.nan)
+    return tuple(dataclasses.replace(one, gain=none) for one in alone.fixed)
 
   @functools.cached_property
   def budgets(self) -> dict[str, list[Checked]]:
@@ -235,6 +225,11 @@ class EvaluatedRun:
     if base.get('width', 1.0) != 1.0:
       return f'{base.network} x{base.width}'
     return base.network
+
+  @property
+  def setting(self) -> str:
+    """Data set and network, for people."""
+    return f'{self.data}, {self.network}'
 
   @property
   def sizes(self) -> str:

@@ -68,7 +68,7 @@ def _of_one_size(
     other.record
     for other in runs.values()
     if len(other.record.options) == 1
-    and (other.data, other.network) == (run.data, run.network)
+    and other.setting == run.setting
     and run.record.is_of_images_of(other.record)
   ]
   if not records:
@@ -121,13 +121,12 @@ def _figure(budgets: Sequence[Budget]) -> str:
 
 def _cells(budget: Budget) -> dict[str, str]:
   record, got = budget.run.record, budget.checked.got
-  networks = budget.over_networks and wording.points(budget.over_networks)
   return {
     '': budget.name,
     '% of full': wording.percent(got.gmacs / record.costs.full),
     'top-1, %': wording.percent(got.top1),
     'over best fixed, points': wording.points(budget.over_best_fixed),
-    'over networks of one size, points': networks or '',
+    'over networks of one size, points': wording.points(budget.over_networks),
     'policy': describe(budget.checked.point.policy, record.options),
   }
 

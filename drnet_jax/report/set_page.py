@@ -50,6 +50,11 @@ class Row:
     return self.run.router_judgement or self.run.judgement
 
   @property
+  def over_best(self) -> Interval | None:
+    """Its top-1 less that of the best fixed size of its weights at its cost."""
+    return self.found and self.found.best_fixed.gain
+
+  @property
   def scored(self) -> Scored:
     """Its router, else its policy, or its largest size if nothing chooses."""
     if self.found:
@@ -69,15 +74,9 @@ def rows(runs: RunSet) -> dict[str, Row]:
 def _over_fixed(
   run: EvaluatedRun, runs: Iterable[EvaluatedRun]
 ) -> Interval | None:
-  fixed = [
-    other
-    for other in runs
-    if not other.policy and _setting(other) == _setting(run)
-  ]
-  base = max(fixed, key=lambda other: other.record.costs.full, default=None)
-  if base is None or base is run:
-    return None
-  if not run.record.is_of_images_of(base.record):
+  fixed = [r for r in runs if not r.policy and r.setting == run.setting]
+  base = max(fixed, key=lambda r: r.record.costs.full, default=run)
+  if base is run or not run.record.is_of_images_of(base.record):
     return None
   return scores.difference(_right(run), _right(base), run.record.groups)
 
@@ -129,11 +128,8 @@ def write(runs: RunSet, directory: str) -> Page:
 def _tables(runs: RunSet) -> dict[int | None, list[str]]:
   """Names of the rows of each of the paper's tables; None: of none of them."""
   found = {number: list(TABLES[number].rows) for number in runs.tables}
-  others = [
-    name
-    for name in runs.runs
-    if not any(name in names for names in found.values())
-  ]
+  placed = set().union(*found.values())
+  others = [name for name in runs.runs if name not in placed]
   return found | {None: others} if others else found
 
 
@@ -152,10 +148,11 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
     return [Answer('What is shown?', what, 'Nothing chooses in any of them.')]
   savings = sorted(row.found.saving.value for row in choosing)
   ends = dict.fromkeys(percent(x, 0) for x in (savings[0], savings[-1]))
-  better = [row for row in choosing if row.found.best_fixed.gain.sign > 0]
-  worse = [row for row in choosing if row.found.best_fixed.gain.sign < 0]
-  trained = [row for row in choosing if row.over_fixed]
-  beats = [row for row in trained if row.over_fixed.sign > 0]
+  gains = {row.name: row.over_best for row in choosing}
+  better = sum(gain.sign > 0 for gain in gains.values())
+  worse = sum(gain.sign < 0 for gain in gains.values())
+  trained = {row.name: row.over_fixed for row in choosing if row.over_fixed}
+  beats = sum(gain.sign > 0 for gain in trained.values())
   return [
     Answer(
       'How much does choosing save?',
@@ -165,34 +162,28 @@ def _answers(found: Sequence[Row]) -> list[Answer]:
     ),
     Answer(
       'Against a network trained at one size?',
-      f'{len(beats)} of {len(trained)} better' if trained else 'Not run',
+      f'{beats} of {len(trained)} better' if trained else 'Not run',
       'Top-1 of the router, or without one of the best policy, less that of '
       'the most expensive network where nothing chooses, on the same images: '
-      + (_listed(trained, lambda row: row.over_fixed) or 'there is none here.'),
+      + (_listed(trained) or 'there is none here.'),
     ),
     Answer(
       'Is the gain real?',
-      f'{len(better)} of {len(choosing)} yes',
+      f'{better} of {len(choosing)} yes',
       'Against the best fixed size of the same weights at the same cost: '
-      f'{len(better)} better, {len(worse)} worse, the others undecided. '
-      + _listed(choosing, lambda row: row.found.best_fixed.gain),
+      f'{better} better, {worse} worse, the others undecided. '
+      + _listed(gains),
     ),
   ]
 
 
-def _listed(some: Sequence[Row], difference) -> str:
-  return '; '.join(
-    f'{row.name} {wording.points(difference(row))}' for row in some
-  )
+def _listed(gains: Mapping[str, Interval]) -> str:
+  return '; '.join(f'{k} {wording.points(gain)}' for k, gain in gains.items())
 
 
 def _settings(found: Iterable[Row]) -> list[str]:
   """Data sets and networks, each once."""
-  return list(dict.fromkeys(_setting(row.run) for row in found))
-
-
-def _setting(run: EvaluatedRun) -> str:
-  return f'{run.data}, {run.network}'
+  return list(dict.fromkeys(row.run.setting for row in found))
 
 
 def _table_section(
@@ -226,16 +217,15 @@ def table(
   """
   some = [found[name] for name in names if name in found]
   settings = _settings(some)
-  where = 'not run' if not some else settings[0]
-  if len(settings) > 1:
-    where = 'as each says'
+  several = len(settings) > 1
+  where = 'as each says' if several else ''.join(settings) or 'not run'
   scale, unit = wording.unit(some[0].run.record) if some else (1.0, 'GMACs')
   ours = []
   for name in names:
     cells = _our_cells(found.get(name), unit, scale)
     if name == _MEAN and name not in found:
       cells |= _mean_of_draws(some, unit, scale)
-    if len(settings) < 2:
+    if not several:
       del cells['run on']
     ours.append(cells)
   groups = {'': [{'': name} for name in names]}
@@ -262,17 +252,15 @@ def _our_cells(row: Row | None, unit: str, scale: float) -> dict[str, str]:
     return cells
   scored, record = row.scored, row.run.record
   cells |= {
-    'run on': _setting(row.run),
+    'run on': row.run.setting,
     'sizes': row.run.sizes,
     unit: wording.three_digits(scale * scored.gmacs.value),
     '% of full': percent(scored.gmacs.value / record.costs.full),
     'top-1, %': percent_interval(scored.top1),
     'top-5, %': percent(scored.top5),
+    _OVER_FIXED: wording.points(row.over_fixed),
+    _OVER_BEST: wording.points(row.over_best),
   }
-  if row.over_fixed:
-    cells[_OVER_FIXED] = wording.points(row.over_fixed)
-  if row.found:
-    cells[_OVER_BEST] = wording.points(row.found.best_fixed.gain)
   if 'parameters' in row.run.evaluation:
     cells[_PARAMETERS] = f'{row.run.evaluation["parameters"] / 1e6:.2f}'
   return cells
@@ -297,31 +285,25 @@ def _figures(
   number: int | None, names: Sequence[str], found: Mapping[str, Row]
 ) -> dict[str, str]:
   """The paper's Figure 3 over multiply-adds: ours, and the table's."""
-  prefix = f'table{number}_' if number else 'runs_'
+  prefix = f'table{number}' if number else 'runs'
   figures = {}
-  some = [(k, found[name]) for k, name in enumerate(names, 1) if name in found]
+  some = {k: found[name] for k, name in enumerate(names, 1) if name in found}
   if len(some) > 1:
-    scale, unit = wording.unit(some[0][1].run.record)
-    ours = {
-      row.name: (
-        k,
-        scale * row.scored.gmacs.value,
-        100 * row.scored.top1.value,
-        row.scored.top1,
-      )
-      for k, row in some
-    }
-    label = f'average cost of an image, {unit} (ours)'
-    figures[f'{prefix}ours'] = plots.numbered_rows(ours, f'{prefix}ours', label)
+    scale, unit = wording.unit(next(iter(some.values())).run.record)
+    ours = {}
+    for k, row in some.items():
+      cost, top1 = row.scored.gmacs.value, row.scored.top1
+      ours[row.name] = (k, scale * cost, 100 * top1.value, top1)
+    name, label = f'{prefix}_ours', f'average cost of an image, {unit} (ours)'
+    figures[name] = plots.numbered_rows(ours, name, label)
   if number:
     papers = {
       name: (k, float(row.gmacs), float(row.top1.split()[0]), None)
       for k, (name, row) in enumerate(TABLES[number].rows.items(), 1)
     }
+    name = f'{prefix}_papers'
     label = "average cost of an image, GMACs (the paper's)"
-    figures[f'{prefix}papers'] = plots.numbered_rows(
-      papers, f'{prefix}papers', label, papers=True
-    )
+    figures[name] = plots.numbered_rows(papers, name, label, papers=True)
   return figures
 
 
@@ -389,23 +371,21 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
   """Raw values, the paper's in columns that say so."""
   paper = TABLES[number].rows[name] if number else None
   line = {'table': number or '', 'row': name}
-  for field in _PAPERS:
-    line[f'paper_{field}'] = getattr(paper, field, '')
-  s, run = (row.scored, row.run) if row else (None, None)
+  line |= {f'paper_{field}': getattr(paper, field, '') for field in _PAPERS}
+  s, run, found = (row.scored, row.run, row.found) if row else (None,) * 3
   line |= {
     'data': run.data if run else '',
     'network': run.network if run else '',
     'policy': s.name if s else '',
     'gmacs': s.gmacs.value if s else '',
-    'full_gmacs': run.record.costs.full if s else '',
+    'full_gmacs': run.record.costs.full if run else '',
     'top5': s.top5 if s else '',
   }
-  found = row and row.found
   intervals = {
     'top1': s and s.top1,
     'saving': found and found.saving,
     'over_fixed': row and row.over_fixed,
-    'over_best_fixed': found and found.best_fixed.gain,
+    'over_best_fixed': row and row.over_best,
     'over_random': found and found.random.gain,
   }
   for name, around in intervals.items():

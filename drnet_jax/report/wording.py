@@ -33,9 +33,9 @@ def percent_interval(share: Interval) -> str:
   return f'{percent(share.value)} [{percent(share.low)}, {percent(share.high)}]'
 
 
-def points(difference: Interval) -> str:
+def points(difference: Interval | None) -> str:
   """'+2.8 [+2.4, +3.2]', in percentage points; '' where it is not defined."""
-  if math.isnan(difference.value):
+  if difference is None or math.isnan(difference.value):
     return ''
   parts = (difference.value, difference.low, difference.high)
   value, low, high = (f'{100 * x:+z.1f}' for x in parts)
