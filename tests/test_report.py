@@ -335,12 +335,12 @@ def test_a_policy_is_reported_of_one_run_that_has_it(reported, tmp_path):
 
 def test_what_a_full_disk_cut_off_is_passed_over(tmp_path):
   path = write_run(tmp_path, images(gain=0.5))
-  before = evaluated.read(str(path))
+  before = evaluated.read(str(path)).metrics
   with open(path / 'metrics.csv', 'a') as file:
     file.write('finetune,9,train/lo')
   (path / 'sessions.jsonl').write_text('{"what": "train"}\n{"what": "eva')
   after = evaluated.read(str(path))
-  assert after.metrics == before.metrics
+  assert after.metrics == before
   assert after.sessions == [{'what': 'train'}]
   # Nor is the next one lost, which begins a line of its own.
   workdir.note(str(path), 'evaluate')

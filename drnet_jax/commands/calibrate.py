@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> None:
     done = calibrate.calibrate(Subject(path, arguments), **how)
   else:
     done = calibrate.calibrate_ladder(path, TO.value, arguments, **how)
-  found = evaluated.of(done.folder, done.test, done.calibration)
+  found = evaluated.EvaluatedRun(done.folder, done.test, done.calibration)
   terminal.say(run_page.budget_table(found))
   for answer in run_page.answers(found):
     terminal.say(f'{answer.question} {answer.short}. {answer.text}')

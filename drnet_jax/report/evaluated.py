@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import re
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,31 +47,60 @@ class Checked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
-  """An evaluated run.
+  """An evaluated run; what else there is of it is read when it is needed.
 
   Attributes:
-    path: of the workdir.
-    config: that it was begun with.
-    class_names: in label order.
+    path: of the workdir, or the folder of a ladder.
     record: of the test split.
     calibration: of the same weights; None where there is none.
-    metrics: values by step of each metric of each stage.
-    sessions: what was made when and with what, see `workdir.note`.
-    evaluation: `report/evaluation.json`; {} of older runs.
-    pictures: some test images as `data:` addresses, by index of the record.
     asked: which policy to judge, as for `Calibration.find`.
   """
 
   path: str
-  config: ml_collections.ConfigDict
-  class_names: Sequence[str]
   record: Record
   calibration: Calibration | None
-  metrics: Mapping[str, Mapping[str, Mapping[int, float]]]
-  sessions: Sequence[Mapping[str, str]]
-  evaluation: Mapping[str, Any]
-  pictures: Mapping[int, str]
   asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def config(self) -> ml_collections.ConfigDict:
+    """That it was begun with; of a ladder, the first run's."""
+    return workdir.read_config(_first(self.path))
+
+  @functools.cached_property
+  def class_names(self) -> Sequence[str]:
+    """In label order."""
+    return workdir.class_names(_first(self.path))
+
+  @functools.cached_property
+  def sessions(self) -> Sequence[Mapping[str, str]]:
+    """What was made when and with what, see `workdir.note`."""
+    return workdir.sessions(self.path)
+
+  @functools.cached_property
+  def evaluation(self) -> Mapping[str, Any]:
+    """`report/evaluation.json`; {} of older runs."""
+    path = os.path.join(self.directory, 'evaluation.json')
+    return settings.read_json(path) if os.path.exists(path) else {}
+
+  @functools.cached_property
+  def pictures(self) -> Mapping[int, str]:
+    """Some test images as `data:` addresses, by index of the record."""
+    return pictures.load(self.directory)
+
+  @functools.cached_property
+  def metrics(self) -> Mapping[str, Mapping[str, Mapping[int, float]]]:
+    """Values by step of each metric of each stage."""
+    found = collections.defaultdict(lambda: collections.defaultdict(dict))
+    path = os.path.join(self.path, 'metrics.csv')
+    if os.path.exists(path):
+      with open(path, newline='') as file:
+        text = file.read()
+      whole = text[: text.rfind('\n') + 1]  # a kill may leave a part of a row
+      for row in csv.DictReader(whole.splitlines()):
+        value = float(row['value'])
+        if np.isfinite(value):
+          found[row['stage']][row['metric']][int(row['step'])] = value
+    return found
 
   @property
   def router(self) -> Policy | None:
@@ -107,11 +135,12 @@ class EvaluatedRun:
     """
     if self.policy is None:
       return None
-    name = 'router as trained' if self.calibration else 'router'
-    cost = scores.score(self.policy, self.record, name).gmacs
     if self.found:
       asked = self.asked.get('policy', 'best').replace('_', ' ')
       name, cost = f'{asked} policy', self.found.gmacs
+    else:
+      name = 'router as trained' if self.calibration else 'router'
+      cost = scores.score(self.policy, self.record, name).gmacs
     if self.calibration:
       families = self.calibration.points['GMACs']
     else:
@@ -293,39 +322,7 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
     raise UserError(
       f'{path} is not calibrated for its weights: {how_to_calibrate(path)}'
     )
-  return of(path, record, calibration, asked)
-
-
-def of(
-  path: str,
-  record: Record,
-  calibration: Calibration | None,
-  asked: Mapping[str, Any] = types.MappingProxyType({}),
-) -> EvaluatedRun:
-  """A run with what was just found of it, before that is written.
-
-  Args:
-    path: of its workdir, or the folder of a ladder.
-    record: of the test split.
-    calibration: of the same weights; None where there is none.
-    asked: see `EvaluatedRun`.
-  """
-  directory = os.path.join(path, 'report')
-  evaluation = os.path.join(directory, 'evaluation.json')
-  return EvaluatedRun(
-    path=path,
-    config=workdir.read_config(_first(path)),
-    class_names=workdir.class_names(_first(path)),
-    record=record,
-    calibration=calibration,
-    metrics=_read_metrics(os.path.join(path, 'metrics.csv')),
-    sessions=workdir.sessions(path),
-    evaluation=(
-      settings.read_json(evaluation) if os.path.exists(evaluation) else {}
-    ),
-    pictures=pictures.load(directory),
-    asked=asked,
-  )
+  return EvaluatedRun(path, record, calibration, asked)
 
 
 def _first(path: str) -> str:
@@ -347,16 +344,3 @@ def _calibration(path: str, record: Record) -> Calibration | None:
 def _weights(of: Record | Calibration) -> list[str]:
   """Which weights it is of; of a ladder, those of all its networks."""
   return re.findall(r'weights \w+', of.origin) or [of.origin.partition(';')[0]]
-
-
-def _read_metrics(path: str) -> dict[str, dict[str, dict[int, float]]]:
-  found = collections.defaultdict(lambda: collections.defaultdict(dict))
-  if os.path.exists(path):
-    with open(path, newline='') as file:
-      text = file.read()
-    whole = text[: text.rfind('\n') + 1]  # a kill may leave a part of a row
-    for row in csv.DictReader(whole.splitlines()):
-      value = float(row['value'])
-      if np.isfinite(value):
-        found[row['stage']][row['metric']][int(row['step'])] = value
-  return found

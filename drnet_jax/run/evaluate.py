@@ -60,7 +60,7 @@ def _say(
 ) -> None:
   """Prints what was found; called before `_write`, which a disk may stop."""
   data, bad = subject.data, subject.unreadable(record)
-  run = evaluated.of(
+  run = evaluated.EvaluatedRun(
     subject.path, record, calibrated and calibrated.calibration
   )
   terminal.say(
