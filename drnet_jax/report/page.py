@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report as a page: one html file that needs no other, and the same as md."""
 
-import dataclasses
 import itertools
 import os
 import re
+import types
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 import markupsafe
@@ -15,10 +16,10 @@ from drnet_jax import tables
 from drnet_jax.report.wording import Answer
 
 FILE = 'index.html'
+_NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
   """Cells as text; the first column names the rows.
 
   Attributes:
@@ -55,8 +56,7 @@ class Table:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
   """An image and what is said of it.
 
   Attributes:
@@ -74,8 +74,7 @@ class Picture:
   right: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
   """A part of the page.
 
   Attributes:
@@ -87,16 +86,13 @@ class Section:
 
   title: str
   text: Sequence[str] = ()
-  figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  figures: Mapping[str, str] = _NONE
   table: Table | None = None
-  galleries: Mapping[str, Sequence[Picture]] = dataclasses.field(
-    default_factory=dict
-  )
+  galleries: Mapping[str, Sequence[Picture]] = _NONE
   folded: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
   """All of a report.
 
   Attributes:
@@ -111,10 +107,8 @@ class Page:
   subtitle: str
   answers: Sequence[Answer]
   sections: Sequence[Section]
-  figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  csv: Mapping[str, Sequence[tables.Row] | None] = dataclasses.field(
-    default_factory=dict
-  )
+  figures: Mapping[str, str] = _NONE
+  csv: Mapping[str, Sequence[tables.Row] | None] = _NONE
 
 
 def write(page: Page, directory: str) -> Page:

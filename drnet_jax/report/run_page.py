@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of one run."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -100,14 +99,13 @@ def write(run: EvaluatedRun, directory: str) -> Page:
 
 def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
-  if run.judgement:
-    *found, how = wording.answers(run.judgement, run.record, run.policy)
-    full = fixed(int(run.record.gmacs.argmax()))
-    if run.calibration and run.policy == full and not run.asked:
-      unsure = _UNSURE.format(run.calibration.images)
-      how = dataclasses.replace(how, text=how.text + unsure)
-    return [*found, how]
-  return _without_choice(run)
+  if not run.judgement:
+    return _without_choice(run)
+  *found, how = wording.answers(run.judgement, run.record, run.policy)
+  full = fixed(int(run.record.gmacs.argmax()))
+  if run.calibration and run.policy == full and not run.asked:
+    how = how._replace(text=how.text + _UNSURE.format(run.calibration.images))
+  return [*found, how]
 
 
 def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
@@ -144,27 +142,26 @@ def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
 def _without_choice(run: EvaluatedRun) -> list[Answer]:
   record = run.record
   best = max(run.fixed, key=lambda scored: scored.top1.value)
+  several = len(run.fixed) > 1
+  advice = f' To find policies: {how_to_calibrate(run.path)}' if several else ''
   shows = Answer(
     'What does this run show?',
     f'{percent(best.top1.value)} %',
     f'Nothing chooses here: all images get the same option. The best is '
     f'{best.name} with {percent_interval(best.top1)} % top-1 at '
-    f'{wording.cost(best.gmacs.value, record)} an image.',
+    f'{wording.cost(best.gmacs.value, record)} an image.{advice}',
   )
-  if len(run.fixed) == 1:
+  if not several:
     return [shows]
   bound = scores.oracle(record)
-  advice = f' To find policies: {how_to_calibrate(run.path)}'
-  return [
-    dataclasses.replace(shows, text=shows.text + advice),
-    Answer(
-      'What could choosing gain?',
-      f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
-      f'The cheapest correct option for each image has {percent(bound.top1)} '
-      f'% at {wording.cost(bound.gmacs, record)}. It needs the labels, so it '
-      'is a bound, not a result.',
-    ),
-  ]
+  gains = Answer(
+    'What could choosing gain?',
+    f'{100 * (bound.top1 - best.top1.value):+.1f} points at most',
+    f'The cheapest correct option for each image has {percent(bound.top1)} % '
+    f'at {wording.cost(bound.gmacs, record)}. It needs the labels, so it is a '
+    'bound, not a result.',
+  )
+  return [shows, gains]
 
 
 def _curves(run: EvaluatedRun) -> dict[str, list[Score]]:

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a judgement says, in words and figures for people."""
 
-import dataclasses
 import math
+from typing import NamedTuple
 
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import Interval, Judgement, Scored
+from drnet_jax.choosing.scores import Interval, Judgement
 
 _COLLAPSED = 0.95  # of the images at one option
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
   """To a reader's question: in a word or a figure, and in full."""
 
   question: str
@@ -60,61 +59,38 @@ def three_digits(value: float) -> str:
 
 def answers(judged: Judgement, record: Record, policy: Policy) -> list[Answer]:
   """What a stranger asks of a policy first."""
-  saving = round(judged.saving.value, 9)  # of a fixed size a mean is not exact
-  top1 = judged.policy.top1.value
-  return [
-    Answer(
-      'What do I save?',
-      f'{percent(saving)} % of the work' if saving > 0 else 'Nothing',
-      _saving(judged, record, policy),
-    ),
-    Answer(
-      'At what accuracy?', f'{percent(top1)} %', _accuracy(judged, record)
-    ),
-    Answer('Is the gain real?', *_gain(judged, record, policy)),
-    Answer(
-      'How?',
-      policy_lib.name(policy, record.options),
-      _how(judged.policy, record, policy),
-    ),
-  ]
-
-
-def _all_at(fixed: Scored) -> str:
-  return f'all images at {fixed.name.removeprefix("fixed ")}'
-
-
-def _saving(judged: Judgement, record: Record, policy: Policy) -> str:
   found, full = judged.policy, judged.full
+  saving = round(judged.saving.value, 9)  # of a fixed size a mean is not exact
+  all_full = f'all images at {full.name.removeprefix("fixed ")}'
   overhead = record.costs.predictor if policy.start else 0.0
   predictor = (
     f', {cost(overhead, record)} of it the predictor' if overhead else ''
   )
-  return (
-    f'An image takes {cost(found.gmacs.value, record)} on average{predictor}, '
-    f'and {cost(full.gmacs.value, record)} with {_all_at(full)}. Saved: '
-    f'{percent_interval(judged.saving)} % of the multiply-adds.'
-  )
-
-
-def _how(found: Scored, record: Record, policy: Policy) -> str:
   ends = ', '.join(
     f'{percent(found.shares[j])} % at {record.options.names[j]}'
     for j in policy.path
   )
   parts = [*policy_lib.details(policy), f'images end: {ends}']
-  text = ' '.join(f'{part[0].upper()}{part[1:]}.' for part in parts)
+  how = ' '.join(f'{part[0].upper()}{part[1:]}.' for part in parts)
   if len(policy.path) > 1 and found.shares.max() > _COLLAPSED:
-    text += ' This policy has collapsed onto one option.'
-  return text
-
-
-def _accuracy(judged: Judgement, record: Record) -> str:
-  full = judged.full
-  return (
-    f'Top-1, against {percent(full.top1.value)} % with {_all_at(full)}: '
-    f'{points(full.gain)} points.{_against_best_single(judged, record)}'
-  )
+    how += ' This policy has collapsed onto one option.'
+  return [
+    Answer(
+      'What do I save?',
+      f'{percent(saving)} % of the work' if saving > 0 else 'Nothing',
+      f'An image takes {cost(found.gmacs.value, record)} on average{predictor}'
+      f', and {cost(full.gmacs.value, record)} with {all_full}. Saved: '
+      f'{percent_interval(judged.saving)} % of the multiply-adds.',
+    ),
+    Answer(
+      'At what accuracy?',
+      f'{percent(found.top1.value)} %',
+      f'Top-1, against {percent(full.top1.value)} % with {all_full}: '
+      f'{points(full.gain)} points.{_against_best_single(judged, record)}',
+    ),
+    Answer('Is the gain real?', *_gain(judged, record, policy)),
+    Answer('How?', policy_lib.name(policy, record.options), how),
+  ]
 
 
 def _against_best_single(judged: Judgement, record: Record) -> str:
@@ -138,35 +114,34 @@ def _against_best_single(judged: Judgement, record: Record) -> str:
 
 def _gain(judged: Judgement, record: Record, policy: Policy) -> tuple[str, str]:
   """In a word, and in full."""
+  noun = record.options.noun
   if policy.family == 'fixed':
-    return 'There is none', f'All images end at one {record.options.noun}.'
-  gain = judged.best_fixed.gain
+    return 'There is none', f'All images end at one {noun}.'
+  best, at_most = judged.best_fixed, judged.policy.gmacs.high
   rival = (
-    f'the best fixed {record.options.noun} at the same cost, '
-    f'{percent(judged.best_fixed.top1.value)} %,'
+    f'the best fixed {noun} at the same cost, {percent(best.top1.value)} %,'
   )
-  by = f'{points(gain)} points'
+  by = f'{points(best.gain)} points'
   better = [  # and not because it may cost more
     name
-    for name, s in judged.others.items()
-    if s.gain.sign < 0 and s.gmacs.value <= judged.policy.gmacs.high
+    for name, other in judged.others.items()
+    if other.gain.sign < 0 and other.gmacs.value <= at_most
   ]
-  if gain.sign > 0:
+  if best.gain.sign > 0:
     short = f'Yes, but the {better[0]} is better' if better else 'Yes'
     text = f'It is ahead of {rival} by {by}; the interval lies above zero.'
-  elif gain.sign < 0:
+  elif best.gain.sign < 0:
     short = 'No, it loses'
     text = f'Against {rival} it loses: {by}.'
   else:
     short = 'Not shown'
     text = f'Over {rival} it gains {by}: the interval contains zero.'
-  rivals = {f'{record.options.noun}s at random': judged.random}
-  rivals |= {f'the {name}': scored for name, scored in judged.others.items()}
-
-  def over(name: str, rival: Scored) -> str:
-    dearer = rival.gmacs.value > judged.policy.gmacs.high
-    more = f' (at {cost(rival.gmacs.value, record)})' if dearer else ''
-    return f'{name} {100 * rival.gain.value:+z.1f}{more}'
-
-  listed = ', '.join(over(*item) for item in rivals.items())
-  return short, f'{text} Over {listed}. One training run: another may differ.'
+  rivals = {f'{noun}s at random': judged.random}
+  rivals |= {f'the {name}': other for name, other in judged.others.items()}
+  listed = []
+  for name, other in rivals.items():
+    dearer = other.gmacs.value > at_most
+    more = f' (at {cost(other.gmacs.value, record)})' if dearer else ''
+    listed.append(f'{name} {100 * other.gain.value:+z.1f}{more}')
+  over = ', '.join(listed)
+  return short, f'{text} Over {over}. One training run: another may differ.'
