@@ -6,7 +6,7 @@ They are copied at the evaluation, so that a report needs no data set.
 
 import base64
 import os
-import re
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -37,15 +37,14 @@ def shown(
   """
   groups = {} if ends is None else {'ends': ends}
   groups['needed'] = scores.smallest_sufficient(record)
-
-  def drawn(group: np.ndarray) -> list[np.ndarray]:
+  found = {}
+  for name, group in groups.items():
     rng = np.random.default_rng(0)
-    kinds = range(len(record.options) + 1)
-    return [
-      rng.permutation(np.flatnonzero(group == k))[:COLUMNS] for k in kinds
+    images = [
+      np.flatnonzero(group == k) for k in range(len(record.options) + 1)
     ]
-
-  return {name: (group, drawn(group)) for name, group in groups.items()}
+    found[name] = group, [rng.permutation(i)[:COLUMNS] for i in images]
+  return found
 
 
 def path(i: int) -> str:
@@ -80,11 +79,9 @@ def save(
 
 def load(directory: str) -> dict[int, str]:
   """What `save` left, as `data:` addresses by index; {} if it left none."""
-  folder = os.path.join(directory, _FOLDER)
-  found = {}
-  for name in os.listdir(folder) if os.path.isdir(folder) else ():
-    if re.fullmatch(r'\d+\.jpg', name):
-      with open(os.path.join(folder, name), 'rb') as file:
-        data = base64.b64encode(file.read()).decode()
-      found[int(name[:-4])] = f'data:image/jpeg;base64,{data}'
-  return found
+  return {
+    int(file.stem): 'data:image/jpeg;base64,'
+    + base64.b64encode(file.read_bytes()).decode()
+    for file in pathlib.Path(directory, _FOLDER).glob('*.jpg')
+    if file.stem.isdecimal()
+  }
