@@ -300,21 +300,19 @@ def numbered_rows(
   named: Mapping[str, tuple[int, float, float, Interval | None]],
   name: str,
   label: str,
-  *,
-  papers: bool = False,
 ) -> str:
   """Rows of a table by their number: top-1 in % against cost.
 
   Args:
-    named: number, cost, top-1 and its interval, by the row's name.
+    named: number, cost, top-1 and its interval, by the row's name; the paper's,
+      which have none, are drawn in another colour.
     name: of the figure.
     label: of the cost.
-    papers: whether they are the paper's, which are drawn in another colour.
   """
   columns = 1 if max(map(len, named)) > _LONG_NAME else 2
   figure, (axes,) = _figure(3.3 + 0.2 * len(named) / columns)
-  colour = _GREY if papers else _BLUE
   for row, (k, cost, top1, around) in named.items():
+    colour = _BLUE if around else _GREY
     if around:
       low, high = 100 * around.low, 100 * around.high
       axes.plot([cost, cost], [low, high], color=colour, lw=1, alpha=0.5)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several runs that one report compares: a set of experiments, or any runs."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated
@@ -15,8 +15,7 @@ from drnet_jax.run import ladder
 FILE = 'set.json'
 
 
-@dataclasses.dataclass(frozen=True)
-class RunSet:
+class RunSet(NamedTuple):
   """Rows of a table.
 
   Attributes:
@@ -65,15 +64,11 @@ def read(path: str) -> RunSet:
       raise UserError(f'{file}: table {number} is not one of {sorted(TABLES)}')
   read_once = {
     workdir: evaluated.read(workdir)
-    for workdir in workdirs.values()
+    for workdir in dict.fromkeys(workdirs.values())
     if evaluated.is_evaluated(workdir)
   }
-  return RunSet(
-    path=path,
-    title=title,
-    tables=tuple(numbers),
-    runs={name: read_once.get(workdir) for name, workdir in workdirs.items()},
-  )
+  runs = {name: read_once.get(workdir) for name, workdir in workdirs.items()}
+  return RunSet(path, title, tuple(numbers), runs)
 
 
 def of(paths: Sequence[str]) -> RunSet:
@@ -84,9 +79,5 @@ def of(paths: Sequence[str]) -> RunSet:
   """
   paths = [os.path.abspath(path) for path in paths]
   names = ladder.short_names(paths)
-  return RunSet(
-    path=os.path.commonpath(paths),
-    title=f'{len(paths)} runs',
-    tables=(),
-    runs={n: evaluated.read(p) for n, p in zip(names, paths, strict=True)},
-  )
+  runs = {n: evaluated.read(p) for n, p in zip(names, paths, strict=True)}
+  return RunSet(os.path.commonpath(paths), f'{len(paths)} runs', (), runs)

@@ -5,9 +5,8 @@ The hull of a run's own fixed sizes is a rival that shares its weights. A
 network for each size, trained alone, is what a user could have instead.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ from drnet_jax.report.page import Section, Table
 _SHOWN = 8  # budgets of a run; the csv has all
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
+class Budget(NamedTuple):
   """The best policy of a run within a budget, on the test images.
 
   Attributes:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of several runs: tables of the paper's, or one of their own."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +29,7 @@ _OVER_BEST = 'over best fixed at the same cost, points'
 _MEAN = 'random mean'  # of Table 5, computed from the rows 'random ...'
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
   """One evaluated run of a set.
 
   Attributes:
@@ -65,20 +63,19 @@ class Row:
 def rows(runs: RunSet) -> dict[str, Row]:
   """The evaluated rows of a set by name."""
   done = {name: run for name, run in runs.runs.items() if run}
-  return {
-    name: Row(name, run, _over_fixed(run, done.values()))
-    for name, run in done.items()
-  }
-
-
-def _over_fixed(
-  run: EvaluatedRun, runs: Iterable[EvaluatedRun]
-) -> Interval | None:
-  fixed = [r for r in runs if not r.policy and r.setting == run.setting]
-  base = max(fixed, key=lambda r: r.record.costs.full, default=run)
-  if base is run or not run.record.is_of_images_of(base.record):
-    return None
-  return scores.difference(_right(run), _right(base), run.record.groups)
+  found = {}
+  for name, run in done.items():
+    alone = [
+      other
+      for other in done.values()
+      if not other.policy and other.setting == run.setting
+    ]
+    base = max(alone, key=lambda r: r.record.costs.full, default=run)
+    gain = None
+    if base is not run and run.record.is_of_images_of(base.record):
+      gain = scores.difference(_right(run), _right(base), run.record.groups)
+    found[name] = Row(name, run, gain)
+  return found
 
 
 def _right(run: EvaluatedRun) -> np.ndarray:
@@ -303,7 +300,7 @@ def _figures(
     }
     name = f'{prefix}_papers'
     label = "average cost of an image, GMACs (the paper's)"
-    figures[name] = plots.numbered_rows(papers, name, label, papers=True)
+    figures[name] = plots.numbered_rows(papers, name, label)
   return figures
 
 
