@@ -14,6 +14,7 @@ and `realised` are speed-ups over the most expensive option of the model. Leaves
 against milliseconds.
 """
 
+import collections
 import os
 from collections.abc import Sequence
 
@@ -76,13 +77,12 @@ def run(arguments: Sequence[str]) -> None:
     ('gmacs', 1e3, 'average cost of an image, MMACs'),
     ('ms_per_image', 1, 'time of an image on this machine, ms'),
   ):
-    panels[label] = []
-    for name in dict.fromkeys(row['model'] for row in rows):
-      points = sorted(
-        (scale * row[field], 100 * row['top1'])
-        for row in rows
-        if row['model'] == name
-      )
-      panels[label].append(plots.Curve(name, *zip(*points, strict=True)))
+    points = collections.defaultdict(list)
+    for row in rows:
+      points[row['model']].append((scale * row[field], 100 * row['top1']))
+    panels[label] = [
+      plots.Curve(name, *zip(*sorted(some), strict=True))
+      for name, some in points.items()
+    ]
   plots.write(panels, path)
   print(f'Written: {path}.csv, .png, .svg')

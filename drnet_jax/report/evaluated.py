@@ -263,18 +263,15 @@ class EvaluatedRun:
   @property
   def sizes(self) -> str:
     """What is chosen among: '112/168/224 px', or '6 exits'."""
-    options = self.record.options.names
-    if self.record.options.noun == 'exit':
-      return f'{len(options)} exits'
-    if self.record.options.noun == 'option':
-      return f'{len(options)} options'
-    return '/'.join(o.removesuffix(' px') for o in options) + ' px'
+    names, noun = self.record.options.names, self.record.options.noun
+    if noun != 'size':
+      return f'{len(names)} {noun}s'
+    return '/'.join(name.removesuffix(' px') for name in names) + ' px'
 
   @property
   def routing(self) -> Mapping[str, Mapping[int, float]]:
     """Metrics of the stage that trains the router; {} if there is none."""
-    routed = (m for m in self.metrics.values() if 'train/entropy' in m)
-    return next(routed, {})
+    return next((m for m in self.metrics.values() if 'train/entropy' in m), {})
 
 
 def within(points: Sequence[Any], gmacs: float) -> Any:

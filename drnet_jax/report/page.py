@@ -177,17 +177,11 @@ def markdown_table(table: Table) -> str:
   The first column of a group has its whole title, the others what stands before
   the colon: 'ours: imagenette, resnet18: top-1, %', then 'ours: top-5, %'.
   """
-  titles = [
-    title if k == 0 else title.partition(':')[0]
-    for title, span in table.groups
-    for k in range(span)
-  ]
-  header = [
-    f'{title}: {name}' if title and name else title or name
-    for title, name in zip(
-      titles or [''] * len(table.header), table.header, strict=True
-    )
-  ]
+  header, names = [], iter(table.header)
+  for title, span in table.groups or [('', len(table.header))]:
+    for name in itertools.islice(names, span):
+      header.append(f'{title}: {name}' if title and name else title or name)
+      title = title.partition(':')[0]
   rows = [
     [f'**{cell}**' if i in table.strong and cell else cell for cell in row]
     for i, row in enumerate(table.rows)

@@ -44,27 +44,18 @@ def _rows(table: int) -> dict[str, PaperRow]:
 _IMAGENET_100 = (
   'ImageNet-100 (its own choice of classes), ResNet-50 at 112/168/224 px'
 )
-TABLES = {
-  1: PaperTable('ResNet-50 on ImageNet-100', _IMAGENET_100, _rows(1)),
-  2: PaperTable('Influence of the FLOPs loss', _IMAGENET_100, _rows(2)),
-  3: PaperTable(
+_ABOUT = (
+  ('ResNet-50 on ImageNet-100', _IMAGENET_100),
+  ('Influence of the FLOPs loss', _IMAGENET_100),
+  (
     'ResNet-50 and ResNet-101 on ImageNet-1k',
     'ImageNet-1k, ResNet-50 and ResNet-101 at 112/168/224 px',
-    _rows(3),
   ),
-  4: PaperTable(
-    'Against pruned networks on ImageNet-1k',
-    'ImageNet-1k, ResNet-50',
-    _rows(4),
-  ),
-  5: PaperTable(
-    'Dynamic against random sizes',
-    'ImageNet-1k, ResNet-50 at 112/168/224 px',
-    _rows(5),
-  ),
-  6: PaperTable(
-    'MobileNetV2 on ImageNet-1k',
-    'ImageNet-1k, MobileNetV2 at 168/196/224 px',
-    _rows(6),
-  ),
+  ('Against pruned networks on ImageNet-1k', 'ImageNet-1k, ResNet-50'),
+  ('Dynamic against random sizes', 'ImageNet-1k, ResNet-50 at 112/168/224 px'),
+  ('MobileNetV2 on ImageNet-1k', 'ImageNet-1k, MobileNetV2 at 168/196/224 px'),
+)
+TABLES = {
+  number: PaperTable(*about, _rows(number))
+  for number, about in enumerate(_ABOUT, 1)
 }

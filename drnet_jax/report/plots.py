@@ -131,10 +131,11 @@ def accuracy_cost(
   costs, top1 = scores.upper_hull(record.gmacs, record.top1.mean(0))
   hull = {'color': _BLUE, 'lw': 1}
   drawn = [Curve('best fixed or mixture', scale * costs, 100 * top1, hull)]
-  styles = ((_GREEN, '-'), (_PURPLE, '--'), (_GREY, '--'), (_RED, ':'))
-  for (label, points), (colour, style) in zip(
-    curves.items(), itertools.cycle(styles), strict=False
-  ):
+  styles = itertools.cycle(
+    ((_GREEN, '-'), (_PURPLE, '--'), (_GREY, '--'), (_RED, ':'))
+  )
+  for label, points in curves.items():
+    colour, style = next(styles)
     look = {'color': colour, 'ls': style, 'lw': 1.2}
     drawn.append(Curve.of(label, points, scale, **look))
   mark = {'color': _GREY, 'marker': '^', 'ls': ''}

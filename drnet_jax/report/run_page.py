@@ -62,8 +62,8 @@ def write(run: EvaluatedRun, directory: str) -> Page:
   effects = judged and scores.by_class(record, run.policy, run.class_names)
   bad = run.evaluation.get('unreadable', 0)
   unreadable = f'; {bad} more could not be read and are left out' if bad else ''
-  made, when = run.session, ''
-  if made:
+  when = ''
+  if made := run.session:
     when = (
       f'Evaluated {made["time"][:10]} at commit {made["commit"]} on '
       f'{made["device"]}.'
@@ -420,13 +420,11 @@ def _made_with(run: EvaluatedRun) -> Section:
   if not run.sessions and not ladder.is_ladder(run.path):
     rows.append(['commit, device, dates', 'not recorded by this version'])
   for session in (*run.sessions[:1], *run.sessions[1:][-1:]):  # first and last
+    made = '; '.join(session[k] for k in ('commit', 'device', 'versions'))
     rows += [
       [f'{session["what"]}, started', session['time']],
       ['command', session['command']],
-      [
-        'commit, device',
-        f'{session["commit"]}; {session["device"]}; {session["versions"]}',
-      ],
+      ['commit, device', made],
     ]
   if len(run.sessions) > 2:
     rows.append(['sessions', f'{len(run.sessions)}; all in sessions.jsonl'])
