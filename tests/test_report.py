@@ -366,6 +366,16 @@ def test_every_curve_is_drawn():
   assert all(f'curve {k}' in svg for k in range(10))
 
 
+def test_a_report_of_perfect_answers_is_drawn():
+  """A mean of ones may be rounded otherwise than those of the resamples."""
+  record = make_record(np.ones((60, 3)), [0, 1, 2] * 20)
+  judged = judge(record, resamples=9)
+  top1 = Interval(1 - 2**-52, 1 - 2**-53, 1.0)
+  rounded = dataclasses.replace(judged.random, top1=top1)
+  judged = dataclasses.replace(judged, random=rounded)
+  assert '<svg' in plots.accuracy_cost(record, judged.fixed, judged, {})
+
+
 def test_cells_are_those_of_the_record(reported):
   record = record_lib.load(reported / 'record.npz')
   routed = scores.score(router(record), record, 'router')

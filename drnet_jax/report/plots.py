@@ -363,13 +363,16 @@ def _draw(axes, curves: Sequence[Curve], x: str, y: str = 'top-1, %') -> None:
 
 def _point(axes, scored: Scored, scale, mark, colour, label, size=7) -> None:
   cost, top1 = scored.gmacs, scored.top1
-  # No less than 0: of a fixed size a mean is not exact.
-  below, above = max(0, cost.value - cost.low), max(0, cost.high - cost.value)
+  xerr, yerr = (
+    # By rounding, a number may lie just outside of an interval of no width.
+    factor * np.maximum(0, [[x.value - x.low], [x.high - x.value]])
+    for factor, x in ((scale, cost), (100, top1))
+  )
   axes.errorbar(
     scale * cost.value,
     100 * top1.value,
-    xerr=[[scale * below], [scale * above]],
-    yerr=[[100 * (top1.value - top1.low)], [100 * (top1.high - top1.value)]],
+    xerr=xerr,
+    yerr=yerr,
     fmt=mark,
     color=colour,
     ms=size,
