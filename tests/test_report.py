@@ -834,6 +834,7 @@ def test_what_cannot_be_reported_is_named(experiment, tmp_path):
   for fields, message in (
     ({'title': '', 'tables': [7], 'rows': {}}, 'table 7 is not one of'),
     ({'title': ''}, 'is damaged'),
+    ({'title': '', 'tables': 5, 'rows': {}}, 'is damaged'),
   ):
     (path / 'set.json').write_text(json.dumps(fields))
     with pytest.raises(UserError, match=message):

@@ -50,7 +50,7 @@ def read(path: str) -> RunSet:
   try:
     with open(file) as opened:
       fields = json.load(opened)
-    title, numbers = fields['title'], fields['tables']
+    title, numbers = fields['title'], tuple(fields['tables'])
     workdirs = {
       name: os.path.normpath(os.path.join(path, row))
       for name, row in fields['rows'].items()
@@ -68,7 +68,7 @@ def read(path: str) -> RunSet:
     if evaluated.is_evaluated(workdir)
   }
   runs = {name: read_once.get(workdir) for name, workdir in workdirs.items()}
-  return RunSet(path, title, tuple(numbers), runs)
+  return RunSet(path, title, numbers, runs)
 
 
 def of(paths: Sequence[str]) -> RunSet:
