@@ -212,8 +212,8 @@ class EvaluatedRun:
   @property
   def session(self) -> Mapping[str, str]:
     """That which evaluated it; {} if it is not noted."""
-    made = [s for s in self.sessions if s['what'] == 'evaluate']
-    return made[-1] if made else {}
+    made = (s for s in reversed(self.sessions) if s['what'] == 'evaluate')
+    return next(made, {})
 
   @property
   def name(self) -> str:

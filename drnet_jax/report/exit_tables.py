@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from drnet_jax import terminal
 from drnet_jax.choosing import calibration, exit_shares, scores
 from drnet_jax.choosing.policy import Policy
-from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import Score
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated, plots
@@ -40,16 +39,6 @@ class Setting:
   policy: Policy
   calibrated: Score
   tested: Score
-
-
-def sweep(network: str, held_out: Record, test: Record) -> list[Setting]:
-  """The curve of a network; `held_out` are all that thresholds know."""
-  found = []
-  for ratio in exit_shares.RATIOS:
-    policy = exit_shares.by_ratio(held_out, ratio)
-    both = (scores.score(policy, r, network) for r in (held_out, test))
-    found.append(Setting(ratio, policy, *both))
-  return found
 
 
 def best_of(settings: Sequence[Setting]) -> list[Setting]:
@@ -89,7 +78,11 @@ def write(paths: Sequence[str], directory: str) -> str:
         f'{run.path} is not a calibrated network with exits: python -m '
         f'drnet_jax calibrate --workdir={run.path}'
       )
-    curves[f'early exit, {name}'] = sweep(name, held_out, run.record)
+    curves[f'early exit, {name}'] = curve = []
+    for ratio in exit_shares.RATIOS:
+      policy = exit_shares.by_ratio(held_out, ratio)
+      both = (scores.score(policy, r, name) for r in (held_out, run.record))
+      curve.append(Setting(ratio, policy, *both))
   every = [setting for curve in curves.values() for setting in curve]
   best = best_of(every)
   if len(curves) > 1:

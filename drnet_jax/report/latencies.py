@@ -13,7 +13,7 @@ from drnet_jax.choosing.record import Record
 from drnet_jax.report.evaluated import EvaluatedRun
 from drnet_jax.report.plots import Curve
 
-_STAR = {'marker': '*', 'ms': 12}
+_STAR = {'marker': '*', 'ms': 12, 'ls': ''}
 
 
 def of(run: EvaluatedRun) -> list[Curve]:
