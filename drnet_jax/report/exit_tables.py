@@ -135,6 +135,7 @@ def _table(best: Sequence[Setting], anytime: Sequence[Score]) -> str:
   alone = len({s.tested.name for s in best}) == 1
   budgeted = []
   for s in best:
+    # None where a network beside the first is cheaper than its first exit.
     there = evaluated.within(anytime, s.tested.gmacs)
     row = {
       'early exit': s.tested.name,
@@ -142,7 +143,7 @@ def _table(best: Sequence[Setting], anytime: Sequence[Score]) -> str:
       'MMACs planned': f'{1e3 * s.calibrated.gmacs:.1f}',
       'spent': f'{1e3 * s.tested.gmacs:.1f}',
       'top-1 %': f'{100 * s.tested.top1:.2f}',
-      'anytime there': f'{100 * there.top1:.2f}',
+      'anytime there': f'{100 * there.top1:.2f}' if there else 'nan',
     }
     for k, share in enumerate(s.tested.shares if alone else (), 1):
       row[f'exit {k}'] = f'{100 * share:.0f} %'
