@@ -1,59 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each option costs on this machine, in milliseconds."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from drnet_jax.bench.stopwatch import interleaved
+from drnet_jax.bench import stopwatch
 from drnet_jax.choosing.options import Costs
-from drnet_jax.export.contract import Contract
+from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.serve.engines import Engine
 
 _ROUNDS = 20  # of which the median counts
 
 
 def measure(contract: Contract, engine: Engine, *, batch: int) -> Costs:
-  """Times the predictor and every option, in turn.
+  """Times the predictor and every option, in turn: milliseconds of an image.
 
-  Args:
-    contract: of the model.
-    engine: runs it.
-    batch: images in a call, as far as the engine has programs for so many.
-
-  Returns:
-    Milliseconds of an image.
+  `batch` images in a call, as far as the engine has programs for so many.
   """
   batch = min(batch, engine.best_batch)
-  jobs = option_jobs(contract, engine, batch)
-  if contract.routes:
-    views = noise(contract.predictor_view.side_px, batch)
-    jobs['predictor'] = lambda: np.asarray(engine.log_p(views))
-  taken = interleaved(jobs, _ROUNDS, 'measure')
-  ms = {k: 1e3 * float(np.median(s)) / batch for k, s in taken.items()}
-  options = []
-  for j in range(len(contract.options)):
+  jobs = calls(contract, engine, batch)
+  taken = stopwatch.interleaved(jobs, _ROUNDS, 'measure')
+  ms = {name: stopwatch.ms(taken[name], batch) for name in jobs}
+  options: list[float] = []
+  for j, name in enumerate(contract.options.names):
     before = options[-1] if _goes_on(contract, j) else 0.0
-    options.append(before + ms[j])
+    options.append(before + ms[name])
   return Costs(
     unit='ms',
     options=tuple(options),
-    predictor=ms.get('predictor', 0.0),
+    predictor=ms.get(PREDICTOR, 0.0),
     source=f'{engine.name}, batch {batch}, {jax.devices()[0].device_kind}',
   )
 
 
-def option_jobs(
+def calls(
   contract: Contract, engine: Engine, batch: int
-) -> dict[Any, Callable[[], np.ndarray]]:
-  """By the index of an option, a call of it on noise; of an exit its stage."""
+) -> dict[str, Callable[[], Any]]:
+  """By name the predictor and every option on noise; of an exit its stage."""
   jobs, state = {}, None
-  for j, view in enumerate(contract.views):
-    inputs = state if _goes_on(contract, j) else noise(view.side_px, batch)
-    jobs[j] = lambda j=j, x=inputs: np.asarray(engine.run(j, x)[0])
-    _, state = engine.run(j, inputs)
+  if contract.routes:
+    views = noise(contract.predictor_view.side_px, batch)
+    jobs[PREDICTOR] = lambda: np.asarray(engine.log_p(views))
+  for j, name in enumerate(contract.options.names):
+    side_px = contract.views[j].side_px
+    inputs = state if _goes_on(contract, j) else noise(side_px, batch)
+    run = functools.partial(engine.run, j, inputs)
+    jobs[name] = lambda run=run: np.asarray(run()[0])
+    _, state = run()
   return jobs
 
 

@@ -5,27 +5,26 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from drnet_jax.bench import costs, rivals
-from drnet_jax.bench.stopwatch import interleaved, speed_up
+from drnet_jax.bench import costs, rivals, stopwatch
 from drnet_jax.bench.subjects import Predictions, Subject, policies_for
 from drnet_jax.choosing import policy as policy_lib
-from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, package
-from drnet_jax.export.contract import Contract
+from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import latencies, plots
 from drnet_jax.serve import choice, engines, openvino
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.serve.engines import OnnxEngine
+from drnet_jax.serve.engines import Engine, OnnxEngine
 from drnet_jax.serve.openvino import OpenVinoEngine
+from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.stages import StageEngine
 from drnet_jax.serve.xla import XlaEngine
 
@@ -60,110 +59,112 @@ class Contenders:
       for path in PATHS
       if path not in choice.MODULES or choice.is_installed(choice.MODULES[path])
     ]
-    unknown = set(paths) - set(PATHS)
-    if unknown:
+    if unknown := set(paths) - set(PATHS):
       raise UserError(f'--paths: {sorted(unknown)} are not among {PATHS}')
     self.subject = subject
+    self.contract = subject.contract
     self.batches = sorted({1, *batches})
     self.classifiers: dict[str, Classifier] = {}
     self.rivals: dict[str, Callable] = {}
     self.plain: dict[str, rivals.PlainOpenVino] = {}
     # Resizing alone, of each path: to the predictor's and to each size.
     self.resizers: dict[str, dict[int, Callable]] = {}
-    trained, contract = subject.trained, subject.contract
-    model = trained.model
-    if not isinstance(model, DRNet):
-      self._add(StageEngine(trained, batches=self.batches))
-      return
-    made = programs(trained, contract)
+    if isinstance(subject.trained.model, DRNet):
+      self._add_sizes(paths, rival)
+    else:
+      self._add(StageEngine(subject.trained, batches=self.batches), {})
+    if not self.classifiers:
+      raise UserError(
+        "--paths: 'torch' is only a rival; name a runtime of ours, too"
+      )
+    # What is timed against the most expensive option.
+    self.policies = policies_for(subject, next(iter(self.classifiers.values())))
+
+  def _add(self, engine: Engine, resizers: dict[int, Callable]) -> None:
+    self.classifiers[engine.name] = Classifier(self.contract, engine)
+    if resizers:
+      self.resizers[engine.name] = resizers
+
+  def _add_sizes(self, paths: Sequence[str], rival: str) -> None:
+    contract, model = self.contract, self.subject.trained.model
+    made = programs(self.subject.trained, contract)
     sides = {*contract.sizes_px}
     if contract.routes:
       sides.add(model.predictor_px)
+    views = {px: functools.partial(model.view, size_px=px) for px in sides}
     if 'jax' in paths:
       engine = XlaEngine('jax', made, contract, batches=self.batches)
-      self._add(engine)
-      self.resizers['jax'] = {
-        px: jax.jit(functools.partial(model.view, size_px=px)) for px in sides
-      }
+      self._add(engine, {px: jax.jit(view) for px, view in views.items()})
     if {'onnx', 'openvino'} & {*paths}:
+      for px, view in views.items():
+        resize = functools.partial(_without_weights, view)
+        made[f'view{px}'] = Program(resize, (), model.image_px)
       with tempfile.TemporaryDirectory() as folder:
-        views = {
-          f'view{px}': Program(
-            functools.partial(_view, model, px), (), model.image_px
-          )
-          for px in sides
-        }
-        package.write_onnx(folder, made | views, fold_norms=True)
-        self._add_exported(folder, sides, paths)
+        package.write_onnx(folder, made, fold_norms=True)
+        files = {px: os.path.join(folder, f'view{px}.onnx') for px in sides}
+        self._add_exported(folder, files, paths)
     if 'torch' in paths and rivals.is_offered(rival):
       classes = len(contract.class_names)
       self.rivals['torch'] = rivals.in_torch(rival, classes)
       if 'onnx' in paths:
         self.rivals['torch, onnx'] = rivals.in_onnxruntime(rival, classes)
-    if not self.classifiers:
-      raise UserError(
-        "--paths: 'torch' is only a rival; name a runtime of ours, too"
-      )
-
-  def _add(self, engine) -> None:
-    self.classifiers[engine.name] = Classifier(self.subject.contract, engine)
 
   def _add_exported(
-    self, folder: str, sides: Iterable[int], paths: Sequence[str]
+    self, folder: str, views: dict[int, str], paths: Sequence[str]
   ) -> None:
-    contract, batch = self.subject.contract, self.batches[-1]
-    views = {px: os.path.join(folder, f'view{px}.onnx') for px in sides}
+    contract, batch = self.contract, self.batches[-1]
     if 'onnx' in paths:
-      self._add(OnnxEngine(folder, contract, batch=batch))
-      self.resizers['onnx'] = {
-        px: engines.onnx_network(view) for px, view in views.items()
-      }
+      engine = OnnxEngine(folder, contract, batch=batch)
+      resizers = {px: engines.onnx_network(view) for px, view in views.items()}
+      self._add(engine, resizers)
     if 'openvino' not in paths:
       return
     for precision in openvino.precisions(openvino.abilities()):
       engine = OpenVinoEngine(
         folder, contract, precision=precision, batch=batch
       )
-      self._add(engine)
+      self._add(
+        engine,
+        {px: openvino.Network(view, precision) for px, view in views.items()},
+      )
       self.plain[engine.name + PLAIN] = rivals.PlainOpenVino(
         folder, contract, precision
       )
-      self.resizers[engine.name] = {
-        px: openvino.Network(view, precision) for px, view in views.items()
-      }
-
-  @functools.cached_property
-  def policies(self) -> dict[str, Policy]:
-    """What is timed against the most expensive option."""
-    return policies_for(self.subject, next(iter(self.classifiers.values())))
 
 
-def _view(model: DRNet, size_px: int, weights: tuple[()], images: jax.Array):
+def _without_weights(view: Callable, weights: tuple[()], images: jax.Array):
   """Resizing alone, as a `Program`."""
-  return model.view(images, size_px)
+  return view(images)
 
 
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
   """Each option by itself (of an exit, its stage): a row per path and batch."""
-  contract, jobs = contenders.subject.contract, {}
+  contract, jobs = contenders.contract, {}
   names = contract.options.names
-  engines = {path: c.engine for path, c in contenders.classifiers.items()}
+  bare = dataclasses.replace(contract, routes=())  # no predictor in these
   for batch in contenders.batches:
-    for path, engine in (engines | contenders.plain).items():
-      if contract.routes and path in engines:
-        views = costs.noise(contract.predictor_view.side_px, batch)
-        jobs[path, 'predictor', batch] = _waiting(engine.log_p, views)
-      for j, job in costs.option_jobs(contract, engine, batch).items():
-        jobs[path, names[j], batch] = job
+    calls = {
+      path: costs.calls(contract, classifier.engine, batch)
+      for path, classifier in contenders.classifiers.items()
+    }
+    for path, plain in contenders.plain.items():
+      calls[path] = costs.calls(bare, plain, batch)
     for path, rival in contenders.rivals.items():
-      for j, size_px in enumerate(contract.sizes_px):
-        small = costs.noise(size_px, batch)
-        jobs[path, names[j], batch] = _waiting(rival, small)
-  gmacs = dict(zip(names, _added(contract), strict=True))
-  gmacs['predictor'] = contract.predictor_gmacs
-  rows, taken = [], interleaved(jobs, rounds, 'networks')
-  for (path, part, batch), seconds in taken.items():
-    ms = 1e3 * float(np.median(seconds)) / batch
+      calls[path] = {
+        name: functools.partial(rival, costs.noise(size_px, batch))
+        for name, size_px in zip(names, contract.sizes_px, strict=True)
+      }
+    for path, parts in calls.items():
+      jobs |= {(path, part, batch): job for part, job in parts.items()}
+  added = np.asarray(contract.gmacs)
+  if contract.options.noun == 'exit':  # to what the exit before took
+    added = np.diff(added, prepend=0)
+  gmacs = dict(zip(names, added, strict=True))
+  gmacs[PREDICTOR] = contract.predictor_gmacs
+  rows = []
+  for key, seconds in stopwatch.interleaved(jobs, rounds, 'networks').items():
+    path, part, batch = key
+    ms = stopwatch.ms(seconds, batch)
     rows.append(
       {
         'path': path,
@@ -178,53 +179,41 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
   return rows
 
 
-def _added(contract: Contract) -> list[float]:
-  """GMACs of each option; of an exit what it adds to the one before."""
-  if contract.options.noun != 'exit':
-    return list(contract.gmacs)
-  every = range(len(contract.options))
-  return np.diff(contract.costs.of_path(contract.options, every)[0], prepend=0)
-
-
-def _waiting(function: Callable, *arguments) -> Callable[[], Any]:
-  return lambda: np.asarray(function(*arguments))
-
-
 def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
   """Whole predictions by each policy: a row per path, mode and policy.
 
   And of OpenVINO one at the most expensive option without anything of ours: its
   network alone, on crops that lie ready.
   """
-  subject, jobs = contenders.subject, {}
-  contract = subject.contract
+  subject, contract = contenders.subject, contenders.contract
   option = contract.gmacs.index(contract.costs.full)
-  full = policy_lib.fixed(option)
   view = contract.views[-1]
   # As large as evaluation resizes to, so that only the crop is left to do.
   whole = dataclasses.replace(view, side_px=view.short_px)
-  for path, classifier in contenders.classifiers.items():
-    arrays = [classifier.picture(file).crop(whole) for file in subject.files]
-    sources = {
-      'single': arrays[:_SINGLES],
-      'bulk': arrays,
-      'bulk, files': subject.files,
-    }
-    for mode, images in sources.items():
-      for name, policy in {**contenders.policies, '': full}.items():
-        jobs[path, mode, name] = Predictions(
-          classifier, policy, images, singly=mode == 'single'
-        )
+  arrays = [Picture(file, contract).crop(whole) for file in subject.files]
+  sources = {
+    'single': arrays[:_SINGLES],
+    'bulk': arrays,
+    'bulk, files': subject.files,
+  }
+  policies = contenders.policies | {'': policy_lib.fixed(option)}
+  jobs = {
+    (path, mode, name): Predictions(
+      classifier, policy, images, singly=mode == 'single'
+    )
+    for path, classifier in contenders.classifiers.items()
+    for mode, images in sources.items()
+    for name, policy in policies.items()
+  }
   for path, plain in contenders.plain.items():
-    ours = contenders.classifiers[path.removesuffix(PLAIN)]
-    crops = [ours.picture(x).crop(view) for x in arrays]
+    crops = [Picture(array, contract).crop(view) for array in arrays]
     jobs[path, 'single', AS_IT_COMES] = functools.partial(
-      _one_by_one, plain, option, crops[:_SINGLES]
+      plain.singly, option, crops[:_SINGLES]
     )
     jobs[path, 'bulk', AS_IT_COMES] = functools.partial(
       plain.in_bulk(option, contenders.batches[-1]), crops
     )
-  taken = interleaved(jobs, rounds, 'predictions')
+  taken = stopwatch.interleaved(jobs, rounds, 'predictions')
   rows = []
   for (path, mode, name), seconds in taken.items():
     if not name:
@@ -237,17 +226,13 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
       'path': path,
       'mode': mode,
       'policy': name,
-      'fixed_ms': 1e3 * float(np.median(fixed)) / count,
-      'policy_ms': 1e3 * float(np.median(seconds)) / count,
+      'fixed_ms': stopwatch.ms(fixed, count),
+      'policy_ms': stopwatch.ms(seconds, count),
       'gmacs': gmacs,
     }
-    rows.append(row | speed_up(fixed, seconds, contract.costs.full / gmacs))
+    implied = contract.costs.full / gmacs
+    rows.append(row | stopwatch.speed_up(fixed, seconds, implied))
   return rows
-
-
-def _one_by_one(plain: rivals.PlainOpenVino, option: int, crops) -> None:
-  for crop in crops:
-    plain.run(option, crop[None])
 
 
 def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
@@ -256,38 +241,33 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
   Of the first policy. The parts are timed in turn with the whole, and compared
   round by round: this machine may be faster in one round than in the next.
   """
-  subject = contenders.subject
-  contract = subject.contract
+  subject, contract = contenders.subject, contenders.contract
   files, names = subject.files[:_SINGLES], contract.options.names
   policy = next(iter(contenders.policies.values()))
-  asks = policy.start is not None
+  crop = Picture(files[0], contract).crop(contract.views[-1])[None]
   jobs, runs = {}, {}
   for path, classifier in contenders.classifiers.items():
     jobs[path, 'whole'] = Predictions(classifier, policy, files, singly=True)
     jobs[path, 'decode'] = functools.partial(_decode_all, classifier, files)
-    crop = classifier.picture(files[0]).crop(contract.views[-1])[None]
-    for px, resizer in contenders.resizers[path].items():
-      jobs[path, px] = _waiting(resizer, crop)
-    engine = classifier.engine
-    if asks:
-      jobs[path, 'predictor'] = _waiting(engine.log_p, crop)
-    for j, job in costs.option_jobs(contract, engine, 1).items():
-      jobs[path, 'network', j] = job
+    for px, resize in contenders.resizers[path].items():
+      jobs[path, px] = lambda resize=resize: np.asarray(resize(crop))
+    calls = costs.calls(contract, classifier.engine, 1)
+    jobs |= {(path, part): job for part, job in calls.items()}
     answers = Predictions(classifier, policy, files)()
     ran = [name for x in answers for name in x.ran]
     runs[path] = np.array([ran.count(name) for name in names]) / len(files)
-  taken = interleaved(jobs, rounds, 'parts')
+  taken = stopwatch.interleaved(jobs, rounds, 'parts')
   ms = {key: 1e3 * seconds for key, seconds in taken.items()}
   rows = []
   for path in contenders.classifiers:
     whole = ms[path, 'whole'] / len(files)
     decode = ms[path, 'decode'] / len(files)
     predictor = to_predictor = 0.0 * whole
-    if asks:
-      predictor = ms[path, 'predictor']
+    if policy.start is not None:
+      predictor = ms[path, PREDICTOR]
       to_predictor = ms[path, subject.trained.model.predictor_px]
     to_sizes = runs[path] @ [ms[path, px] for px in contract.sizes_px]
-    network = runs[path] @ [ms[path, 'network', j] for j in range(len(names))]
+    network = runs[path] @ [ms[path, name] for name in names]
     parts = {
       'decode': decode,
       'resize': to_predictor + to_sizes,
@@ -325,11 +305,12 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
     answers[decode] = Predictions(classifier, policy, files)()
     jobs[decode] = functools.partial(_decode_all, classifier, files)
   rows = []
-  for decode, seconds in interleaved(jobs, rounds, 'decoding').items():
+  taken = stopwatch.interleaved(jobs, rounds, 'decoding')
+  for decode, seconds in taken.items():
     pairs = list(zip(answers[decode], answers['full'], strict=True))
     row = {
       'decode': decode,
-      'ms_per_image': 1e3 * float(np.median(seconds)) / len(files),
+      'ms_per_image': stopwatch.ms(seconds, len(files)),
       'same_label': float(np.mean([a.label == b.label for a, b in pairs])),
       'same_options': float(np.mean([a.ran == b.ran for a, b in pairs])),
       'top1': '',
@@ -342,9 +323,9 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
 
 
 def _decode_all(classifier: Classifier, files: Sequence[Any]) -> None:
-  schedule = classifier.schedule(done=None)
+  asked = classifier.schedule(done=None).asked
   for file in files:
-    classifier.picture(file).cut(schedule.asked)
+    classifier.picture(file).cut(asked)
 
 
 def verdict(worth: list[dict], speed: list[dict]) -> str:
@@ -405,7 +386,7 @@ def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
     speed: from `time_networks`.
     path: of the files, without ending.
   """
-  contract, record = contenders.subject.contract, contenders.subject.record
+  contract, record = contenders.contract, contenders.subject.record
   label = 'latency of one image on this machine, ms'
   ms = {
     (row['path'], row['part']): row['ms_per_image']
@@ -413,8 +394,7 @@ def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
     if row['batch'] == 1
   }
   if record is not None:
-    routes = len(policy_lib.routes(record)) > 1
-    router = contract.as_trained if routes else None
+    router = contract.as_trained if len(contract.routes) > 1 else None
     plots.write({label: latencies.curves(ms, record, router)}, path)
     return
   curves = []

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ class PlainOpenVino:
   def run(self, option: int, inputs: np.ndarray) -> tuple[np.ndarray, None]:
     """As an engine: probabilities [B, K] of uint8 [B, S, S, 3]."""
     return self._compiled[option](inputs)[0], None
+
+  def singly(self, option: int, crops: Iterable[np.ndarray]) -> None:
+    """Runs crops, uint8 [S, S, 3], one after another."""
+    for crop in crops:
+      self.run(option, crop[None])
 
   def in_bulk(self, option: int, batch: int) -> Callable[[Sequence], list]:
     """A queue of as many requests as OpenVINO thinks best.

@@ -32,6 +32,11 @@ def interleaved(
   return {name: np.asarray(s) for name, s in seconds.items()}
 
 
+def ms(seconds: np.ndarray, count: int) -> float:
+  """Median milliseconds of one of so many images."""
+  return 1e3 * float(np.median(seconds)) / count
+
+
 def speed_up(
   base: np.ndarray, seconds: np.ndarray, implied: float
 ) -> dict[str, float]:
