@@ -308,7 +308,7 @@ def test_benchmark_adds_up(run, tmp_path):
   assert 0 <= scaled['top1'] <= 1 and full['ms_per_image'] > 0
   inference.draw(contenders, speed, str(tmp_path / 'latency'))
   assert (tmp_path / 'latency.svg').exists()
-  text = inference.verdict(worth, speed)
+  text = inference.verdict(worth)
   assert text.count('router as trained: it ') == 6 and 'Fastest, bulk' in text
 
 
@@ -333,7 +333,7 @@ def test_openvino_is_timed_beside_itself(run):
     np.asarray(engine.run(2, crops)[0]),
     atol=1e-6,
   )
-  assert 'times as long' in inference.verdict(worth, speed)
+  assert 'times as long' in inference.verdict(worth)
   assert sum(row['share'] for row in inference.time_parts(contenders, 1)) == (
     pytest.approx(1)
   )

@@ -328,53 +328,31 @@ def _decode_all(classifier: Classifier, files: Sequence[Any]) -> None:
     classifier.picture(file).cut(asked)
 
 
-def verdict(worth: list[dict], speed: list[dict]) -> str:
+def verdict(worth: list[dict]) -> str:
   """Whether choosing pays on this machine, in a few lines."""
-  lines = []
-  plain = [row for row in worth if row['policy'] == AS_IT_COMES]
-  worth = [row for row in worth if row['policy'] != AS_IT_COMES]
-  for row in worth:
-    verb = 'pays' if row['realised'] > 1 else 'does not pay'
-    lines.append(
-      f'{row["path"]}, {row["mode"]}, {row["policy"]}: it {verb}, '
-      f'{row["realised"]:.2f} x as fast as the full option '
-      f'({row["implied"]:.2f} x implied, {row["realised_of_implied"]:.0%} of '
-      'it).'
-    )
-  for mode in dict.fromkeys(row['mode'] for row in worth):
-    best = min(
-      (row for row in worth if row['mode'] == mode),
-      key=lambda row: row['policy_ms'],
-    )
+  ours = [row for row in worth if row['policy'] != AS_IT_COMES]
+  lines = [
+    f'{row["path"]}, {row["mode"]}, {row["policy"]}: it '
+    f'{"pays" if row["realised"] > 1 else "does not pay"}, '
+    f'{row["realised"]:.2f} x as fast as the full option '
+    f'({row["implied"]:.2f} x implied, {row["realised_of_implied"]:.0%} of it).'
+    for row in ours
+  ]
+  for mode in dict.fromkeys(row['mode'] for row in ours):
+    of_mode = [row for row in ours if row['mode'] == mode]
+    best = min(of_mode, key=lambda row: row['policy_ms'])
     lines.append(
       f'Fastest, {mode}: {best["path"]} by {best["policy"]}, '
       f'{best["policy_ms"]:.3g} ms an image, {best["fixed_ms"]:.3g} ms in full.'
     )
-  for row in plain:
-    ratio = row['fixed_ms'] / row['policy_ms']
-    lines.append(
-      f'{row["path"]}, {row["mode"]}: the full option takes '
-      f'{row["policy_ms"]:.3g} ms an image; within this package, cropping and '
-      f'queueing included, {ratio:.2f} times as long.'
-    )
-  single = [row for row in speed if row['batch'] == 1]
-  full = {
-    row['path']: row['ms_per_image']
-    for row in single
-    if row['gmacs'] == max(r['gmacs'] for r in speed)
-  }
-  for path in full:  # of exits the network is all of them together
-    exits = [
-      row['ms_per_image']
-      for row in single
-      if row['path'] == path and row['part'].startswith('exit ')
-    ]
-    full[path] = sum(exits) or full[path]
-  lines.append(
-    'The most expensive network alone, batch 1: '
-    + ', '.join(f'{path} {ms:.3g} ms' for path, ms in full.items())
-    + '.'
-  )
+  lines += [
+    f'{row["path"]}, {row["mode"]}: the full option takes '
+    f'{row["policy_ms"]:.3g} ms an image; within this package, cropping and '
+    f'queueing included, {row["fixed_ms"] / row["policy_ms"]:.2f} times as '
+    'long.'
+    for row in worth
+    if row['policy'] == AS_IT_COMES
+  ]
   return '\n'.join(lines)
 
 

@@ -115,5 +115,5 @@ def run(arguments: Sequence[str]) -> None:
     print(terminal.table(cells(rows)), end='\n\n')
     write_csv(os.path.join(to, f'{name}.csv'), rows)
   inference.draw(contenders, speed, os.path.join(to, 'latency'))
-  print(inference.verdict(worth, speed))
+  print(inference.verdict(worth))
   print(f'Written to {to}: {", ".join(tables)} (.csv), latency (.png, .svg)')
