@@ -42,8 +42,6 @@ from drnet_jax.report.page import Page, Section, Table
 from drnet_jax.report.wording import Answer
 from drnet_jax.run import evaluate, train
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.steps.pretrain import PretrainStep
-from drnet_jax.steps.routed import RoutedStep
 
 FILE = 'accelerator.csv'
 _ORIGINS = ('from_scratch', 'from_weights')  # folders of part f's runs
@@ -228,18 +226,6 @@ def steps(suite: Suite, left_s: float) -> Iterator[dict]:
 def _contenders(suite, model, weights, batch_size: int, kinds):
   """Compiled steps of some kinds, and a batch for them."""
   mesh = mesh_lib.create(1)
-  common = (model, weights, mesh, batch_size)
-
-  contenders = []
-  for kind in kinds:
-    if kind == 'fixed':
-      made = training.fixed(*common)
-    elif kind == 'pretrain':
-      objective = dict(suite.config.pretrain.objective)
-      made = training.Contender(kind, PretrainStep, objective, *common)
-    else:
-      made = training.routed(kind, suite.config.finetune.objective, *common)
-    contenders.append(made)
   batch = mesh_lib.shard_batch(
     {
       'image': costs.noise(model.image_px, batch_size),
@@ -247,9 +233,14 @@ def _contenders(suite, model, weights, batch_size: int, kinds):
     },
     mesh,
   )
-  for c in contenders:
-    c.same = isinstance(c.step, RoutedStep)
-    c.step.compile(c.state, batch, *[training.KEY] * c.same)
+  contenders = []
+  for kind in kinds:
+    stage = suite.config['pretrain' if kind == 'pretrain' else 'finetune']
+    c = training.Contender(
+      kind, stage.objective, model, weights, mesh, batch_size
+    )
+    c.compile(batch, same=True)
+    contenders.append(c)
   return contenders, batch
 
 

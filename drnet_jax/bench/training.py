@@ -24,48 +24,56 @@ from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import REFRESHED, RoutedStep
 from drnet_jax.steps.state import Weights
 
-KEY = jax.random.key(0)
+_KEY = jax.random.key(0)
 _BATCHES = 4  # different ones, so that the shares vary as in training
 # Rate 0: the weights, and with them the shares, stay as they are.
 _OPTIMIZER = optax.sgd(0.0, momentum=0.9)
+_FIXED = {'label_smoothing': 0.0, 'distill': 0.0, 'teacher': 'largest'}
 
 
 class Contender:
   """One kind of step and its state.
 
   Args:
-    name: of the row.
-    step_class: the kind of step.
-    objective: further fields of the step.
-    model: its sizes are those that are trained.
-    weights: of the model, or of one with more sizes.
+    kind: 'fixed', an ordinary step at the largest size; 'pretrain', one of
+      stage 1; 'chosen' or 'all', one of stage 2 by that gradient of the router.
+    objective: of a stage of that kind; 'fixed' has its own.
+    model: of several sizes.
+    weights: of the model.
     mesh: devices to run on.
     batch_size: global.
 
   Attributes:
-    same: whether each step draws the noise of the first, so that images choose
-      the same sizes again.
+    name: of the row.
     metrics: of each step taken.
   """
 
   def __init__(
     self,
-    name: str,
-    step_class: type[PretrainStep | RoutedStep],
+    kind: str,
     objective: Mapping[str, Any],
     model: DRNet,
     weights: Weights,
     mesh: Mesh,
     batch_size: int,
   ):
-    self.name = name
-    self._objective = objective
+    self.name, step_class, objective = kind, PretrainStep, dict(objective)
+    if kind == 'fixed':
+      self.name = f'fixed {model.resolutions[-1]}'
+      model = dataclasses.replace(model, resolutions=model.resolutions[-1:])
+      objective = _FIXED
+    elif kind != 'pretrain':
+      self.name, step_class = f'routed, {kind}', RoutedStep
+      objective['gradient'] = kind
     self._model = model
-    self.step = step_class(
+    self._objective = settings.call(
+      step_class.objective_class, objective, 'objective'
+    )
+    self._step = step_class(
       model,
       _OPTIMIZER,
       mesh,
-      settings.call(step_class.objective_class, objective, 'objective'),
+      self._objective,
       batch_size=batch_size,
       steps_per_epoch=1,
     )
@@ -75,63 +83,55 @@ class Contender:
       for tree in weights
     )
     # A copy, for each step is donated the state and replaces it.
-    self.state = jax.jit(
+    self._state = jax.jit(
       lambda *weights: jax.tree.map(
         jnp.copy, state_lib.begin(_OPTIMIZER, *weights)
       ),
       out_shardings=mesh_lib.replicated(mesh),
     )(params, stats)
-    self.same = False
+    self._same = False
     self.metrics: list[dict[str, jax.Array]] = []
+
+  def compile(
+    self, batch: Mapping[str, jax.Array], *, same: bool = False
+  ) -> None:
+    """Compiles the step.
+
+    With `same` a routed step draws the noise of the first every time, so that
+    the images of the batch choose the same sizes again; no other buckets are
+    compiled.
+    """
+    self._same = same and isinstance(self._step, RoutedStep)
+    self._step.compile(self._state, batch, *[_KEY] * self._same)
 
   def take(self, batch: Mapping[str, jax.Array]) -> None:
     """Takes one step, and waits for it."""
-    if self.same:
-      step = self.state.step
+    if self._same:
+      step = self._state.step
       again = jax.device_put(np.zeros((), step.dtype), step.sharding)
-      self.state = self.state.replace(step=again)
-    self.state, metrics = self.step(self.state, batch, KEY)
-    jax.block_until_ready((self.state, metrics))
+      self._state = self._state.replace(step=again)
+    self._state, metrics = self._step(self._state, batch, _KEY)
+    jax.block_until_ready((self._state, metrics))
     self.metrics.append(metrics)
 
   def macs_per_image(self) -> float:
     """What an image of the steps needed on average, forward and backward."""
     macs, objective = self._model.macs(), self._objective
-    if isinstance(self.step, PretrainStep):
+    if isinstance(self._step, PretrainStep):
       return 3.0 * sum(macs.sizes)
     total = 0.0
     for metrics in self.metrics:
       total += 3 * float(metrics['gmacs']) * 1e9  # predictor counted
-      if objective['gradient'] == 'all':
-        total += objective['explore'] * sum(macs.sizes)
-      if objective['statistics'] == 'fresh':
+      if objective.gradient == 'all':
+        total += objective.explore * sum(macs.sizes)
+      if objective.statistics == 'fresh':
+        of_size = zip(self._model.resolutions, macs.sizes, strict=True)
         total += REFRESHED * sum(
           size_macs
-          for size_px, size_macs in zip(
-            self._model.resolutions, macs.sizes, strict=True
-          )
+          for size_px, size_macs in of_size
           if metrics[f'share_r{size_px}'] < REFRESHED
         )
     return total / len(self.metrics)
-
-
-def fixed(model: DRNet, *arguments) -> Contender:
-  """An ordinary step at the largest size: the rest as of `Contender`."""
-  return Contender(
-    f'fixed {model.resolutions[-1]}',
-    PretrainStep,
-    {'label_smoothing': 0.0, 'distill': 0.0, 'teacher': 'largest'},
-    dataclasses.replace(model, resolutions=model.resolutions[-1:]),
-    *arguments,
-  )
-
-
-def routed(
-  gradient: str, objective: Mapping[str, Any], *arguments
-) -> Contender:
-  """A step of stage 2 by one gradient of the router: the rest likewise."""
-  objective = dict(objective) | {'gradient': gradient}
-  return Contender(f'routed, {gradient}', RoutedStep, objective, *arguments)
 
 
 def time_steps(
@@ -210,10 +210,10 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
       for b in itertools.islice(stream, _BATCHES)
     ]
   weights = trained.params, trained.batch_stats
-  common = (model, weights, mesh, batch_size)
-  contenders = [fixed(*common)] + [
-    routed(gradient, stage.objective, *common) for gradient in ('chosen', 'all')
+  contenders = [
+    Contender(kind, stage.objective, model, weights, mesh, batch_size)
+    for kind in ('fixed', 'chosen', 'all')
   ]
   for c in contenders:
-    c.step.compile(c.state, batches[0])
+    c.compile(batches[0])
   return time_steps(contenders, batches, steps, {})
