@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,6 @@ def correctness(suite: Suite, left_s: float) -> Iterable[dict]:
 
 def steps(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part c: training steps of ResNet-50 in bfloat16."""
-  model, weights = _model(suite.small)
   ceiling = next(
     (r['value'] for r in suite.found['a ceilings'] if r['what'] == _CEILING),
     math.nan,
@@ -206,7 +205,7 @@ def steps(suite: Suite, left_s: float) -> Iterator[dict]:
     kinds, rounds = kinds[::2], 2
   for batch_size in (16,) if suite.small else (256, 128, 512, 64):
     try:
-      contenders, batch = _contenders(suite, model, weights, batch_size, kinds)
+      contenders, batch = _contenders(suite, batch_size, kinds)
       others = {}
       # For larger batches of both frameworks there is no memory.
       if _has_rival(suite) and batch_size <= 256:
@@ -223,8 +222,9 @@ def steps(suite: Suite, left_s: float) -> Iterator[dict]:
       yield {'what': what} | row | share
 
 
-def _contenders(suite, model, weights, batch_size: int, kinds):
+def _contenders(suite: Suite, batch_size: int, kinds: Sequence[str]):
   """Compiled steps of some kinds, and a batch for them."""
+  model, weights = _model(suite.small)
   mesh = mesh_lib.create(1)
   batch = mesh_lib.shard_batch(
     {
@@ -291,10 +291,8 @@ def _in_batches(run, images: np.ndarray, batch: int) -> None:
 
 def profile(suite: Suite, left_s: float) -> Iterable[dict]:
   """Part e: the most expensive kernels of a routed step, and its gaps."""
-  model, weights = _model(suite.small)
-  (routed,), batch = _contenders(
-    suite, model, weights, 16 if suite.small else 256, ('chosen',)
-  )
+  batch_size = 16 if suite.small else 256
+  (routed,), batch = _contenders(suite, batch_size, ['chosen'])
   routed.take(batch)
   return trace.profile(lambda: routed.take(batch))
 
@@ -349,21 +347,16 @@ def _set_epochs(suite: Suite, config, seconds: float) -> None:
     config[name].schedule.warmup_epochs = min(0.5, epochs / 4)
 
 
+@functools.cache
 def _model(small: bool) -> tuple[DRNet, tuple]:
   """ResNet-50 in bfloat16, and weights whose predictor draws `_SHARES`."""
-  sizes = (16, 24, 32) if small else (112, 168, 224)
   base = _SMALL_NETWORK if small else {'network': _NETWORK}
   predictor = _SMALL_NETWORK if small else {'network': 'resnet10'}
-  model = models.create_drnet(
+  model = subjects.drnet(
+    (16, 24, 32) if small else (112, 168, 224),
     base=base | {'dtype': 'bfloat16'},
     predictor=predictor | {'dtype': 'bfloat16'},
     predictor_px=16 if small else 128,
-    image_px=sizes[-1],
-    resolutions=sizes,
-    resolution_aware_bn=True,
-    antialias=True,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
     num_classes=_CLASSES,
   )
   params, batch_stats = jax.jit(model.init)(jax.random.key(0))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from drnet_jax import losses, models, routing
 from drnet_jax import mesh as mesh_lib
-from drnet_jax.bench.subjects import pictures, untrained
+from drnet_jax.bench.subjects import drnet, pictures, untrained
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.export.contract import Contract
 from drnet_jax.models.drnet import DRNet
@@ -81,15 +81,12 @@ def _drnet(small: bool, dtype: str) -> DRNet:
     'width': 8 if small else 64,
     'stem': 'patch',
   }
-  return models.create_drnet(
+  return drnet(
+    (16, 32),
     base=network | {'dtype': dtype},
     # Of full precision, so that it chooses the same sizes.
     predictor=network,
     predictor_px=16,
-    image_px=32,
-    resolutions=(16, 32),
-    resolution_aware_bn=True,
-    antialias=True,
     mean=(0.5,) * 3,
     std=(0.25,) * 3,
     num_classes=10,

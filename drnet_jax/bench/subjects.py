@@ -128,18 +128,7 @@ def of_network(
     return _of_ranet(network, images)
   if len(shares) != len(sizes) or abs(sum(shares) - 1) > 1e-6:
     raise UserError(f'shares {shares} are not {len(sizes)} that add up to 1')
-  model = models.create_drnet(
-    base={'network': network},
-    predictor={'network': 'resnet10'},
-    predictor_px=128,
-    image_px=max(sizes),
-    resolutions=sizes,
-    resolution_aware_bn=True,
-    antialias=True,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    num_classes=1000,
-  )
+  model = drnet(sizes, base={'network': network})
   weights = jax.jit(model.init)(jax.random.key(0))
   resize_px = round(model.image_px * 256 / 224)
   trained = untrained(model, weights, 1000, resize_px=resize_px)
@@ -161,6 +150,22 @@ def _of_ranet(name: str, images: int) -> Subject:
   weights = model.init(jax.random.key(0))
   trained = untrained(model, weights, classes)
   return Subject(trained, pictures(images, model.image_px))
+
+
+def drnet(sizes: Sequence[int], **changes: Any) -> DRNet:
+  """A DRNet like the paper's; `changes` as of `models.create_drnet`."""
+  usual = {
+    'predictor': {'network': 'resnet10'},
+    'predictor_px': 128,
+    'image_px': max(sizes),
+    'resolutions': sizes,
+    'resolution_aware_bn': True,
+    'antialias': True,
+    'mean': (0.485, 0.456, 0.406),
+    'std': (0.229, 0.224, 0.225),
+    'num_classes': 1000,
+  }
+  return models.create_drnet(**usual | changes)
 
 
 def pictures(count: int, side_px: int) -> list[np.ndarray]:
