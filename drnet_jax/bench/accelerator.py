@@ -149,17 +149,14 @@ def _time_limit(seconds: float) -> Iterator[None]:
   def stop(*unused) -> None:
     raise TimeoutError(f'stopped after {seconds:.0f} s')
 
-  start = time.perf_counter()
   before = signal.signal(signal.SIGALRM, stop)
-  rest, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+  others = signal.setitimer(signal.ITIMER_REAL, seconds)
   try:
     yield
   finally:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    # Another's alarm, say that of a test, is only put off.
+    signal.setitimer(signal.ITIMER_REAL, *others)
     signal.signal(signal.SIGALRM, before)
-    # Another's alarm, say that of a test, is not forgotten.
-    rest = rest and max(rest - (time.perf_counter() - start), 0.001)
-    signal.setitimer(signal.ITIMER_REAL, rest)
 
 
 def ceilings(suite: Suite, left_s: float) -> Iterator[dict]:
@@ -175,15 +172,12 @@ def ceilings(suite: Suite, left_s: float) -> Iterator[dict]:
   square = jnp.ones((side, side), jnp.bfloat16)
   long = jnp.ones(megabytes * 2**18, jnp.float32)
   product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
-  taken = interleaved(
-    {
-      'product': lambda: product(square, square).block_until_ready(),
-      'copy': lambda: copy(long).block_until_ready(),
-    },
-    rounds,
-    'ceilings',
-  )
-  product_s, copy_s = (float(np.median(taken[k])) for k in taken)
+  jobs = {
+    'product': lambda: product(square, square).block_until_ready(),
+    'copy': lambda: copy(long).block_until_ready(),
+  }
+  taken = interleaved(jobs, rounds, 'ceilings')
+  product_s, copy_s = (float(np.median(taken[k])) for k in jobs)
   yield {'what': _CEILING, 'value': 2e-12 * side**3 / product_s}
   yield {'what': 'copy, GB/s', 'value': 2e-9 * long.nbytes / copy_s}
 
@@ -256,18 +250,16 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
   subject = subjects.Subject(trained, list(images), shares=_SHARES)
   full = policy_lib.fixed(len(model.resolutions) - 1)
   kinds = {'fixed': full} | subjects.policies_for(subject, classifier)
-  modes = {'bulk': list(images), 'single': list(images[:20])}
+  modes = {'bulk': images, 'single': images[:20]}
   jobs = {}
-  for mode, arrays in modes.items():
-    singly = mode == 'single'
+  for mode, some in modes.items():
+    batch = 1 if mode == 'single' else bulk
     for kind, policy in kinds.items():
       jobs[mode, kind] = subjects.Predictions(
-        classifier, policy, arrays, singly
+        classifier, policy, some, singly=mode == 'single'
       )
-    if _has_rival(suite):
-      jobs[mode, 'PyTorch'] = functools.partial(
-        _in_batches, rival, images[: len(arrays)], 1 if singly else bulk
-      )
+    if rival:
+      jobs[mode, 'PyTorch'] = functools.partial(_in_batches, rival, some, batch)
   taken = interleaved(jobs, rounds, 'inference')
   for (mode, kind), seconds in taken.items():
     at_most = jobs[mode, 'fixed'].gmacs  # PyTorch's, too
