@@ -32,18 +32,9 @@ Row = dict[str, str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Input:
-  """What is measured.
+  """What is measured: see the flags of the command.
 
-  Attributes:
-    packed: a packed file, see `data.packed`.
-    split: of the packed file.
-    images: how many are drawn from the split.
-    enlarge: (width, height) to encode them anew at; () to leave them.
-    size_px: side of the crops.
-    batch_size: images of a batch.
-    turns: repetitions.
-    threads, workers: numbers of them to try.
-    memory_images: images to read for the table of memory; 0 to skip it.
+  `enlarge` is (width, height), or () to leave the images as they are.
   """
 
   packed: str
@@ -79,14 +70,14 @@ def _files(asked: Input) -> list[bytes]:
   examples, _ = packed.load(asked.packed, asked.split, (), 0)
   rows = np.random.default_rng(0).permutation(len(examples))[: asked.images]
   files = [examples[i]['image'] for i in rows]
-  if not asked.enlarge:
-    return files
-  return [_enlarged(file, *asked.enlarge) for file in files]
+  if asked.enlarge:
+    files = [_enlarged(file, asked.enlarge) for file in files]
+  return files
 
 
-def _enlarged(file: bytes, width: int, height: int) -> bytes:
+def _enlarged(file: bytes, size: tuple[int, ...]) -> bytes:
   with Image.open(io.BytesIO(file)) as image:
-    large = image.convert('RGB').resize((width, height), Image.BICUBIC)
+    large = image.convert('RGB').resize(size, Image.BICUBIC)
   buffer = io.BytesIO()
   large.save(buffer, 'JPEG', quality=92)
   return buffer.getvalue()
@@ -193,15 +184,11 @@ def _decoders(asked: Input, files: list[bytes]) -> list[Row]:
 def _decode_with_opencv(image: Image.Image, shrink: int) -> np.ndarray:
   """To compare with; not to train with, for it makes cut-off files grey."""
   cv2 = random_crop.optional('cv2')
-  modes = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-  }
-  image.fp.seek(0)
   # Smaller ones come with blue first; it takes as long.
-  return cv2.imdecode(np.frombuffer(image.fp.read(), np.uint8), modes[shrink])
+  mode = f'REDUCED_COLOR_{shrink}' if shrink > 1 else 'COLOR_RGB'
+  image.fp.seek(0)
+  data = np.frombuffer(image.fp.read(), np.uint8)
+  return cv2.imdecode(data, getattr(cv2, f'IMREAD_{mode}'))
 
 
 def _crop_all(
@@ -215,19 +202,21 @@ def _crop_all(
 
 
 def _pipelines(asked: Input, kind: str, data: Data) -> list[Row]:
-  threads = [(n, 0) for n in asked.threads]
-  workers = [(1, n) for n in asked.workers]
+  threads = {
+    f'{n} threads': dataclasses.replace(data, threads=n) for n in asked.threads
+  }
+  workers = {
+    f'{n} workers': dataclasses.replace(data, workers=n) for n in asked.workers
+  }
   source, rows = data.open('train'), []
   measured = [('core', time.process_time, threads)]
   if workers:  # whose processors' time is not counted as ours
-    measured.append(('clock', time.perf_counter, threads + workers))
+    measured.append(('clock', time.perf_counter, threads | workers))
   for per, now, settings in measured:
     contenders = {
       'bare loop': functools.partial(_bare_loop, asked, source.examples, now)
     }
-    for threads_, workers_ in settings:
-      name = f'{workers_} workers' if workers_ else f'{threads_} threads'
-      changed = dataclasses.replace(data, threads=threads_, workers=workers_)
+    for name, changed in settings.items():
       contenders[name] = functools.partial(_whole, asked, changed, source, now)
     rows += [
       {
@@ -252,24 +241,29 @@ def _bare_loop(asked: Input, examples: sources.Examples, now: Now) -> float:
 
 def _whole(asked: Input, data: Data, source: sources.Source, now: Now) -> float:
   """Images a second of the running pipeline."""
-  with contextlib.closing(_stream(asked, data, source)) as stream:
-    for _ in itertools.islice(stream, _WARM_UP):
-      pass
-    count = max(asked.images // asked.batch_size, 1)
+  count = max(asked.images // asked.batch_size, 1)
+  with _stream(asked, data, source) as stream:
+    _take(stream, _WARM_UP)
     start = now()
-    for _ in itertools.islice(stream, count):
-      pass
+    _take(stream, count)
     return count * asked.batch_size / (now() - start)
 
 
 def _stream(asked: Input, data: Data, source: sources.Source):
-  return data.train_batches(
-    source,
-    size_px=asked.size_px,
-    batch_size=asked.batch_size,
-    seed=0,
-    start_step=0,
+  return contextlib.closing(
+    data.train_batches(
+      source,
+      size_px=asked.size_px,
+      batch_size=asked.batch_size,
+      seed=0,
+      start_step=0,
+    )
   )
+
+
+def _take(stream: Iterator, count: int) -> None:
+  for _ in itertools.islice(stream, count):
+    pass
 
 
 def _memory(asked: Input, data: Data, workers: int) -> str:
@@ -277,10 +271,8 @@ def _memory(asked: Input, data: Data, workers: int) -> str:
   source, peaks = data.open('train'), []
   changed = dataclasses.replace(data, threads=2, workers=workers)
   for share in (0.1, 1):
-    with contextlib.closing(_stream(asked, changed, source)) as stream:
-      count = share * asked.memory_images / asked.batch_size
-      for _ in itertools.islice(stream, round(count)):
-        pass
+    with _stream(asked, changed, source) as stream:
+      _take(stream, round(share * asked.memory_images / asked.batch_size))
     who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
     peaks.append(resource.getrusage(who).ru_maxrss / 1024)
   batch_mb = asked.batch_size * 3 * asked.size_px**2 / 1e6
