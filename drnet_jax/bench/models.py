@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from drnet_jax import settings as settings_lib
-from drnet_jax.bench.stopwatch import interleaved
+from drnet_jax.bench import stopwatch
 from drnet_jax.bench.subjects import Predictions
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import Policy, describe, fixed
-from drnet_jax.choosing.scores import Score
+from drnet_jax.choosing.record import Record
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated
@@ -21,22 +21,12 @@ from drnet_jax.serve.classifier import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A model and what its policies promise.
-
-  Attributes:
-    name: for people.
-    classifier: runs it.
-    policies: for several budgets.
-    scores: what each gives on the test split.
-    labels: int [N], of the test split.
-    files: images to time.
-  """
+  """A model, the policies to time it by, and what it said of the test split."""
 
   name: str
   classifier: Classifier
   policies: Sequence[Policy]
-  scores: Sequence[Score]
-  labels: np.ndarray
+  record: Record
   files: Sequence[Any]
 
 
@@ -54,30 +44,22 @@ def subject(
     runtime: of the classifier.
   """
   run = evaluated.read(path)
-  if run.calibration is None:
+  classifier = run.calibration and Classifier.load(path, runtime=runtime)
+  if not (classifier and classifier.calibration):
     raise UserError(
-      f'{path} is not calibrated: {evaluated.how_to_calibrate(path)}'
-    )
-  points = run.calibration.family('GMACs', policy)
-  some = np.unique(
-    np.linspace(0, len(points) - 1, settings).round().astype(int)
-  )
-  full = fixed(int(run.record.gmacs.argmax()))
-  policies = list(dict.fromkeys([*(points[i].policy for i in some), full]))
-  data = settings_lib.call(Data, run.config.data, 'config.data')
-  examples = data.open(data.test_split, run.class_names).examples
-  classifier = Classifier.load(path, runtime=runtime)
-  if classifier.calibration is None:
-    raise UserError(
-      f'{path} was calibrated with other weights: '
+      f'{path} is not calibrated for its weights: '
       f'{evaluated.how_to_calibrate(path)}'
     )
+  points = run.calibration.family('GMACs', policy)
+  some = np.linspace(0, len(points) - 1, settings).round().astype(int)
+  full = fixed(int(run.record.gmacs.argmax()))
+  data = settings_lib.call(Data, run.config.data, 'config.data')
+  examples = data.open(data.test_split, run.class_names).examples
   return Subject(
     name=path,
     classifier=classifier,
-    policies=policies,
-    scores=[scores.score(p, run.record, path) for p in policies],
-    labels=run.record.label,
+    policies=list(dict.fromkeys([*(points[i].policy for i in some), full])),
+    record=run.record,
     files=[examples[i]['image'] for i in range(min(images, len(examples)))],
   )
 
@@ -100,7 +82,7 @@ def measure(
   """
   first = subjects[0]
   for other in subjects[1:]:
-    if not np.array_equal(first.labels, other.labels):
+    if not np.array_equal(first.record.label, other.record.label):
       raise UserError(
         f'{first.name} and {other.name} were tested on different images: '
         'their accuracies cannot be compared'
@@ -110,21 +92,23 @@ def measure(
     for i, one in enumerate(subjects)
     for j, policy in enumerate(one.policies)
   }
-  rows, times = [], interleaved(jobs, rounds, 'policies')
+  rows, times = [], stopwatch.interleaved(jobs, rounds, 'policies')
   for (i, j), seconds in times.items():
     one, gmacs = subjects[i], jobs[i, j].gmacs
+    policy = one.policies[j]
+    promised = scores.score(policy, one.record, one.name)
     of_model = [key for key in jobs if key[0] == i]
     full = max(of_model, key=lambda key: jobs[key].gmacs)
     rows.append(
       {
         'model': one.name,
-        'gmacs': one.scores[j].gmacs,
+        'gmacs': promised.gmacs,
         'timed_gmacs': gmacs,
         'implied': jobs[full].gmacs / gmacs,
         'realised': float(np.median(np.divide(times[full], seconds))),
-        'ms_per_image': 1e3 * float(np.median(seconds)) / len(first.files),
-        'top1': one.scores[j].top1,
-        'policy': describe(one.policies[j], one.classifier.contract.options),
+        'ms_per_image': stopwatch.ms(seconds, len(first.files)),
+        'top1': promised.top1,
+        'policy': describe(policy, one.classifier.contract.options),
       }
     )
   return rows
