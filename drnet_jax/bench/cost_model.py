@@ -2,6 +2,7 @@
 """Estimates what training takes; the command `cost` tells how."""
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -19,21 +20,13 @@ from drnet_jax.run.stage import Stage
 
 
 class Machine(NamedTuple):
-  """Devices, from the vendor's data sheets.
-
-  Attributes:
-    name: for people.
-    devices: chips or GPUs.
-    devices_per_host: of them.
-    peak_flops: of one, bfloat16, dense, per second.
-    memory_gb: of one.
-  """
+  """Devices, from the vendor's data sheets."""
 
   name: str
-  devices: int
+  devices: int  # chips or GPUs
   devices_per_host: int
-  peak_flops: float
-  memory_gb: float
+  peak_flops: float  # of a device: bfloat16, dense, per second
+  memory_gb: float  # of a device
 
 
 MACHINES = (
@@ -140,14 +133,11 @@ def _bytes(tree) -> int:
 
 
 class Balance(NamedTuple):
-  """How full the slots of a routed step are.
+  """How full the slots of a routed step are."""
 
-  Attributes:
-    imbalance: work of the fullest device at each size over the mean device's.
-    padding: work with slots rounded up to buckets over that of the fullest.
-  """
-
+  # Work of the fullest device at each size over the mean device's.
   imbalance: float
+  # Work with slots rounded up to buckets over that of the fullest.
   padding: float
 
   @property
@@ -191,24 +181,19 @@ def _images_per_device(stage: Stage, machine: Machine) -> int:
 
 
 def _estimate_table(
-  run: train.Run,
-  model: DRNet,
-  *,
-  images: int,
-  mfu: float,
-  images_per_core: float,
+  run: train.Run, model: DRNet, images: int, mfu: float, per_core: float
 ) -> list[dict[str, str]]:
-  """Rows: what each stage takes on each machine."""
+  """Rows: what each stage takes on each machine; see `report`."""
   macs, rows = model.macs(), []
   per_image = activation_bytes(model, max(model.resolutions))
   for machine in MACHINES:
     shards = run.parameter_shards or machine.devices
+    hosts = machine.devices // machine.devices_per_host
     for name, stage in run.stages.items():
       local = _images_per_device(stage, machine)
       memory = local * per_image + weight_bytes(stage, model, shards=shards)
       hours = training_hours(stage, macs, machine, images=images, mfu=mfu)
-      rate = images * stage.epochs / hours / 3600
-      hosts = machine.devices // machine.devices_per_host
+      of_host = images * stage.epochs / hours / 3600 / hosts
       rows.append(
         {
           'machine': machine.name,
@@ -216,8 +201,8 @@ def _estimate_table(
           'images/device': str(local),
           'GB/device': f'{memory / 1e9:.1f} of {machine.memory_gb:g}',
           'hours': f'{hours:.1f}',
-          'images/s a host': f'{rate / hosts:,.0f}',
-          'cores a host': f'{rate / hosts / images_per_core:.0f}',
+          'images/s a host': f'{of_host:,.0f}',
+          'cores a host': f'{of_host / per_core:.0f}',
         }
       )
   return rows
@@ -270,24 +255,19 @@ def _balance_table(
 ) -> list[dict[str, str]]:
   """Rows: the balance at numbers of hosts (of four devices) and batches."""
   rows = []
-  for hosts in (1, 64, 1024):
-    for local_batch in (32, 64, 128, 256):
-      balance = simulate_balance(
-        shares,
-        gmacs,
-        devices=4 * hosts,
-        local_batch=local_batch,
-        growth=growth,
-      )
-      rows.append(
-        {
-          'hosts': str(hosts),
-          'images/device': str(local_batch),
-          'imbalance': f'{balance.imbalance:.2f}',
-          'padding': f'{balance.padding:.2f}',
-          'useful': f'{balance.useful:.0%}',
-        }
-      )
+  for hosts, batch in itertools.product((1, 64, 1024), (32, 64, 128, 256)):
+    balance = simulate_balance(
+      shares, gmacs, devices=4 * hosts, local_batch=batch, growth=growth
+    )
+    rows.append(
+      {
+        'hosts': str(hosts),
+        'images/device': str(batch),
+        'imbalance': f'{balance.imbalance:.2f}',
+        'padding': f'{balance.padding:.2f}',
+        'useful': f'{balance.useful:.0%}',
+      }
+    )
   return rows
 
 
@@ -316,17 +296,11 @@ def report(
     train_images: unless the config says.
   """
   run = train.read(config)
-  classes = len(run.data.class_names())
-  model = models.create(run.model, num_classes=classes)
+  model = models.create(run.model, num_classes=len(run.data.class_names()))
   if not isinstance(model, DRNet):
     raise UserError('the estimate is for DRNets; config.model makes a RANet')
-  rows = _estimate_table(
-    run,
-    model,
-    images=run.data.epoch_images or train_images,
-    mfu=mfu,
-    images_per_core=images_per_core,
-  )
+  images = run.data.epoch_images or train_images
+  rows = _estimate_table(run, model, images, mfu, images_per_core)
   tables = [(f'Estimated, at {mfu:.0%} of the peak', rows)]
   for machine in MACHINES[:2]:
     shards = run.parameter_shards or machine.devices
