@@ -36,9 +36,8 @@ _STEPS = 40  # of bisection
 class Drawn:
   """A start that lets the predictor run and then ignores it.
 
-  Args:
-    shares: of the images at each position of the path, in turn and as evenly
-      as can be.
+  Images begin at each position of the path in these shares, in turn and as
+  evenly as can be.
   """
 
   def __init__(self, shares: Sequence[float]):
@@ -60,24 +59,16 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What is timed.
-
-  Attributes:
-    trained: the model.
-    files: images, encoded or as arrays.
-    labels: of them, or None where they show nothing.
-    policies: to time against the most expensive option, by name; {} where they
-      must be set on the images themselves, see `policies_for`.
-    record: of the test split, if there is one: for the figure.
-    shares: of the images at each size, with random weights.
-  """
+  """What is timed."""
 
   trained: workdir.Trained
-  files: list[Any]
-  labels: list[int] | None = None
+  files: list[Any]  # images, encoded or as arrays
+  labels: list[int] | None = None  # None where the images show nothing
+  # To time against the most expensive option, by name; {} where they must be
+  # set on the images themselves, see `policies_for`.
   policies: Mapping[str, Policy] = dataclasses.field(default_factory=dict)
-  record: Record | None = None
-  shares: Sequence[float] = ()
+  record: Record | None = None  # of the test split: for the figure
+  shares: Sequence[float] = ()  # of images at each size, with random weights
 
   @functools.cached_property
   def contract(self) -> Contract:
@@ -86,12 +77,9 @@ class Subject:
 
 
 def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
-  """The model of a run, images of its test split, its policies.
+  """The model of a workdir, so many images of its test split, its policies.
 
-  Args:
-    path: of the workdir.
-    images: how many.
-    asked: a policy and a budget, as for `Calibration.find`.
+  `asked` is a policy and a budget, as for `Calibration.find`.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   examples = trained.open('test_split')[1].examples
@@ -147,8 +135,7 @@ def _of_ranet(name: str, images: int) -> Subject:
     std=(0.25,) * 3,
     num_classes=classes,
   )
-  weights = model.init(jax.random.key(0))
-  trained = untrained(model, weights, classes)
+  trained = untrained(model, model.init(jax.random.key(0)), classes)
   return Subject(trained, pictures(images, model.image_px))
 
 
@@ -180,12 +167,10 @@ def untrained(
   model: models.Model, weights: Weights, classes: int, *, resize_px: int = 0
 ) -> workdir.Trained:
   """A model of random weights, as if a run had left it."""
-  params, batch_stats = weights
   data = {'resize_px': resize_px, 'keep_aspect': True}
   return workdir.Trained(
-    model=model,
-    params=params,
-    batch_stats=batch_stats,
+    model,
+    *weights,
     has_router=isinstance(model, DRNet),
     class_names=tuple(map(str, range(classes))),
     config=ml_collections.ConfigDict({'data': data}),
@@ -195,20 +180,13 @@ def untrained(
 
 @dataclasses.dataclass
 class Predictions:
-  """Images run by a policy: called, a job for the stopwatch.
-
-  Attributes:
-    classifier: runs them.
-    policy: to follow.
-    images: all in one call, or `singly`, each in its own.
-    gmacs: what one cost on average, once they have been run.
-  """
+  """Images run by a policy: called, a job for the stopwatch."""
 
   classifier: Classifier
   policy: Policy
   images: Sequence[Any]
-  singly: bool = False
-  gmacs: float = np.nan
+  singly: bool = False  # each image in a call of its own
+  gmacs: float = np.nan  # of an image on average, once they have been run
 
   def __call__(self) -> list[Prediction]:
     if isinstance(self.policy.start, Drawn):
