@@ -80,22 +80,14 @@ _SMALL_RUN = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-  """What is asked.
+  """What is asked, and what was found."""
 
-  Attributes:
-    out: folder for csv, page and runs.
-    seconds: for all parts together.
-    small: a tiny version of each part, for machines without an accelerator.
-    config: of the training of part f; its `data.data_dir` a packed file.
-    weights: of PyTorch, to train from besides; '' for none.
-    found: rows so far, by part.
-  """
-
-  out: str
-  seconds: float
-  small: bool
-  config: ml_collections.ConfigDict
-  weights: str
+  out: str  # folder for csv, page and runs
+  seconds: float  # for all parts together
+  small: bool  # a tiny version of each part, for want of an accelerator
+  config: ml_collections.ConfigDict  # of part f; data.data_dir a packed file
+  weights: str  # of PyTorch, to train from besides; '' for none
+  # Rows so far, by part.
   found: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
 
 

@@ -13,17 +13,12 @@ import numpy as np
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve import engines, openvino
 
+_EXAMPLE = (1, 64, 64, 3)  # shape of images to trace with
 _BLOCKS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3)}
 
 
 class PlainOpenVino:
-  """The graphs that `export` writes, run as OpenVINO's first page shows.
-
-  Args:
-    folder: from `package.write_onnx`.
-    contract: of the model.
-    precision: to compute in.
-  """
+  """The graphs of `package.write_onnx`, run as OpenVINO's first page shows."""
 
   def __init__(self, folder: str, contract: Contract, precision: str):
     self._precision = precision
@@ -57,14 +52,13 @@ class PlainOpenVino:
     def keep(request: Any, place: int) -> None:
       found[place] = request.get_output_tensor(0).data.copy()
 
-    queue.set_callback(keep)
-
     def run(crops: Sequence[np.ndarray]) -> list[np.ndarray]:
       for i in range(0, len(crops), batch):
         queue.start_async({0: np.stack(crops[i : i + batch])}, i)
       queue.wait_all()
       return [found[i] for i in range(0, len(crops), batch)]
 
+    queue.set_callback(keep)
     return run
 
   def _compile(self, model: Any, hint: str) -> Any:
@@ -96,7 +90,8 @@ def in_torch(network: str, num_classes: int) -> Callable:
   with torch.inference_mode():
     module = _module(network, num_classes).to(where)
     if where == 'cpu':
-      module = torch.jit.freeze(torch.jit.trace(module, _example()))
+      example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
+      module = torch.jit.freeze(torch.jit.trace(module, example))
     else:
       module = torch.compile(module)
 
@@ -111,12 +106,9 @@ def in_torch(network: str, num_classes: int) -> Callable:
 def training_step(
   network: str, num_classes: int, batch_size: int
 ) -> Callable[[], None]:
-  """A training step at 224 px on the same images again and again.
+  """Takes a training step, on the same images of 224 px each time, and waits.
 
   Channels last, compiled, bfloat16 on a GPU, SGD with momentum.
-
-  Returns:
-    A function that takes a step and waits for it.
   """
   import torch
 
@@ -165,19 +157,13 @@ def in_onnxruntime(network: str, num_classes: int) -> Callable:
       warnings.simplefilter('ignore', DeprecationWarning)
       torch.onnx.export(
         _module(network, num_classes),
-        (_example(),),
+        (torch.zeros(_EXAMPLE, dtype=torch.uint8),),
         path,
         input_names=['images'],
         dynamic_axes={'images': {0: 'batch', 1: 'side', 2: 'side'}},
         dynamo=False,
       )
     return engines.onnx_network(path)
-
-
-def _example():
-  import torch
-
-  return torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
 
 
 def _module(network: str, num_classes: int, *, probabilities: bool = True):
@@ -207,10 +193,9 @@ def _module(network: str, num_classes: int, *, probabilities: bool = True):
         nn.ReLU(),
         conv(width, 4 * width, 1, 1),
       )
-      same = stride == 1 and inputs == 4 * width
-      self.shortcut = (
-        nn.Identity() if same else conv(inputs, 4 * width, 1, stride)
-      )
+      self.shortcut = nn.Identity()
+      if inputs != 4 * width:  # the first of a stage
+        self.shortcut = conv(inputs, 4 * width, 1, stride)
 
     def forward(self, x):
       return torch.relu(self.body(x) + self.shortcut(x))
@@ -219,8 +204,7 @@ def _module(network: str, num_classes: int, *, probabilities: bool = True):
   inputs = 64
   for i, blocks in enumerate(_BLOCKS[network]):
     for j in range(blocks):
-      stride = 2 if i and not j else 1
-      layers.append(Block(inputs, 64 * 2**i, stride))
+      layers.append(Block(inputs, 64 * 2**i, 2 if i and not j else 1))
       inputs = 256 * 2**i
   layers += [
     nn.AdaptiveAvgPool2d(1),
