@@ -28,7 +28,7 @@ KEY = jax.random.key(11)
 SGD = optax.sgd(1.0)
 
 
-def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
+def make_objective(model, **changes):
   gmacs = model.macs().gmacs
   objective = {
     'label_smoothing': 0.0,
@@ -46,11 +46,15 @@ def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
     'bucket_growth': 1.5,
     'costs': (),
   }
+  return settings.call(RoutedObjective, objective | changes, 'objective')
+
+
+def make_step(model, mesh, batch_size, optimizer=SGD, **changes):
   return RoutedStep(
     model,
     optimizer,
     mesh,
-    settings.call(RoutedObjective, objective | changes, 'objective'),
+    make_objective(model, **changes),
     batch_size=batch_size,
     steps_per_epoch=10,
   )
@@ -94,9 +98,9 @@ def sharded(batch, mesh):
   return jax.device_put(batch, mesh_lib.by_batch(mesh))
 
 
-dense_step = functools.partial(
-  checks.dense_step, key=KEY, tau=TAU, eta=ETA, target_share=TARGET_SHARE
-)
+def dense_step(model, state, batch, **changes):
+  objective = make_objective(model, **changes)
+  return checks.dense_step(model, state, batch, objective, KEY)
 
 
 def assert_trees_close(ours, theirs, tolerance=1e-5):

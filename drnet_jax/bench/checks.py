@@ -96,15 +96,8 @@ def _drnet(small: bool, dtype: str) -> DRNet:
 def _gradients(model: DRNet, size: int, *, dense: bool = False) -> dict:
   """By group of parameters: gradients as dispatched, or of the reference."""
   mesh = mesh_lib.create(1)
-  gmacs = model.macs().gmacs
-  step = RoutedStep(
-    model,
-    _SGD,
-    mesh,
-    RoutedObjective(target_gmacs=_TARGET_SHARE * gmacs[-1], **_OBJECTIVE),
-    batch_size=size,
-    steps_per_epoch=1,
-  )
+  target = _TARGET_SHARE * model.macs().gmacs[-1]
+  objective = RoutedObjective(target_gmacs=target, **_OBJECTIVE)
   images = np.stack(pictures(size, model.image_px))
   labels = np.arange(size, dtype=np.int32) % 10
   batch = mesh_lib.shard_batch({'image': images, 'label': labels}, mesh)
@@ -112,18 +105,11 @@ def _gradients(model: DRNet, size: int, *, dense: bool = False) -> dict:
   state = jax.device_put(state, mesh_lib.replicated(mesh))
   before = jax.device_get(state.params)
   if dense:
-    params, _, _ = dense_step(
-      model,
-      state,
-      batch,
-      key=_KEY,
-      tau=_OBJECTIVE['tau'][0],
-      eta=_OBJECTIVE['eta'],
-      target_share=_TARGET_SHARE,
-      gradient='all',
-      loss='expected',
-    )
+    params, _, _ = dense_step(model, state, batch, objective, _KEY)
   else:
+    step = RoutedStep(
+      model, _SGD, mesh, objective, batch_size=size, steps_per_epoch=1
+    )
     step.compile(state, batch, _KEY)
     params = step(state, batch, _KEY)[0].params
   return jax.tree.map(np.subtract, before, jax.device_get(params))
@@ -144,21 +130,13 @@ def dense_step(
   model: DRNet,
   state: TrainState,
   batch: Mapping[str, jax.Array],
-  *,
+  objective: RoutedObjective,
   key: jax.Array,
-  tau: float,
-  eta: float,
-  target_share: float,
-  gradient: str,
-  loss: str,
-  statistics: str = 'batch',
 ):
   """One routed step without dispatch: all sizes on all images, masked.
 
-  Args:
-    model, state, batch, key: as of `RoutedStep`, on one device.
-    tau, eta, gradient, loss, statistics: as of `RoutedStep`.
-    target_share: alpha, of the largest size's cost.
+  Args: as of `RoutedStep`, on one device. Of the objective what is written here
+  counts; the whole batch is explored.
 
   Returns:
     New (params, batch_stats) by plain SGD of rate 1, and the choice [B].
@@ -171,21 +149,10 @@ def dense_step(
     scores, stats = model.predict(
       predictor, state.batch_stats['predictor'], images, train=True
     )
-    h = routing.straight_through(noise_key, scores, tau=tau)
+    h = routing.straight_through(noise_key, scores, tau=objective.tau[0])
     return h, jax.nn.softmax(scores), stats
 
   choice = np.asarray(jax.jit(route)(state.params['predictor'])[0].argmax(-1))
-
-  def classify(params, stats, j, **how):
-    name = model.norm_set(model.resolutions[j])
-    return model.classify(
-      params['base'],
-      params['norm'][name],
-      stats[name],
-      images,
-      model.resolutions[j],
-      **how,
-    )
 
   def cross_entropy(logits):
     return losses.cross_entropy(logits, labels, label_smoothing=0.0)
@@ -195,35 +162,36 @@ def dense_step(
     norm_stats = dict(state.batch_stats['norm'])
     value = 0.0
     for j in np.unique(choice):
-      name, mask = model.norm_set(model.resolutions[j]), choice == j
+      size_px, mask = model.resolutions[j], choice == j
+      name = model.norm_set(size_px)
       old = norm_stats[name]
-      logits, new = classify(
-        params,
-        norm_stats,
-        j,
-        train=statistics == 'batch',
+      logits, new = model.classify(
+        params['base'],
+        params['norm'][name],
+        old,
+        images,
+        size_px,
+        train=objective.statistics == 'batch',
         mask=jnp.asarray(mask),
       )
       weight = min(1.0, mask.sum() * h.shape[1] / len(choice))
       norm_stats[name] = jax.tree.map(
         lambda a, b, w=weight: (1 - w) * a + w * b, old, new
       )
-      entry = h[:, j] if gradient == 'chosen' else jnp.ones(len(choice))
+      chosen = objective.gradient == 'chosen'
+      entry = h[:, j] if chosen else jnp.ones(len(choice))
       each = cross_entropy(entry[:, None] * logits)
       value += jnp.where(mask, each, 0.0).mean()
-    value += eta * losses.flops_hinge(
-      h, gmacs, target_gmacs=target_share * gmacs[-1]
+    value += objective.eta * losses.flops_hinge(
+      h, gmacs, target_gmacs=objective.target_gmacs
     )
-    if gradient == 'all':
-      running = [
-        classify(state.params, state.batch_stats['norm'], j, train=False)[0]
-        for j in range(h.shape[1])
-      ]
-      if loss == 'mixture':
-        mixed = sum(h[:, j, None] * logits for j, logits in enumerate(running))
+    if objective.gradient == 'all':
+      running = model.all_logits(state.params, state.batch_stats, images)
+      if objective.loss == 'mixture':
+        mixed = (h[:, :, None] * running).sum(1)
         value += cross_entropy(mixed).mean()
       else:
-        each = jnp.stack([cross_entropy(logits) for logits in running], 1)
+        each = jax.vmap(cross_entropy, 1, 1)(running)
         value += (p * each).sum(1).mean()
     return value, {'norm': norm_stats, 'predictor': predictor_stats}
 
