@@ -4,7 +4,6 @@
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import os
 import resource
@@ -32,15 +31,11 @@ Row = dict[str, str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Input:
-  """What is measured: see the flags of the command.
-
-  `enlarge` is (width, height), or () to leave the images as they are.
-  """
+  """What is measured: see the flags of the command."""
 
   packed: str
   split: str
   images: int
-  enlarge: tuple[int, ...]
   size_px: int
   batch_size: int
   turns: int
@@ -69,18 +64,7 @@ def run(asked: Input) -> None:
 def _files(asked: Input) -> list[bytes]:
   examples, _ = packed.load(asked.packed, asked.split, (), 0)
   rows = np.random.default_rng(0).permutation(len(examples))[: asked.images]
-  files = [examples[i]['image'] for i in rows]
-  if asked.enlarge:
-    files = [_enlarged(file, asked.enlarge) for file in files]
-  return files
-
-
-def _enlarged(file: bytes, size: tuple[int, ...]) -> bytes:
-  with Image.open(io.BytesIO(file)) as image:
-    large = image.convert('RGB').resize(size, Image.BICUBIC)
-  buffer = io.BytesIO()
-  large.save(buffer, 'JPEG', quality=92)
-  return buffer.getvalue()
+  return [examples[i]['image'] for i in rows]
 
 
 def _as_folder(files: list[bytes], root: str) -> Data:

@@ -26,9 +26,6 @@ from drnet_jax.errors import UserError
 _PACKED = flags.DEFINE_string('packed', None, 'Packed file.')
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the packed file.')
 _IMAGES = flags.DEFINE_integer('images', 1000, 'Number of images.', 1)
-_ENLARGE = flags.DEFINE_string(
-  'enlarge', '', 'Size to encode the images anew at, for instance 500x375.'
-)
 _SIZE_PX = flags.DEFINE_integer('size_px', 224, 'Side of the crops.', 1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images of a batch.', 1)
 _TURNS = flags.DEFINE_integer('turns', 5, 'Repetitions.', 1)
@@ -45,21 +42,17 @@ def run(arguments: Sequence[str]) -> None:
   if not _PACKED.value:
     raise UserError('--packed is missing: name a packed file of images')
   try:
-    enlarge = tuple(map(int, filter(None, _ENLARGE.value.split('x'))))
     threads = tuple(map(int, _THREADS.value))
     workers = tuple(map(int, _WORKERS.value))
-    if len(enlarge) not in (0, 2):
-      raise ValueError(f'{_ENLARGE.value!r} is not <width>x<height>')
-    if min(enlarge, default=1) < 1 or min(threads + workers, default=0) < 0:
-      raise ValueError('sizes begin at 1, threads and workers at 0')
+    if min(threads + workers, default=0) < 0:
+      raise ValueError('they begin at 0')
   except ValueError as error:
-    raise UserError(f'--enlarge, --threads, --workers: {error}') from error
+    raise UserError(f'--threads, --workers: {error}') from error
   bench.run(
     bench.Input(
       packed=_PACKED.value,
       split=_SPLIT.value,
       images=_IMAGES.value,
-      enlarge=enlarge,
       size_px=_SIZE_PX.value,
       batch_size=_BATCH_SIZE.value,
       turns=_TURNS.value,
