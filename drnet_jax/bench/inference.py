@@ -40,8 +40,7 @@ class Contenders:
   Args:
     subject: what is timed.
     paths: of PATHS; () for those that are installed. 'torch' is left out where
-      it has no rival to offer, and with 'onnx' has a second, its own export. A
-      network with exits has 'jax'.
+      it has no rival to offer. A network with exits has 'jax'.
     batches: sizes of batch to time.
     rival: name of the network that PyTorch should run beside.
   """
@@ -104,10 +103,7 @@ class Contenders:
         files = {px: os.path.join(folder, f'view{px}.onnx') for px in sides}
         self._add_exported(folder, files, paths)
     if 'torch' in paths and rivals.is_offered(rival):
-      classes = len(contract.class_names)
-      self.rivals['torch'] = rivals.in_torch(rival, classes)
-      if 'onnx' in paths:
-        self.rivals['torch, onnx'] = rivals.in_onnxruntime(rival, classes)
+      self.rivals['torch'] = rivals.in_torch(rival, len(contract.class_names))
 
   def _add_exported(
     self, folder: str, views: dict[int, str], paths: Sequence[str]

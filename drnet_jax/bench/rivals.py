@@ -3,17 +3,14 @@
 
 import importlib.util
 import os
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from drnet_jax.export.contract import Contract
-from drnet_jax.serve import engines, openvino
+from drnet_jax.serve import openvino
 
-_EXAMPLE = (1, 64, 64, 3)  # shape of images to trace with
 _BLOCKS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3)}
 
 
@@ -90,7 +87,7 @@ def in_torch(network: str, num_classes: int) -> Callable:
   with torch.inference_mode():
     module = _module(network, num_classes).to(where)
     if where == 'cpu':
-      example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
+      example = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
       module = torch.jit.freeze(torch.jit.trace(module, example))
     else:
       module = torch.compile(module)
@@ -144,26 +141,6 @@ def _bfloat16(device: str):
   import torch
 
   return torch.autocast(device, torch.bfloat16, enabled=device != 'cpu')
-
-
-def in_onnxruntime(network: str, num_classes: int) -> Callable:
-  """The same as PyTorch exports it, in onnxruntime; see `in_torch`."""
-  import torch
-
-  with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'rival.onnx')
-    with warnings.catch_warnings():
-      # The newer exporter needs a package more.
-      warnings.simplefilter('ignore', DeprecationWarning)
-      torch.onnx.export(
-        _module(network, num_classes),
-        (torch.zeros(_EXAMPLE, dtype=torch.uint8),),
-        path,
-        input_names=['images'],
-        dynamic_axes={'images': {0: 'batch', 1: 'side', 2: 'side'}},
-        dynamo=False,
-      )
-    return engines.onnx_network(path)
 
 
 def _module(network: str, num_classes: int, *, probabilities: bool = True):
