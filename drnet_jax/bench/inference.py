@@ -96,8 +96,9 @@ class Contenders:
       self._add(engine, {px: jax.jit(view) for px, view in views.items()})
     if {'onnx', 'openvino'} & {*paths}:
       for px, view in views.items():
-        resize = functools.partial(_without_weights, view)
-        made[f'view{px}'] = Program(resize, (), model.image_px)
+        made[f'view{px}'] = Program(
+          lambda weights, images, view=view: view(images), (), model.image_px
+        )
       with tempfile.TemporaryDirectory() as folder:
         package.write_onnx(folder, made, fold_norms=True)
         files = {px: os.path.join(folder, f'view{px}.onnx') for px in sides}
@@ -110,27 +111,21 @@ class Contenders:
   ) -> None:
     contract, batch = self.contract, self.batches[-1]
     if 'onnx' in paths:
-      engine = OnnxEngine(folder, contract, batch=batch)
       resizers = {px: engines.onnx_network(view) for px, view in views.items()}
-      self._add(engine, resizers)
+      self._add(OnnxEngine(folder, contract, batch=batch), resizers)
     if 'openvino' not in paths:
       return
     for precision in openvino.precisions(openvino.abilities()):
+      resizers = {
+        px: openvino.Network(view, precision) for px, view in views.items()
+      }
       engine = OpenVinoEngine(
         folder, contract, precision=precision, batch=batch
       )
-      self._add(
-        engine,
-        {px: openvino.Network(view, precision) for px, view in views.items()},
-      )
+      self._add(engine, resizers)
       self.plain[engine.name + PLAIN] = rivals.PlainOpenVino(
         folder, contract, precision
       )
-
-
-def _without_weights(view: Callable, weights: tuple[()], images: jax.Array):
-  """Resizing alone, as a `Program`."""
-  return view(images)
 
 
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
