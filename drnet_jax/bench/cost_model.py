@@ -156,12 +156,8 @@ def simulate_balance(
 ) -> Balance:
   """Draws sizes for every image and fills the buckets as `steps.routed` does.
 
-  Args:
-    shares: of the images that choose each size.
-    gmacs: cost of each size.
-    devices: each runs the slots that the fullest one needs.
-    local_batch: images of one device.
-    growth: of the buckets, see `routing.bucket_ladder`.
+  Each of the devices, of `local_batch` images, runs the slots that the fullest
+  one needs. `growth` is that of `routing.bucket_ladder`.
   """
   rng = np.random.default_rng(0)
   ladder = routing.bucket_ladder(local_batch, growth=growth, platform='tpu')
@@ -287,13 +283,10 @@ def report(
   images_per_core: float,
   train_images: int,
 ) -> str:
-  """The tables of a config, as text.
+  """The tables of a config, as text; for the arguments see the command's flags.
 
-  Args:
-    config: to be trained.
-    mfu: share of the device's peak that a step is assumed to reach.
-    images_per_core: that a processor core decodes and crops in a second.
-    train_images: unless the config says.
+  Raises:
+    UserError: a mistake in the config, or a RANet.
   """
   run = train.read(config)
   model = models.create(run.model, num_classes=len(run.data.class_names()))

@@ -348,12 +348,9 @@ def verdict(worth: list[dict]) -> str:
 
 
 def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
-  """Figure 3: accuracy (or multiply-adds) against latency at batch 1.
+  """Figure 3: accuracy (without a record multiply-adds) against latency.
 
-  Args:
-    contenders: the record of their subject, if any, knows the accuracy.
-    speed: from `time_networks`.
-    path: of the files, without ending.
+  Of `time_networks`, at batch 1; the files' `path` is without ending.
   """
   contract, record = contenders.contract, contenders.subject.record
   label = 'latency of one image on this machine, ms'

@@ -33,15 +33,11 @@ class Subject:
 def subject(
   path: str, *, policy: str, settings: int, images: int, runtime: str = 'jax'
 ) -> Subject:
-  """A calibrated run, or ladder.
+  """A calibrated run, or ladder, by its folder.
 
-  Args:
-    path: its folder.
-    policy: family of the policies, or 'best'.
-    settings: of it, evenly from the cheapest to the most accurate; after them
-      comes the most expensive option for all images, as a measure of them.
-    images: of the test split, to time.
-    runtime: of the classifier.
+  Its policies are so many `settings` of a family (or of 'best'), evenly from
+  the cheapest to the most accurate, and as a measure of them the most expensive
+  option; so many `images` of the test split are there to time.
   """
   run = evaluated.read(path)
   classifier = run.calibration and Classifier.load(path, runtime=runtime)
@@ -67,18 +63,14 @@ def subject(
 def measure(
   subjects: Sequence[Subject], *, rounds: int, singly: bool
 ) -> list[dict[str, Any]]:
-  """Times every policy of every model.
+  """Times every policy of every model, in bulk or `singly`: a row for each.
 
-  Args:
-    subjects: tested on the same images.
-    rounds: timed ones; medians count.
-    singly: each image by itself, instead of in bulk.
+  'timed_gmacs' is the cost of the very images that were timed. Over the most
+  expensive policy of the model, on those images, a speed-up is 'implied' by
+  multiply-adds, and 'realised' as the median ratio of times.
 
-  Returns:
-    A row for each: 'model', 'gmacs', 'ms_per_image', 'top1', 'policy',
-    'timed_gmacs', the cost of the very images that were timed, and over the
-    most expensive policy of the model, on those images, 'implied' by
-    multiply-adds and 'realised', the median ratio of times.
+  Raises:
+    UserError: the models were tested on different images.
   """
   first = subjects[0]
   for other in subjects[1:]:

@@ -35,10 +35,9 @@ class PlainOpenVino:
       self.run(option, crop[None])
 
   def in_bulk(self, option: int, batch: int) -> Callable[[Sequence], list]:
-    """A queue of as many requests as OpenVINO thinks best.
+    """From crops, uint8 [S, S, 3], to probabilities of batches.
 
-    Returns:
-      A function from crops, uint8 [S, S, 3], to probabilities of batches.
+    By a queue of as many requests as OpenVINO thinks best.
     """
     import openvino as runtime
 
@@ -72,14 +71,11 @@ def is_offered(network: str) -> bool:
 
 
 def in_torch(network: str, num_classes: int) -> Callable:
-  """The network in PyTorch.
+  """The network in PyTorch: uint8 [B, S, S, 3] to probabilities [B, K].
 
   Channels last in memory, traced and frozen (norms folded): as fast as PyTorch
   runs it on a CPU without a compiler. On a GPU, where there is one, compiled
   and in bfloat16.
-
-  Returns:
-    A function from uint8 [B, S, S, 3] to probabilities [B, num_classes].
   """
   import torch
 

@@ -12,15 +12,12 @@ from tqdm import tqdm
 def interleaved(
   jobs: dict[Any, Callable[[], Any]], rounds: int, what: str
 ) -> dict[Any, np.ndarray]:
-  """Runs jobs in turn.
+  """Runs jobs in turn: seconds of each, [rounds].
 
   Args:
     jobs: each returns once it is done.
     rounds: timed ones; one more comes first, untimed.
     what: for the progress bar.
-
-  Returns:
-    Seconds of each job, [rounds].
   """
   seconds: dict[Any, list[float]] = {name: [] for name in jobs}
   for turn in tqdm(range(rounds + 1), what, leave=False, disable=None):

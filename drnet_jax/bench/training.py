@@ -38,14 +38,9 @@ class Contender:
     kind: 'fixed', an ordinary step at the largest size; 'pretrain', one of
       stage 1; 'chosen' or 'all', one of stage 2 by that gradient of the router.
     objective: of a stage of that kind; 'fixed' has its own.
-    model: of several sizes.
-    weights: of the model.
+    model, weights: of several sizes.
     mesh: devices to run on.
     batch_size: global.
-
-  Attributes:
-    name: of the row.
-    metrics: of each step taken.
   """
 
   def __init__(
@@ -90,16 +85,15 @@ class Contender:
       out_shardings=mesh_lib.replicated(mesh),
     )(params, stats)
     self._same = False
-    self.metrics: list[dict[str, jax.Array]] = []
+    self.metrics: list[dict[str, jax.Array]] = []  # of each step taken
 
   def compile(
     self, batch: Mapping[str, jax.Array], *, same: bool = False
   ) -> None:
     """Compiles the step.
 
-    With `same` a routed step draws the noise of the first every time, so that
-    the images of the batch choose the same sizes again; no other buckets are
-    compiled.
+    With `same` a routed step always draws the noise of the first: the images
+    choose the same sizes again, whose buckets alone are compiled.
     """
     self._same = same and isinstance(self._step, RoutedStep)
     self._step.compile(self._state, batch, *[_KEY] * self._same)
@@ -140,16 +134,10 @@ def time_steps(
   rounds: int,
   rivals: Mapping[str, Callable[[], None]],
 ) -> list[dict]:
-  """Times steps in turn; the first contender is what they are compared with.
+  """Times steps in turn: a row per contender (compiled) and rival.
 
-  Args:
-    contenders: compiled.
-    batches: each contender takes them in turn; as many come first, untimed.
-    rounds: timed steps of each kind.
-    rivals: steps by others that do what the first contender does.
-
-  Returns:
-    A row per contender and rival.
+  They are compared with the first contender, whose work rivals do as well. Each
+  contender takes the batches in turn; once through them comes first, untimed.
   """
   jobs, batch_size = {}, len(batches[0]['label'])
   for c in contenders:
@@ -175,15 +163,12 @@ def time_steps(
 
 
 def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
-  """Times fixed and routed steps of a run, with the weights it ended with.
+  """Times steps of a workdir, with the weights it ended with: a row per kind.
 
-  Args:
-    path: workdir of a run with a trained predictor.
-    steps: timed steps of each kind.
-    batch_size: global, 0 for the run's own.
+  `batch_size` is global, 0 for the run's own.
 
-  Returns:
-    A row per kind of step.
+  Raises:
+    UserError: nothing is routed there, or the predictor is not trained yet.
   """
   mesh = mesh_lib.create()
   trained = workdir.load(path, mesh)
