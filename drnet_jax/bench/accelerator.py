@@ -270,7 +270,7 @@ def _has_rival(suite: Suite) -> bool:
 
 def _in_batches(run, images: np.ndarray, batch: int) -> None:
   for i in range(0, len(images), batch):
-    run(np.ascontiguousarray(images[i : i + batch]))
+    run(images[i : i + batch])
 
 
 def profile(suite: Suite, left_s: float) -> Iterable[dict]:
@@ -358,15 +358,13 @@ def _page(suite: Suite) -> Page:
     *measured, end = rows
     if end['status'] != 'finished':
       broken.append(name)
-    measures = list(dict.fromkeys(k for row in measured for k in row))
-    cells = [
-      [row.get(k, '') for k in measures] for row in tables.cells(measured)
-    ]
+    blank = dict.fromkeys((k for row in measured for k in row), '')
+    cells = [blank | row for row in tables.cells(measured)]
     sections.append(
       Section(
         title=f'{name}: {PARTS[name][1].__doc__.splitlines()[0]}',
         text=[f'{end["status"]}, after {end["seconds"]:.0f} s.'],
-        table=Table(measures, cells) if cells else None,
+        table=Table.of(cells) if cells else None,
       )
     )
   done = len(sections) - len(broken)

@@ -99,7 +99,7 @@ def in_torch(network: str, num_classes: int) -> Callable:
 def training_step(
   network: str, num_classes: int, batch_size: int
 ) -> Callable[[], None]:
-  """Takes a training step, on the same images of 224 px each time, and waits.
+  """A job: a training step, on the same images of 224 px each time.
 
   Channels last, compiled, bfloat16 on a GPU, SGD with momentum.
   """
