@@ -114,6 +114,10 @@ def test_the_report_of_a_config():
     assert part in text
   with pytest.raises(UserError, match='makes a RANet'):
     report(cifar10_ranet.get_config())
+  config = quickstart.get_config()
+  config.model.resolutions = (64,)
+  with pytest.raises(UserError, match='at least two sizes'):
+    report(config)
 
 
 def test_hours():

@@ -17,6 +17,7 @@ from drnet_jax.flops import Macs
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import train
 from drnet_jax.run.stage import Stage
+from drnet_jax.steps.routed_objective import RoutedObjective
 
 
 class Machine(NamedTuple):
@@ -292,6 +293,9 @@ def report(
   model = models.create(run.model, num_classes=len(run.data.class_names()))
   if not isinstance(model, DRNet):
     raise UserError('the estimate is for DRNets; config.model makes a RANet')
+  routed = [s.objective for s in run.stages.values() if s.step == 'routed']
+  for objective in routed:
+    RoutedObjective(**objective).check_model(model)
   images = run.data.epoch_images or train_images
   rows = _estimate_table(run, model, images, mfu, images_per_core)
   tables = [(f'Estimated, at {mfu:.0%} of the peak', rows)]
@@ -300,17 +304,16 @@ def report(
     rows = program_table(run.stages, model, machine, shards=shards)
     tables.append((f'Programs of {machine.name}', rows))
   gmacs = model.macs().gmacs
-  for stage in run.stages.values():
-    if stage.step == 'routed':
-      costs = stage.objective['costs'] or gmacs
-      target = min(stage.objective['target_gmacs'], max(costs))
-      shares = shares_of_cost(costs, target)
-      parts = ', '.join(
-        f'{r} px {share:.0%}'
-        for r, share in zip(model.resolutions, shares, strict=True)
-      )
-      rows = _balance_table(shares, gmacs, stage.objective['bucket_growth'])
-      tables.append((f'Simulated, sizes drawn as {parts}', rows))
+  for objective in routed:
+    costs = objective['costs'] or gmacs
+    target = min(objective['target_gmacs'], max(costs))
+    shares = shares_of_cost(costs, target)
+    parts = ', '.join(
+      f'{r} px {share:.0%}'
+      for r, share in zip(model.resolutions, shares, strict=True)
+    )
+    rows = _balance_table(shares, gmacs, objective['bucket_growth'])
+    tables.append((f'Simulated, sizes drawn as {parts}', rows))
   return '\n\n'.join(
     f'{title}:\n\n{terminal.table(rows)}' for title, rows in tables
   )
