@@ -22,7 +22,7 @@ import numpy as np
 from drnet_jax import cache
 from drnet_jax.errors import UserError
 from drnet_jax.export import PRECISIONS, RUNTIMES
-from drnet_jax.export.contract import Contract
+from drnet_jax.export.contract import Contract, read_fields
 from drnet_jax.serve import openvino
 from drnet_jax.serve.engines import Engine, OnnxEngine
 
@@ -50,12 +50,7 @@ _DEVICES = ('/dev/nvidia0', '/dev/kfd', '/dev/accel0', '/dev/vfio/0')
 
 @dataclasses.dataclass(frozen=True)
 class How:
-  """How a model is to be run, as it was asked for.
-
-  Attributes:
-    runtime: of `export.RUNTIMES`.
-    precision: of `export.PRECISIONS`.
-    batch: images that are run at once; 0 for what suits.
+  """How a model is to be run, as it was asked for; see `Classifier.load`.
 
   Raises:
     UserError: there is no such runtime, or no such precision in it.
@@ -64,22 +59,28 @@ class How:
   runtime: str = 'auto'
   precision: str = 'auto'
   batch: int = 0
+  decode: str | None = None
 
   def __post_init__(self):
-    if self.runtime not in RUNTIMES:
-      raise UserError(f'runtime = {self.runtime!r} is not one of {RUNTIMES}')
-    if self.precision not in PRECISIONS:
-      raise UserError(
-        f'precision = {self.precision!r} is not one of {PRECISIONS}'
-      )
-    if self.precision not in ('auto', 'f32') and self.runtime not in (
-      'auto',
-      'openvino',
-    ):
+    for field, known in (('runtime', RUNTIMES), ('precision', PRECISIONS)):
+      value = getattr(self, field)
+      if value not in known:
+        raise UserError(f'{field} = {value!r} is not one of {known}')
+    if self.is_halved and self.runtime not in ('auto', 'openvino'):
       raise UserError(
         f"precision = {self.precision!r} needs runtime='openvino': "
         f'{self.runtime} runs what was trained'
       )
+
+  @property
+  def is_halved(self) -> bool:
+    """Whether half precision is a must: only OpenVINO has that."""
+    return self.precision not in ('auto', 'f32')
+
+  @property
+  def is_beside_jax(self) -> bool:
+    """Whether JAX is one of the candidates, where there are weights for it."""
+    return self.runtime == 'auto' and not self.is_halved
 
   @property
   def mode(self) -> str:
@@ -100,34 +101,30 @@ def is_installed(module: str) -> bool:
   return importlib.util.find_spec(module) is not None
 
 
-def is_beside_jax(how: How) -> bool:
-  """Whether JAX is one of the candidates, where there are weights for it."""
-  return how.runtime == 'auto' and how.precision in ('auto', 'f32')
-
-
 def candidates(how: How) -> list[tuple[str, str]]:
   """Runtimes of exported graphs to try, with their precisions.
 
   'openvino' in 'auto' precision may have two, 'auto' is all that are installed.
   """
-  found: list[tuple[str, str]] = []
-  for runtime, module in MODULES.items():
-    asked = how.runtime == runtime
-    if not asked and not (how.runtime == 'auto' and is_installed(module)):
-      continue
-    if runtime == 'openvino':
-      some = [how.precision]
-      if how.precision == 'auto':
-        try:
-          some = openvino.precisions(_abilities())
-        except Exception:  # whatever its import raises; `choose` leaves it out
-          if asked:
-            raise
-          some = ['f32']
-      found += [(runtime, precision) for precision in some]
-    elif how.precision in ('auto', 'f32'):
-      found.append((runtime, 'f32'))
-  if not found and how.precision not in ('auto', 'f32'):
+
+  def is_tried(runtime: str) -> bool:
+    is_any = how.runtime == 'auto' and is_installed(MODULES[runtime])
+    return how.runtime == runtime or is_any
+
+  found = []
+  if is_tried('onnx') and not how.is_halved:
+    found.append(('onnx', 'f32'))
+  if is_tried('openvino'):
+    some = [how.precision]
+    if how.precision == 'auto':
+      try:
+        some = openvino.precisions(_abilities())
+      except Exception:  # whatever its import raises; `choose` leaves it out
+        if how.runtime == 'openvino':
+          raise
+        some = ['f32']
+    found += [('openvino', precision) for precision in some]
+  if not found and how.is_halved:
     raise UserError(
       f'precision = {how.precision!r} needs OpenVINO: pip install '
       "'drnet_jax[openvino]'"
@@ -148,7 +145,12 @@ def _abilities() -> list[str]:
 def engine(
   runtime: str, precision: str, folder: str, contract: Contract, batch: int
 ) -> Engine:
-  """Runs exported graphs."""
+  """Runs what was exported to a folder."""
+  if runtime == 'stablehlo':
+    from drnet_jax.serve import compiled
+
+    shared = read_fields(folder)['stablehlo_weights']
+    return compiled.exported(folder, contract, shared, batch)
   if runtime == 'onnx':
     return OnnxEngine(folder, contract, batch=batch)
   return openvino.OpenVinoEngine(
@@ -176,37 +178,35 @@ def choose(
   reference = next(iter(tried))
   for key, make in tried.items():
     try:
-      engines[key] = make()
-      answers[key] = _answers(engines[key], contract, batch)
+      engine = make()
+      answers[key] = _answers(engine, contract, batch)
+      engines[key] = engine
     except Exception as error:  # whatever a runtime raises on what it lacks
       if key == reference:
         raise
-      engines.pop(key, None)
       why = ' '.join(str(error).split())[:200]
       out.append(f'{name(*key)} is left out: {why}')
   apart = {
-    key: float(np.max([np.abs(a - b).max() for a, b in pairs]))
+    key: float(np.abs(found - answers[reference]).max())
     for key, found in answers.items()
-    if (pairs := list(zip(found, answers[reference], strict=True)))
   }
   if np.isnan(apart[reference]):
     raise UserError('the network returns NaN or infinity')
-  good = [key for key in engines if apart[key] <= TOLERANCE[key[1]]]
-  ms = _time({key: engines[key] for key in good}, contract, batch)
-  best = min(ms, key=ms.get)
-  times = [f'{name(*key)} {ms[key]:.3g} ms' for key in sorted(ms, key=ms.get)]
+  good = {k: e for k, e in engines.items() if apart[k] <= TOLERANCE[k[1]]}
   out += [
     f'{name(*key)} is left out: a probability is {apart[key]:.1g} off'
     for key in engines
     if key not in good
   ]
+  ms = _time(good, contract, batch)
+  ranked = sorted(ms, key=ms.get)
+  times = ', '.join(f'{name(*key)} {ms[key]:.3g} ms' for key in ranked)
   said = (
-    f'{name(*best)}, the fastest here {how.mode} (all options of an image: '
-    f'{"; ".join([", ".join(times), *out])})'
+    f'{name(*ranked[0])}, the fastest here {how.mode} (all options of an '
+    f'image: {"; ".join([times, *out])})'
   )
-  choice = Choice(*best, said)
-  key = _key(model, how, tried)
-  cache.write_json('choices', key, choice._asdict())
+  choice = Choice(*ranked[0], said)
+  cache.write_json('choices', _key(model, how, tried), choice._asdict())
   return choice
 
 
@@ -215,55 +215,54 @@ def name(runtime: str, precision: str) -> str:
   return openvino.named(precision) if runtime == 'openvino' else runtime
 
 
-def _answers(engine: Engine, contract: Contract, batch: int) -> list[Any]:
-  """Probabilities of some pictures at every option, and the predictor's."""
+def _answers(engine: Engine, contract: Contract, batch: int) -> np.ndarray:
+  """Probabilities of some pictures, the predictor's and at every option."""
   found = []
-  for call, side_px in _calls(engine, contract).values():
+  for call, side_px in _calls(engine, contract):
     images = _pictures(side_px, max(batch, _PICTURES))
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
     said = [np.asarray(call(part))[: len(part)] for part in parts]
-    found.append(np.concatenate(said))
+    found.append(np.concatenate(said).ravel())
   if contract.routes:
     found[0] = np.exp(found[0])
-  return found
+  return np.concatenate(found)
 
 
 def _time(
   engines: Mapping[Any, Engine], contract: Contract, batch: int
 ) -> dict[Any, float]:
   """Milliseconds an image, of all options together; in turn, the medians."""
-  jobs = {
-    (key, what): functools.partial(call, _pictures(side_px, batch))
+  jobs = [
+    (key, call, _pictures(side_px, batch), [])
     for key, engine in engines.items()
-    for what, (call, side_px) in _calls(engine, contract).items()
-  }
-  taken: dict[Any, list[float]] = {key: [] for key in jobs}
+    for call, side_px in _calls(engine, contract)
+  ]
   begin = time.perf_counter()
   for i in range(_ROUNDS):
     if i and time.perf_counter() - begin > _SECONDS:
       break
-    for key, job in jobs.items():
+    for key, call, images, seconds in jobs:
       # As many batches as it would have in hand.
-      count = 1 if batch == 1 else engines[key[0]].in_flight
+      count = 1 if batch == 1 else engines[key].in_flight
       start = time.perf_counter()
-      for said in [job() for _ in range(count)]:
+      for said in [call(images) for _ in range(count)]:
         np.asarray(said)
-      taken[key].append((time.perf_counter() - start) / count)
-  ms = {key: 0.0 for key in engines}
-  for (key, _), seconds in taken.items():
+      seconds.append((time.perf_counter() - start) / count)
+  ms = dict.fromkeys(engines, 0.0)
+  for key, _, _, seconds in jobs:
     ms[key] += 1e3 * float(np.median(seconds)) / batch
   return ms
 
 
 def _calls(
   engine: Engine, contract: Contract
-) -> dict[Any, tuple[Callable[[np.ndarray], Any], int]]:
+) -> list[tuple[Callable[[np.ndarray], Any], int]]:
   """Functions of images, and the side of these: the predictor, the options."""
-  calls: dict[Any, tuple[Callable[[np.ndarray], Any], int]] = {}
+  calls = []
   if contract.routes:
-    calls['predictor'] = engine.log_p, contract.predictor_view.side_px
+    calls.append((engine.log_p, contract.predictor_view.side_px))
   for j, view in enumerate(contract.views):
-    calls[j] = (lambda images, j=j: engine.run(j, images)[0]), view.side_px
+    calls.append((lambda x, j=j: engine.run(j, x)[0], view.side_px))
   return calls
 
 

@@ -121,23 +121,24 @@ class Classifier:
     Raises:
       UserError: no model, or a runtime that is not installed.
     """
-    how = How(runtime, precision, batch)
+    how = How(runtime, precision, batch, decode)
     path = os.fspath(path) if isinstance(path, os.PathLike) else path
     several = not isinstance(path, str) or ladder.is_ladder(path)
     if not several and is_export(path):
-      loaded = loading.of_folder(path, how, decode)
+      loaded = loading.of_folder(path, how)
       found = cls._of(loaded, calibration_lib.read(path))
       found.policy = loaded.policy
       return found
-    decode, calibration = decode or 'full', None
+    calibration = None
     if isinstance(path, str):
       calibration = calibration_lib.read(paths.root(path))
     if several:
       runs = ladder.members(path)
-      parts = {k: loading.of_run(x, how, decode) for k, x in runs.items()}
-      loaded = loading.joined(parts)
+      loaded = loading.joined(
+        {name: loading.of_run(run, how) for name, run in runs.items()}
+      )
     else:
-      loaded = loading.of_run(path, how, decode)
+      loaded = loading.of_run(path, how)
     if calibration and not all(x in calibration.origin for x in loaded.digests):
       calibration = None  # of other weights; `calibrate` makes it anew
     return cls._of(loaded, calibration)
@@ -147,48 +148,36 @@ class Classifier:
     cls,
     trained: 'workdir.Trained',
     *,
-    runtime: str = 'auto',
-    precision: str = 'auto',
-    decode: str = 'full',
-    batch: int = 0,
     calibration: Calibration | None = None,
+    **how: Any,
   ) -> 'Classifier':
     """As `load`, of a model that is in memory.
 
     Raises:
       UserError: weights that are not finite.
     """
-    how = How(runtime, precision, batch)
-    return cls._of(loading.of_trained(trained, how, decode), calibration)
+    from drnet_jax.serve import compiled
+
+    return cls._of(compiled.of_trained(trained, How(**how)), calibration)
 
   @classmethod
   def of_ladder(
     cls,
     members: 'dict[str, workdir.Trained]',
     *,
-    runtime: str = 'auto',
-    precision: str = 'auto',
-    decode: str = 'full',
-    batch: int = 0,
     calibration: Calibration | None = None,
+    **how: Any,
   ) -> 'Classifier':
     """As `load`, of several models in memory, by their names."""
-    how = How(runtime, precision, batch)
-    parts = {
-      name: loading.of_trained(trained, how, decode)
-      for name, trained in members.items()
-    }
+    from drnet_jax.serve import compiled
+
+    how = How(**how)
+    parts = {k: compiled.of_trained(x, how) for k, x in members.items()}
     return cls._of(loading.joined(parts), calibration)
 
   @classmethod
-  def _of(cls, loaded: Loaded, calibration: Calibration | None):
-    return cls(
-      loaded.contract,
-      loaded.engine,
-      calibration,
-      members=loaded.members,
-      runtime=loaded.runtime,
-    )
+  def _of(cls, x: Loaded, calibration: Calibration | None) -> 'Classifier':
+    return cls(x.contract, x.engine, calibration, x.members, x.runtime)
 
   # Which policy images follow.
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of what JAX runs, made of trained models or exported programs."""
+"""Models in memory, made ready in JAX or in graphs that are written of them."""
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -9,15 +10,18 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from drnet_jax import cache
+from drnet_jax import cache, settings
 from drnet_jax.errors import UserError
+from drnet_jax.export import contract as contract_lib
 from drnet_jax.export import package
 from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.ranet import RANet
 from drnet_jax.run import workdir
-from drnet_jax.serve import xla
+from drnet_jax.serve import choice, xla
+from drnet_jax.serve.choice import How
 from drnet_jax.serve.engines import Engine
+from drnet_jax.serve.loading import Loaded, choose
 from drnet_jax.serve.stages import StageEngine
 from drnet_jax.serve.xla import XlaEngine, buckets
 
@@ -26,24 +30,73 @@ from drnet_jax.serve.xla import XlaEngine, buckets
 _CPU_EXIT_PIXELS = 2**15
 
 
-def check(trained: workdir.Trained, runtime: str) -> None:
-  """Raises UserError where a model cannot be run, or not in that runtime."""
+def of_trained(trained: workdir.Trained, how: How) -> Loaded:
+  """Makes a model ready.
+
+  Raises:
+    UserError: weights that are not finite, or a runtime that cannot run them.
+  """
+  contract = Contract.of(trained, decode=how.decode or 'full')
+
+  def loaded(engine: Engine, said: str, graphs: str = '') -> Loaded:
+    digests, members = (trained.digest,), (lambda: trained,)
+    return Loaded(contract, engine, said, digests, members, graphs)
+
+  def in_jax(said: str = 'jax', graphs: str = '') -> Loaded:
+    return loaded(_in_jax(trained, contract, how.batch), said, graphs)
+
   # Not left to the answers: XLA does not always hand a NaN on.
   weights = jax.tree.leaves((trained.params, trained.batch_stats))
   if not all(np.isfinite(x).all() for x in weights):
     raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
-  if isinstance(trained.model, RANet) and runtime not in ('auto', 'jax'):
+  has_exits = isinstance(trained.model, RANet)
+  if has_exits and how.runtime not in ('auto', 'jax'):
     raise UserError(
-      f"runtime = {runtime!r}: a network with exits runs in 'jax' only"
+      f"runtime = {how.runtime!r}: a network with exits runs in 'jax' only"
     )
+  if how.runtime == 'stablehlo':
+    # The programs as they would be exported.
+    with tempfile.TemporaryDirectory() as folder:
+      made = programs(trained, contract)
+      shared = package.write_stablehlo(folder, made, share=False)
+      engine = exported(folder, contract, shared, how.batch)
+    return loaded(engine, 'stablehlo')
+  if how.is_beside_jax and (has_exits or jax.default_backend() != 'cpu'):
+    return in_jax()  # nothing else need be tried
+  tried = choice.candidates(how)
+  if not tried:
+    return in_jax()
+  graphs = _key(trained, contract)
+  write = functools.partial(_write_graphs, trained, contract)
+  try:
+    folder = cache.folder('models', graphs) or cache.make_folder(
+      'models', graphs, write
+    )
+  except UserError:
+    # No `onnx` to write with, or nothing that it can write.
+    if not how.is_beside_jax:
+      raise
+    return in_jax()
+  reference = None
+  if how.is_beside_jax:
+    batch = how.batch or choice.BATCH  # the one that is timed
+    reference = functools.partial(_in_jax, trained, contract, batch, few=True)
+  found = choose(graphs, how, folder, contract, tried, reference)
+  if found.runtime == 'jax':
+    return in_jax(found.said, graphs)
+  engine = choice.engine(*found[:2], folder, contract, how.batch)
+  return loaded(engine, found.said, graphs)
 
 
-def prefers_jax(trained: workdir.Trained) -> bool:
-  """Whether nothing else need be tried."""
-  return isinstance(trained.model, RANet) or jax.default_backend() != 'cpu'
+def _write_graphs(
+  trained: workdir.Trained, contract: Contract, folder: str
+) -> None:
+  package.write_onnx(folder, programs(trained, contract), fold_norms=True)
+  fields = contract.to_json() | {'formats': ['onnx']}
+  settings.write_json(os.path.join(folder, contract_lib.FILE), fields)
 
 
-def in_jax(
+def _in_jax(
   trained: workdir.Trained, contract: Contract, batch: int, *, few: bool = False
 ) -> Engine:
   """The model's own programs; see `exported` on `batch`.
@@ -58,16 +111,6 @@ def in_jax(
   return XlaEngine(
     'jax', programs(trained, contract), contract, batches=batches
   )
-
-
-def in_stablehlo(
-  trained: workdir.Trained, contract: Contract, batch: int
-) -> Engine:
-  """The programs as they would be exported."""
-  made = programs(trained, contract)
-  with tempfile.TemporaryDirectory() as folder:
-    shared = package.write_stablehlo(folder, made, share=False)
-    return exported(folder, contract, shared, batch)
 
 
 def exported(
@@ -85,29 +128,26 @@ def exported(
       called in the folder's `weights.npz`.
     batch: images that are run at once; 0 for what suits the device.
   """
-  sides = {
-    name: view.side_px
-    for name, view in zip(contract.programs, contract.views, strict=True)
-  }
+  views = dict(zip(contract.programs, contract.views, strict=True))
   if contract.routes:
-    sides[PREDICTOR] = contract.predictor_view.side_px
+    views[PREDICTOR] = contract.predictor_view
   arrays = {}
   if shared:
     with np.load(os.path.join(folder, package.STABLEHLO_WEIGHTS)) as file:
       arrays = {name: jax.device_put(file[name]) for name in file.files}
   made = {}
-  for name, side_px in sides.items():
+  for name, view in views.items():
     with open(os.path.join(folder, f'{name}.stablehlo'), 'rb') as file:
       call = jax.export.deserialize(bytearray(file.read())).call
     if name in shared:
       weights = [arrays[key] for key in shared[name]]
-      made[name] = Program(call, weights, side_px)
+      made[name] = Program(call, weights, view.side_px)
     else:
-      made[name] = Program(lambda _, x, call=call: call(x), (), side_px)
+      made[name] = Program(lambda _, x, f=call: f(x), (), view.side_px)
   return XlaEngine('stablehlo', made, contract, batches=buckets(batch))
 
 
-def key(trained: workdir.Trained, contract: Contract) -> str:
+def _key(trained: workdir.Trained, contract: Contract) -> str:
   """Of the graphs of a model: what they are written from, and by."""
   parts = [contract.to_json(), cache.code()]
   for name, (function, weights, side_px) in programs(trained, contract).items():

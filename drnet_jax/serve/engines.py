@@ -140,31 +140,27 @@ class LadderEngine:
   Its predictor is that of the first network that has one.
   """
 
-  def __init__(self, engines: Sequence[Engine], contracts: Sequence[Contract]):
-    self._engines = engines
+  def __init__(self, members: Sequence[tuple[Engine, Contract]]):
+    engines = [engine for engine, _ in members]
     self._places = [
-      (k, j)
-      for k, contract in enumerate(contracts)
-      for j in range(len(contract.options))
+      (engine, j) for engine, c in members for j in range(len(c.options))
     ]
-    self._router = next(
-      (e for e, c in zip(engines, contracts, strict=True) if c.routes), None
-    )
+    self._router = next((e for e, c in members if c.routes), None)
     self.name = ' + '.join(dict.fromkeys(engine.name for engine in engines))
     self.best_batch = min(engine.best_batch for engine in engines)
     self.in_flight = max(engine.in_flight for engine in engines)
 
   def bucket(self, option: int, count: int) -> int:
-    k, j = self._places[option]
-    return self._engines[k].bucket(j, count)
+    engine, j = self._places[option]
+    return engine.bucket(j, count)
 
   def pool(self, option: int) -> Any | None:
-    k, j = self._places[option]
-    return self._engines[k].pool(j)
+    engine, j = self._places[option]
+    return engine.pool(j)
 
   def log_p(self, images: np.ndarray) -> Any:
     return self._router.log_p(images)
 
   def run(self, option: int, inputs: Any) -> tuple[Any, Any]:
-    k, j = self._places[option]
-    return self._engines[k].run(j, inputs)
+    engine, j = self._places[option]
+    return engine.run(j, inputs)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes models ready to run: of a workdir, an exported folder, or in memory.
+"""Makes models ready to run: of a workdir, or an exported folder.
 
-JAX is imported where something is left for it to do. Graphs once written of a
-run's weights are kept (see `cache`), and after that the run needs JAX as little
-as an exported folder does.
+JAX is imported where something is left for it to do (see `compiled`). Graphs
+once written of a run's weights are kept (see `cache`), and after that the run
+needs JAX as little as an exported folder does.
 """
 
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from drnet_jax import cache, settings
+from drnet_jax import cache
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import contract as contract_lib
@@ -24,32 +24,23 @@ from drnet_jax.serve.engines import Engine, LadderEngine
 if TYPE_CHECKING:
   from drnet_jax.run import workdir
 
-_JAX = ('jax', 'f32')
+JAX = ('jax', 'f32')
 
 
 class Loaded(NamedTuple):
-  """A model, or a ladder of several, that is ready.
-
-  Attributes:
-    contract: of it.
-    engine: that runs it.
-    runtime: a line for people.
-    digests: of all weights, as records know them; () of an exported folder.
-    members: read the models themselves, for `export`.
-    graphs: key of a model's graphs in the cache; '' where it has none.
-    policy: that an exported folder follows.
-  """
+  """A model, or a ladder of several, that is ready."""
 
   contract: Contract
   engine: Engine
-  runtime: str
-  digests: tuple[str, ...] = ()
+  runtime: str  # a line for people
+  digests: tuple[str, ...] = ()  # of all weights; () of an exported folder
+  # They read the models themselves, for `export`.
   members: 'tuple[Callable[[], workdir.Trained], ...]' = ()
-  graphs: str = ''
-  policy: Policy | None = None
+  graphs: str = ''  # key of a model's graphs in the cache, if it has some
+  policy: Policy | None = None  # that an exported folder follows
 
 
-def of_folder(folder: str, how: How, decode: str | None) -> Loaded:
+def of_folder(folder: str, how: How) -> Loaded:
   """What `export` wrote.
 
   Raises:
@@ -59,41 +50,32 @@ def of_folder(folder: str, how: How, decode: str | None) -> Loaded:
   fields = contract_lib.read_fields(folder)
   contract, formats = Contract.from_json(fields), fields['formats']
   policy = contract_lib.usual_policy(fields)
-  if decode not in (None, contract.decode):
+  if how.decode not in (None, contract.decode):
     raise UserError(
       f'{folder} was exported for decode={contract.decode}: export it again '
-      f'with --decode={decode}'
+      f'with --decode={how.decode}'
     )
-  runtime = how.runtime
-  if runtime == 'jax':
+  if how.runtime == 'jax':
     raise UserError(
       f"{folder} was exported: run it with runtime 'onnx', 'openvino' or "
       "'stablehlo'"
     )
   tried = choice_lib.candidates(how) if 'onnx' in formats else []
-  if not tried and choice_lib.is_beside_jax(how):
-    runtime = 'stablehlo' if 'stablehlo' in formats else 'onnx'
-    tried = [(runtime, 'f32')]
-  needed = 'stablehlo' if runtime == 'stablehlo' else 'onnx'
+  needed = 'stablehlo' if how.runtime == 'stablehlo' else 'onnx'
+  if not tried and how.is_beside_jax and 'stablehlo' in formats:
+    needed = 'stablehlo'
   if needed not in formats:
     raise UserError(
       f'{folder} was exported to {", ".join(formats)} only, not to {needed}'
     )
-  if runtime == 'stablehlo':
-    from drnet_jax.serve import compiled
-
-    engine = compiled.exported(
-      folder, contract, fields['stablehlo_weights'], how.batch
-    )
-    return Loaded(contract, engine, runtime, policy=policy)
-  # Not JAX's, which would have to be compiled: they agreed when it was written.
   graphs = cache.key(cache.stamps([folder]))
-  found = _choose(graphs, how, folder, contract, tried)
+  # Not JAX's, which would have to be compiled: they agreed when it was written.
+  found = choose(graphs, how, folder, contract, tried or [(needed, 'f32')])
   engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
   return Loaded(contract, engine, found.said, policy=policy)
 
 
-def of_run(path: str, how: How, decode: str) -> Loaded:
+def of_run(path: str, how: How) -> Loaded:
   """A workdir's latest weights, or those of one checkpoint.
 
   Raises:
@@ -106,7 +88,7 @@ def of_run(path: str, how: How, decode: str) -> Loaded:
 
     return workdir.load(path, mesh.create(1))
 
-  run = _fingerprint(path, decode)
+  run = _fingerprint(path, how.decode or 'full')
   known = cache.read_json('runs', run) if run else None
   if known and how.runtime in ('auto', 'onnx', 'openvino'):
     if ready := _of_known(known, how, member):
@@ -114,7 +96,7 @@ def of_run(path: str, how: How, decode: str) -> Loaded:
   from drnet_jax.serve import compiled
 
   trained = member()
-  loaded = of_trained(trained, how, decode)
+  loaded = compiled.of_trained(trained, how)
   if run and loaded.graphs and compiled.is_known(trained):
     known = {'model': loaded.graphs, 'digest': trained.digest}
     cache.write_json('runs', run, known)
@@ -129,59 +111,14 @@ def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
   contract = Contract.from_json(contract_lib.read_fields(folder))
   tried = choice_lib.candidates(how)
   if how.runtime == 'auto':
-    beside = [_JAX] if choice_lib.is_beside_jax(how) else []
+    beside = [JAX] if how.is_beside_jax else []
     found = choice_lib.remembered(known['model'], how, [*beside, *tried])
     if found is None or found.runtime == 'jax':
       return None
   else:
-    found = _choose(known['model'], how, folder, contract, tried)
+    found = choose(known['model'], how, folder, contract, tried)
   engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
   return Loaded(contract, engine, found.said, (known['digest'],), (member,))
-
-
-def of_trained(trained: 'workdir.Trained', how: How, decode: str) -> Loaded:
-  """A model in memory.
-
-  Raises:
-    UserError: weights that are not finite, or a runtime that cannot run them.
-  """
-  from drnet_jax.serve import compiled
-
-  contract = Contract.of(trained, decode=decode)
-
-  def loaded(engine: Engine, said: str, graphs: str = '') -> Loaded:
-    digests, members = (trained.digest,), (lambda: trained,)
-    return Loaded(contract, engine, said, digests, members, graphs)
-
-  def in_jax(said: str = 'jax', graphs: str = '') -> Loaded:
-    return loaded(compiled.in_jax(trained, contract, how.batch), said, graphs)
-
-  compiled.check(trained, how.runtime)
-  jax_will_do = choice_lib.is_beside_jax(how)
-  if how.runtime == 'jax' or (jax_will_do and compiled.prefers_jax(trained)):
-    return in_jax()
-  if how.runtime == 'stablehlo':
-    engine = compiled.in_stablehlo(trained, contract, how.batch)
-    return loaded(engine, 'stablehlo')
-  tried = choice_lib.candidates(how)
-  if not tried:
-    return in_jax()
-  graphs = compiled.key(trained, contract)
-  write = functools.partial(_write_graphs, trained, contract)
-  try:
-    folder = cache.folder('models', graphs) or cache.make_folder(
-      'models', graphs, write
-    )
-  except UserError:
-    # No `onnx` to write with, or nothing that it can write.
-    if not jax_will_do:
-      raise
-    return in_jax()
-  found = _choose(graphs, how, folder, contract, tried, trained)
-  if found.runtime == 'jax':
-    return in_jax(found.said, graphs)
-  engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
-  return loaded(engine, found.said, graphs)
 
 
 def joined(parts: dict[str, Loaded]) -> Loaded:
@@ -190,44 +127,25 @@ def joined(parts: dict[str, Loaded]) -> Loaded:
   Raises:
     UserError: they do not know the same classes.
   """
-  contracts = {name: part.contract for name, part in parts.items()}
   return Loaded(
-    Contract.join(contracts),
-    LadderEngine(
-      [part.engine for part in parts.values()], list(contracts.values())
-    ),
+    Contract.join({name: part.contract for name, part in parts.items()}),
+    LadderEngine([(part.engine, part.contract) for part in parts.values()]),
     '; '.join(f'{name}: {part.runtime}' for name, part in parts.items()),
     sum((part.digests for part in parts.values()), ()),
     sum((part.members for part in parts.values()), ()),
   )
 
 
-def _write_graphs(trained, contract: Contract, folder: str) -> None:
-  from drnet_jax.export import package, programs
-
-  made = programs.programs(trained, contract)
-  package.write_onnx(folder, made, fold_norms=True)
-  fields = contract.to_json() | {'formats': ['onnx']}
-  settings.write_json(os.path.join(folder, contract_lib.FILE), fields)
-
-
-def _choose(
+def choose(
   graphs: str,
   how: How,
   folder: str,
   contract: Contract,
   tried: list[tuple[str, str]],
-  trained: Any = None,
+  in_jax: Callable[[], Engine] | None = None,
 ) -> Choice:
-  """One of the candidates; `trained` is run by JAX besides."""
-  makers: dict[tuple[str, str], Callable[[], Engine]] = {}
-  if trained is not None and choice_lib.is_beside_jax(how):
-    from drnet_jax.serve import compiled
-
-    batch = how.batch or choice_lib.BATCH  # the one that is timed
-    makers[_JAX] = functools.partial(
-      compiled.in_jax, trained, contract, batch, few=True
-    )
+  """One of the candidates, or JAX, if there is what makes its engine."""
+  makers = {JAX: in_jax} if in_jax else {}
   # float32 first: the others are compared with it.
   for key in sorted(tried, key=lambda key: key[1] != 'f32'):
     makers[key] = functools.partial(
