@@ -26,21 +26,19 @@ from drnet_jax.export.contract import PREDICTOR, Contract
 
 
 class Engine(Protocol):
-  """See the module.
-
-  `best_batch` is what bulk work should come in, `in_flight` how many batches
-  keep the device busy, `bucket(j, n)` how many images are computed at option j
-  where n are asked for, `pool(j)` where images wait that go on with what an
-  earlier option left, None if they wait as crops.
-  """
+  """See the module."""
 
   name: str
-  best_batch: int
-  in_flight: int
+  best_batch: int  # that bulk work should come in
+  in_flight: int  # batches that keep the device busy
 
-  def bucket(self, option: int, count: int) -> int: ...
+  def bucket(self, option: int, count: int) -> int:
+    """How many images are computed at an option where `count` are asked for."""
+    return count
 
-  def pool(self, option: int) -> Any | None: ...
+  def pool(self, option: int) -> Any | None:
+    """Where images wait that go on with what an earlier option left."""
+    return None  # they wait as crops
 
   def log_p(self, images: np.ndarray) -> Any: ...
 
@@ -91,7 +89,7 @@ def _share_arena() -> None:
   onnxruntime.create_and_register_allocator(memory, None)
 
 
-class GraphEngine:
+class GraphEngine(Engine):
   """Exported ONNX graphs in a runtime that takes any batch.
 
   Args:
@@ -108,12 +106,6 @@ class GraphEngine:
 
     self._predictor = load(PREDICTOR) if contract.routes else None
     self._networks = [load(name) for name in contract.programs]
-
-  def bucket(self, option: int, count: int) -> int:
-    return count
-
-  def pool(self, option: int) -> None:
-    return None
 
   def log_p(self, images: np.ndarray) -> Any:
     return self._predictor(images)
@@ -134,7 +126,7 @@ class OnnxEngine(GraphEngine):
     self.best_batch = batch or 8
 
 
-class LadderEngine:
+class LadderEngine(Engine):
   """Several networks' engines as one, its options one after another.
 
   Its predictor is that of the first network that has one.

@@ -74,13 +74,7 @@ def named(precision: str) -> str:
 
 
 class OpenVinoEngine(GraphEngine):
-  """See the module.
-
-  Args:
-    folder: from `package.write`.
-    contract: its contract.
-    precision: 'f32', 'bf16' or 'f16'.
-    batch: for bulk work; 0 for what suits.
+  """See the module; `batch` is for bulk work, 0 for what suits.
 
   Raises:
     UserError: OpenVINO is not installed, or the processor has not that

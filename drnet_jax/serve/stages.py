@@ -17,6 +17,7 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.run import workdir
+from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.xla import (
   IN_FLIGHT,
   bakes,
@@ -26,7 +27,7 @@ from drnet_jax.serve.xla import (
 )
 
 
-class StageEngine:
+class StageEngine(Engine):
   """Compiled stages.
 
   Args:

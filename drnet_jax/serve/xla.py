@@ -13,6 +13,7 @@ import numpy as np
 from drnet_jax import routing
 from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.export.programs import Program
+from drnet_jax.serve.engines import Engine
 
 _MOST_BAKED_BYTES = 2**30
 # Batches that nobody has fetched.
@@ -32,7 +33,7 @@ def buckets(batch: int, cpu_batch: int = CPU_BATCH) -> list[int]:
   return sorted({1, max(batch // 4, 1), batch})
 
 
-class XlaEngine:
+class XlaEngine(Engine):
   """Programs compiled ahead of time, one per size and bucket.
 
   Args:
@@ -71,9 +72,6 @@ class XlaEngine:
 
   def bucket(self, option: int, count: int) -> int:
     return routing.bucket(count, self._batches)
-
-  def pool(self, option: int) -> None:
-    return None
 
   def log_p(self, images: np.ndarray) -> jax.Array:
     return self._run(PREDICTOR, images)
