@@ -265,15 +265,7 @@ class Classifier:
   def stream(
     self, *, deadline_ms: float, batch: int = 0, top_k: int = 5
   ) -> Stream:
-    """Classifies images as they arrive; see `Stream`.
-
-    Args:
-      deadline_ms: from `submit` to the answer.
-      batch: the most that run at once; 0 for what suits.
-      top_k: classes in an answer's `top`.
-    """
-    most = self.engine.best_batch
-    batch = min(batch or most, most)
+    """Classifies images as they arrive; see `Stream`."""
     return Stream(self, deadline_ms=deadline_ms, batch=batch, top_k=top_k)
 
   def export(
@@ -317,13 +309,8 @@ class Classifier:
     self, *, done: Callable[[Item, np.ndarray], None], batch: int = 0
   ) -> Schedule:
     """A schedule of the policy as it is now; see there."""
-    return Schedule(
-      self.engine,
-      self.contract,
-      self.policy,
-      batch=batch or self.engine.best_batch,
-      done=done,
-    )
+    batch = batch or self.engine.best_batch
+    return Schedule(self.engine, self.contract, self.policy, batch, done)
 
 
 class _Bulk:

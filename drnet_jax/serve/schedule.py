@@ -9,9 +9,8 @@ network with exits, the answers so far. Whoever holds a `Schedule` (a call of
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,43 +23,29 @@ from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.picture import Picture
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Item:
-  """An image on its way.
+  """An image on its way."""
 
-  Attributes:
-    key: whoever schedules it knows it by.
-    picture: the image.
-    policy: that it follows.
-    place: where in the plan it is.
-    said: probabilities [K] of each option that was tried on it.
-    tried: their positions in the policy's path.
-    spilled: it was taken further along than the policy asked.
-  """
-
-  key: Any
+  key: Any  # whoever schedules it knows it by
   picture: Picture
-  policy: Policy | None = None
-  place: int = 0
+  policy: Policy | None = None  # that it follows, once it is let in
+  place: int = 0  # where in the plan it is
+  # Probabilities [K] of each option that was tried on it, and where in the
+  # policy's path these are.
   said: list[np.ndarray] = dataclasses.field(default_factory=list)
   tried: list[int] = dataclasses.field(default_factory=list)
-  spilled: bool = False
+  spilled: bool = False  # it was taken further along than the policy asked
 
 
-@dataclasses.dataclass(frozen=True)
-class Stop:
-  """A place in the plan: an option that images come to.
-
-  Attributes:
-    option: index of it.
-    position: of the option in the policy's path; None where images only pass
-      an exit on their way to a later one.
-    certain: whether every image leaves here.
-  """
+class Stop(NamedTuple):
+  """A place in the plan: an option that images come to."""
 
   option: int
+  # Of it in the policy's path; None where images only pass an exit on their way
+  # to a later one.
   position: int | None
-  certain: bool
+  certain: bool  # whether every image leaves here
 
 
 def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
@@ -123,7 +108,6 @@ class Schedule:
     engine: Engine,
     contract: Contract,
     policy: Policy,
-    *,
     batch: int,
     done: Callable[[Item, np.ndarray], None],
   ):
@@ -182,11 +166,11 @@ class Schedule:
         return place
     return None
 
-  def held(self) -> set[int]:
-    """Ids of the images that wait, or whose results are to be fetched."""
-    waiting = (x for queue in self.queues for x in queue.waiting)
-    flying = (x for _, items, *_ in self._in_flight for x in items)
-    return {id(x) for x in itertools.chain(waiting, flying)}
+  def held(self) -> set[Item]:
+    """The images that wait, or whose results are to be fetched."""
+    waiting = (queue.waiting for queue in self.queues)
+    flying = (items for _, items, *_ in self._in_flight)
+    return set().union(*waiting, *flying)
 
   @property
   def first_waiting(self) -> int | None:

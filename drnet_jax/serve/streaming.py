@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import math
 import os
 import queue
 import threading
@@ -76,7 +77,7 @@ class Stream:
     classifier: what answers, by the policy it has now.
     deadline_ms: from `submit` to the answer. Met as long as the machine can;
       `late` counts the others.
-    batch: the most that run at once.
+    batch: the most that run at once; 0 for what suits.
     top_k: classes in an answer's `top`.
 
   Attributes:
@@ -89,10 +90,11 @@ class Stream:
     self._classifier = classifier
     self._engine = classifier.engine
     self._deadline_s = deadline_ms / 1e3
-    self._batch = batch
+    most = classifier.engine.best_batch
+    self._batch = min(batch or most, most)
     self._top_k = top_k
     self._schedule: Schedule = classifier.schedule(
-      batch=batch, done=self._answer
+      batch=self._batch, done=self._answer
     )
     self._stops = self._schedule.stops
     # How long a batch of each place lately took, for starting in time.
@@ -101,7 +103,7 @@ class Stream:
     self._latencies_s: collections.deque = collections.deque(maxlen=10_000)
     self.answered = self.late = self.spilled = 0
     self._room = threading.BoundedSemaphore(_MOST_WAITING)
-    self._open: dict[int, Item] = {}  # whose futures are not done, by id
+    self._open: set[Item] = set()  # whose futures are not done
     self._closing = threading.Event()
     self._readers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._worker = threading.Thread(target=self._work, daemon=True)
@@ -131,8 +133,8 @@ class Stream:
     request = Request(time.monotonic(), concurrent.futures.Future())
     request.future.add_done_callback(lambda _: self._room.release())
     item = Item(request, self._classifier.picture(source))
-    self._open[id(item)] = item
-    request.future.add_done_callback(lambda _: self._open.pop(id(item), None))
+    self._open.add(item)
+    request.future.add_done_callback(lambda _: self._open.discard(item))
     self._readers.submit(self._read, item)
     return request.future
 
@@ -157,16 +159,13 @@ class Stream:
         self._guard(arrived, lambda: self._schedule.admit(arrived))  # noqa: B023
       now = time.monotonic()
       closing = self._closing.is_set() and self._arrivals.empty()
-      due = [
-        bool(q.waiting) and self._start_by(place) <= now
-        for place, q in enumerate(self._schedule.queues)
-      ]
+      due = [self._start_by(place) <= now for place in range(len(self._stops))]
       if closing and not any(due):
         # The first goes first, so that those who go on join the next.
         first = self._schedule.first_waiting
         if first is None:
           return
-        due = [place == first for place in range(len(due))]
+        due[first] = True
       self._run_next(due)
 
   def _run_next(self, due: Sequence[bool]) -> None:
@@ -202,9 +201,7 @@ class Stream:
       held = self._schedule.held()
       # Batches of later stages may have begun within: theirs wait nowhere.
       lost = [
-        item
-        for item in list(self._open.values())
-        if item.policy and id(item) not in held
+        item for item in self._open.copy() if item.policy and item not in held
       ]
       for item in [*items, *lost]:
         if not item.key.future.done():
@@ -212,6 +209,9 @@ class Stream:
 
   def _start_by(self, place: int) -> float:
     """When the oldest image of a place must start to be answered in time."""
+    waiting = self._schedule.queues[place].waiting
+    if not waiting:
+      return math.inf
     left = 0.0
     for stop, seconds in zip(
       self._stops[place:], self._seconds[place:], strict=True
@@ -219,18 +219,13 @@ class Stream:
       left += seconds
       if stop.certain:
         break
-    waiting = self._schedule.queues[place].waiting
     oldest = min(item.key.arrived for item in waiting)
     return oldest + self._deadline_s - left
 
   def _collect(self) -> list[Item]:
     """What has arrived, after waiting for it as long as nothing is due."""
-    starts = [
-      self._start_by(place)
-      for place, q in enumerate(self._schedule.queues)
-      if q.waiting
-    ]
-    patience = min([_PATIENCE_S, *(t - time.monotonic() for t in starts)])
+    start = min(self._start_by(place) for place in range(len(self._stops)))
+    patience = min(_PATIENCE_S, start - time.monotonic())
     if self._closing.is_set() or self._schedule.full() is not None:
       patience = 0.0
     arrived: list[Item] = []
