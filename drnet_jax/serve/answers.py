@@ -60,13 +60,7 @@ class Failure:
 def prediction(
   contract: Contract, item: Item, probabilities: np.ndarray, top_k: int
 ) -> Prediction:
-  """Puts what was found of an image into words.
-
-  Args:
-    contract: of the model.
-    item: the image, which has left.
-    probabilities: [K].
-    top_k: classes to list.
+  """Puts what was found of an image that has left, [K], into words.
 
   Raises:
     UserError: the network returns NaN.
@@ -77,8 +71,10 @@ def prediction(
   order = np.argsort(-probabilities, kind='stable')
   classes, options = contract.class_names, contract.options
   ran = [item.policy.path[i] for i in item.tried]
-  paid = contract.costs.of_path(options, ran)[0, -1]
-  asked = item.policy.start is not None
+  costs = contract.costs
+  gmacs = float(costs.of_path(options, ran)[0, -1])
+  if item.policy.start is not None:
+    gmacs += costs.predictor
   return Prediction(
     label=int(order[0]),
     name=classes[order[0]],
@@ -88,18 +84,16 @@ def prediction(
     option=options.names[ran[-1]],
     ran=tuple(options.names[j] for j in ran),
     size_px=contract.sizes_px[ran[-1]],
-    gmacs=float(paid + (contract.predictor_gmacs if asked else 0.0)),
-    full_gmacs=contract.costs.full,
+    gmacs=gmacs,
+    full_gmacs=costs.full,
     spilled=item.spilled,
   )
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:
   """Names an image and what is wrong with it."""
-  if isinstance(source, str | os.PathLike):
-    name = os.fspath(source)
-  else:
-    name = f'image {index}'
+  named = isinstance(source, str | os.PathLike)
+  name = os.fspath(source) if named else f'image {index}'
   reason = str(error)
   if not isinstance(error, UserError):
     reason = f'cannot read {name} as an image: {type(error).__name__}: {error}'

@@ -28,12 +28,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract, is_export
 from drnet_jax.run import ladder, paths
 from drnet_jax.serve import loading
-from drnet_jax.serve.answers import (
-  Failure,
-  Prediction,
-  failure,
-  prediction,
-)
+from drnet_jax.serve.answers import Failure, Prediction, failure, prediction
 from drnet_jax.serve.choice import How
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.loading import Loaded

@@ -18,21 +18,13 @@ _TIE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-  """How two paths answer the same images.
+  """How two paths answer the same images."""
 
-  Attributes:
-    runtime: of the second.
-    images: compared.
-    ties: images that ran at other options, by a choice that hung on rounding.
-    others: images that ran at other options for no such reason.
-    largest: difference of probabilities, where the options are the same.
-  """
-
-  runtime: str
-  images: int
-  ties: int
-  others: int
-  largest: float
+  runtime: str  # of the second
+  images: int  # compared
+  ties: int  # ran at other options, by a choice that hung on rounding
+  others: int  # ran at other options for no such reason
+  largest: float  # difference of probabilities, where the options are the same
 
   @property
   def holds(self) -> bool:

@@ -8,6 +8,7 @@ after its exit. Pools stay on the device.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,22 +19,11 @@ import numpy as np
 from drnet_jax import routing
 from drnet_jax.run import workdir
 from drnet_jax.serve.engines import Engine
-from drnet_jax.serve.xla import (
-  IN_FLIGHT,
-  bakes,
-  compiled,
-  in_parallel,
-  padded,
-)
+from drnet_jax.serve.xla import IN_FLIGHT, bakes, compiled, in_parallel, padded
 
 
 class StageEngine(Engine):
-  """Compiled stages.
-
-  Args:
-    trained: a model with exits.
-    batches: sizes to compile for, the largest for bulk work.
-  """
+  """Compiled stages of a model with exits; `batches` as of `XlaEngine`."""
 
   name = 'jax'
   in_flight = IN_FLIGHT
@@ -48,16 +38,12 @@ class StageEngine(Engine):
     ]
     self._model = trained.model
     self._states = {batch: self._shapes(batch) for batch in self._batches}
-    jobs = {
-      (name, k, batch): functools.partial(compile_, k, batch)
-      for name, compile_, first in (
-        ('run', self._compile_run, 0),
-        ('push', self._compile_push, 1),
-        ('pop', self._compile_pop, 1),
-      )
-      for k in range(first, self.num_exits)
-      for batch in self._batches
-    }
+    jobs = {}
+    for k, batch in itertools.product(range(self.num_exits), self._batches):
+      jobs['run', k, batch] = functools.partial(self._compile_run, k, batch)
+      if k:  # the first stage takes crops
+        jobs['push', k, batch] = functools.partial(self._compile_push, k, batch)
+        jobs['pop', k, batch] = functools.partial(self._compile_pop, k, batch)
     self.compiled = in_parallel(jobs)
 
   def bucket(self, option: int, count: int) -> int:
@@ -82,13 +68,9 @@ class StageEngine(Engine):
     """The state that each stage begins with."""
     side = self._model.image_px
     states = [jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)]
-    for k in range(self.num_exits - 1):
-      _, state = jax.eval_shape(
-        functools.partial(self._model.stage, k + 1),
-        *self._weights[k],
-        states[-1],
-      )
-      states.append(state)
+    for k, weights in enumerate(self._weights[:-1], 1):
+      stage = functools.partial(self._model.stage, k)
+      states.append(jax.eval_shape(stage, *weights, states[-1])[1])
     return states
 
   def pool_shapes(self, k: int) -> Any:
@@ -111,10 +93,8 @@ class StageEngine(Engine):
 
   def _compile_push(self, k: int, batch: int):
     def push(pool, state, rows, start):
-      def put(pool, x):
-        return jax.lax.dynamic_update_slice_in_dim(pool, x[rows], start, 0)
-
-      return jax.tree.map(put, pool, state)
+      put = jax.lax.dynamic_update_slice_in_dim
+      return jax.tree.map(lambda p, x: put(p, x[rows], start, 0), pool, state)
 
     pool, state = self.pool_shapes(k), self._states[batch][k]
     rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -124,9 +104,8 @@ class StageEngine(Engine):
 
   def _compile_pop(self, k: int, batch: int):
     def pop(pool, start):
-      return jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch, 0), pool
-      )
+      cut = jax.lax.dynamic_slice_in_dim
+      return jax.tree.map(lambda x: cut(x, start, batch, 0), pool)
 
     start = jax.ShapeDtypeStruct((), jnp.int32)
     return jax.jit(pop).lower(self.pool_shapes(k), start).compile()
