@@ -24,32 +24,20 @@ _ROUNDS = 5  # timed runs of each option; their median counts
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-  """An option that an image is run at without a choice.
-
-  Attributes:
-    prediction: what it says.
-    ms: from the crop to the answer, warm, one image at a time.
-    view: uint8 [S, S, 3], the pixels that the network reads.
-  """
+  """An option that an image is run at without a choice."""
 
   prediction: Prediction
-  ms: float
-  view: np.ndarray
+  ms: float  # from the crop to the answer, warm, one image at a time
+  view: np.ndarray  # uint8 [S, S, 3], the pixels that the network reads
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What a policy does with an image, beside what it could have done.
+  """What a policy does with an image, beside what it could have done."""
 
-  Attributes:
-    answer: of the policy, everything counted.
-    ms: as `Tried.ms`, everything counted.
-    options: all of them, the cheapest first.
-  """
-
-  answer: Prediction
-  ms: float
-  options: tuple[Tried, ...]
+  answer: Prediction  # of the policy, everything counted
+  ms: float  # as `Tried.ms`, everything counted
+  options: tuple[Tried, ...]  # all of them, the cheapest first
 
   @property
   def last(self) -> Tried:
@@ -112,18 +100,19 @@ class Comparer:
     """
     picture = self._read(source)
     fixed = [policy_lib.fixed(j) for j in range(len(self.options))]
-    runs = [self._by(p) for p in (policy, *fixed)]
-    answers = [run.predict([picture])[0] for run in runs]
-    jobs = {
-      i: functools.partial(run.predict, [picture]) for i, run in enumerate(runs)
-    }
+    jobs = {}
+    for i, one in enumerate([policy, *fixed]):
+      # It shares the compiled networks, and has a policy of its own: whoever
+      # asks at the same time for another budget is not disturbed.
+      run = copy.copy(self._classifier)
+      run.policy = one
+      jobs[i] = functools.partial(run.predict, [picture])
+    answers = [job()[0] for job in jobs.values()]
     with self._stopwatch:  # two at once would slow each other down
       seconds = stopwatch.interleaved(jobs, _ROUNDS, 'comparing')
     ms = [1e3 * float(np.median(x)) for x in seconds.values()]
-    options = tuple(
-      Tried(answers[j + 1], ms[j + 1], self._view(picture, j))
-      for j in range(len(fixed))
-    )
+    views = [self._view(picture, j) for j in range(len(fixed))]
+    options = tuple(map(Tried, answers[1:], ms[1:], views))
     return Comparison(answers[0], ms[0], options)
 
   def _read(self, source: Any) -> Picture:
@@ -135,15 +124,6 @@ class Comparer:
     except Exception as error:  # a decoder may raise anything on rubbish
       raise UserError(failure(0, source, error).reason) from error
     return picture
-
-  def _by(self, policy: Policy) -> Classifier:
-    """Shares the compiled networks, and has a policy of its own.
-
-    Whoever asks at the same time for another budget is not disturbed.
-    """
-    run = copy.copy(self._classifier)
-    run.policy = policy
-    return run
 
   def _view(self, picture: Picture, option: int) -> np.ndarray:
     crop = picture.crop(self.contract.views[option])
