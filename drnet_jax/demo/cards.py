@@ -121,10 +121,8 @@ def _picture(view: np.ndarray) -> str:
   file = io.BytesIO()
   Image.fromarray(view).save(file, 'PNG')
   data = base64.b64encode(file.getvalue()).decode()
-  side = len(view)
-  return (
-    f'<img alt="{side} x {side} pixels" src="data:image/png;base64,{data}">'
-  )
+  alt = f'{len(view)} x {len(view)} pixels'
+  return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 def _percent(share: float) -> str:

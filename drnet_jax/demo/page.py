@@ -49,6 +49,7 @@ class Answers:
 
   Attributes:
     ways: how an option is chosen: BUDGET, ROUTER, or the name of one.
+    first_way: that the page opens with; without a choice, the network in full.
   """
 
   def __init__(self, comparer: Comparer):
@@ -58,22 +59,13 @@ class Answers:
       self.ways.insert(0, ROUTER)
     if comparer.budgets:
       self.ways.insert(0, BUDGET)
-
-  @property
-  def first_way(self) -> str:
-    """That the page opens with; without a choice, the network in full."""
     chooses = self.ways[0] in (BUDGET, ROUTER)
-    return self.ways[0] if chooses else self.ways[-1]
+    self.first_way = self.ways[0 if chooses else -1]
 
   def show(
     self, paths: Sequence[str], way: str, gmacs: float
   ) -> Iterator[tuple[str, str]]:
-    """Answers images one by one.
-
-    Args:
-      paths: of the images.
-      way: one of `ways`.
-      gmacs: the budget, for BUDGET.
+    """Answers images one by one, in one of the `ways`; `gmacs` is BUDGET's.
 
     Yields:
       The cards so far as HTML, and what the budget promises as Markdown.
@@ -106,10 +98,8 @@ class Answers:
 
   def _promise(self, point: Point) -> str:
     calibration = self.comparer.calibration
-    shares = ', '.join(
-      f'{option} {100 * share:.0f} %'
-      for option, share in zip(self.comparer.options, point.shares, strict=True)
-    )
+    pairs = zip(self.comparer.options, point.shares, strict=True)
+    shares = ', '.join(f'{name} {100 * share:.0f} %' for name, share in pairs)
     return (
       f'On {calibration.split} this budget costs {cards.amount(point.gmacs)} '
       f'an image and gets {100 * point.top1:.1f} % right: {shares}. Policy: '
@@ -218,10 +208,7 @@ def _slider(gradio, comparer: Comparer) -> tuple[Any, float]:
     if comparer.calibration is None:
       why = 'Not calibrated: python -m drnet_jax calibrate --workdir=...'
     slider = gradio.Slider(
-      label='Average budget',
-      info=why,
-      interactive=False,
-      elem_id='budget',
+      label='Average budget', info=why, interactive=False, elem_id='budget'
     )
     return slider, 1.0
   low, high = comparer.budgets
