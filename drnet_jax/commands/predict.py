@@ -126,15 +126,13 @@ def _print_table(answers: list[tuple[str, Any]]) -> None:
       number = '' if k == 0 else f' {k + 1}'
       row[f'class{number}'] = class_name
       row[f'probability{number}'] = f'{probability:.3f}'
-    rows.append(
-      row
-      | {
-        'ran': ', '.join(found.ran),
-        'GMACs': f'{found.gmacs:.4g}',
-        'in full': f'{found.full_gmacs:.4g}',
-        'saved': f'{1 - found.gmacs / found.full_gmacs:.0%}',
-      }
-    )
+    row |= {
+      'ran': ', '.join(found.ran),
+      'GMACs': f'{found.gmacs:.4g}',
+      'in full': f'{found.full_gmacs:.4g}',
+      'saved': f'{1 - found.gmacs / found.full_gmacs:.0%}',
+    }
+    rows.append(row)
   print(terminal.table(rows))
 
 

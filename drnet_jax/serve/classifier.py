@@ -176,22 +176,12 @@ class Classifier:
 
   # Which policy images follow.
 
-  def set_budget(
-    self,
-    *,
-    policy: str = 'best',
-    gmacs: float | None = None,
-    ms: float | None = None,
-    accuracy: float | None = None,
-  ) -> Point:
+  def set_budget(self, **asked: Any) -> Point:
     """Follows the best policy of a family within a budget from now on.
 
     Args:
-      policy: 'best', or 'fixed', 'router', 'cascade', 'routed_cascade'.
-      gmacs: average cost of an image in 1e9 multiply-adds, everything counted.
-      ms: the same in milliseconds, as `calibrate --measure` timed this machine.
-      accuracy: top-1 in [0, 1] on the calibration images, at the least cost.
-        Without any of the three see `Calibration.find`.
+      **asked: `policy`, a family, and a budget, `gmacs`, `ms` (as `calibrate
+        --measure` timed this machine) or `accuracy`; see `Calibration.find`.
 
     Returns:
       What the calibration images promise.
@@ -204,9 +194,7 @@ class Classifier:
         'not calibrated for these weights: python -m drnet_jax calibrate '
         '--workdir=...'
       )
-    point = self.calibration.find(
-      policy=policy, gmacs=gmacs, ms=ms, accuracy=accuracy
-    )
+    point = self.calibration.find(**asked)
     self.policy = point.policy
     return point
 
