@@ -57,18 +57,13 @@ class Comparer:
 
   Args:
     classifier: runs it, loaded with batch=1.
-
-  Attributes:
-    options: names, the cheapest first: '112 px', or 'exit 3'.
-    calibration: for budgets; None where the model was not calibrated.
-    contract: of the model.
   """
 
   def __init__(self, classifier: Classifier):
     self._classifier = classifier
     self.contract = classifier.contract
     self.calibration = classifier.calibration
-    self.options = self.contract.options.names
+    self.options = self.contract.options.names  # the cheapest first
     self._stopwatch = threading.Lock()
 
   @property

@@ -110,9 +110,7 @@ class Answers:
 def build(comparer: Comparer, path: str):
   """The page, as `gradio.Blocks`.
 
-  Args:
-    comparer: the model.
-    path: workdir, for its name and the examples in its report.
+  Of the workdir `path` it has the name, and the examples in its report.
   """
   gradio = import_gradio()
   answers = Answers(comparer)

@@ -119,11 +119,10 @@ def exported(
   shared: Mapping[str, Sequence[str]],
   batch: int,
 ) -> Engine:
-  """The StableHLO programs of a folder.
+  """The StableHLO programs of a folder that `package.write` wrote.
 
   Args:
-    folder: from `package.write`.
-    contract: its contract.
+    folder, contract: of it.
     shared: for programs that take their weights as arguments, what these are
       called in the folder's `weights.npz`.
     batch: images that are run at once; 0 for what suits the device.

@@ -92,10 +92,7 @@ def _share_arena() -> None:
 class GraphEngine(Engine):
   """Exported ONNX graphs in a runtime that takes any batch.
 
-  Args:
-    folder: from `package.write`.
-    contract: its contract.
-    network: makes a function of images of a graph's file.
+  `network` makes a function of images of a graph's file.
   """
 
   def __init__(

@@ -56,8 +56,7 @@ def core() -> Any:
 def precisions(abilities: Iterable[str]) -> list[str]:
   """What to compute in: the fastest that the processor has, then float32.
 
-  Args:
-    abilities: as OpenVINO lists them, OPTIMIZATION_CAPABILITIES.
+  It has `abilities` as OpenVINO lists them, OPTIMIZATION_CAPABILITIES.
   """
   found = [name for ability, name in _ABILITIES if ability in {*abilities}]
   return list(dict.fromkeys([*found[:1], 'f32']))

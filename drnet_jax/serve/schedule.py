@@ -89,18 +89,10 @@ class Waiting:
 
 
 class Schedule:
-  """Images under way; see the module.
+  """Images under way, run in batches of at most `batch`; see the module.
 
-  Args:
-    engine: runs the networks.
-    contract: of the model.
-    policy: that the images follow.
-    batch: the most that are run at once.
-    done: called with each item that leaves, and its answer [K].
-
-  Attributes:
-    asked: the crops that may be asked for of an image; it is let in with these
-      cut.
+  `done` is called with each item that leaves, and its answer [K]. `asked` are
+  the crops that may be asked for of an image; it is let in with these cut.
   """
 
   def __init__(

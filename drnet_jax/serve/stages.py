@@ -121,13 +121,7 @@ class Pool:
     self.waiting: list[Any] = []
 
   def push(self, state: Any, rows: Sequence[int], items: Sequence[Any]) -> None:
-    """Adds images.
-
-    Args:
-      state: of the batch that they were in.
-      rows: their places in it.
-      items: what to remember of them, in the same order.
-    """
+    """Adds the images of some rows of a batch, with its state."""
     engine = self._engine
     batch = len(jax.tree.leaves(state)[0])
     if self._places is None:

@@ -140,9 +140,8 @@ class Stream:
 
   def latency_ms(self, percentiles: Sequence[float] = (50, 95, 99)) -> list:
     """Percentiles of the time from `submit` to the answer."""
-    if not self._latencies_s:
-      return [float('nan')] * len(percentiles)
-    return list(1e3 * np.percentile(self._latencies_s, percentiles))
+    seconds = np.percentile(self._latencies_s or [np.nan], percentiles)
+    return list(1e3 * seconds)
 
   def _read(self, item: Item) -> None:
     try:
@@ -154,28 +153,27 @@ class Stream:
       self._arrivals.put(item)
 
   def _work(self) -> None:
+    places = range(len(self._stops))
     while True:
       if arrived := self._collect():
         self._guard(arrived, lambda: self._schedule.admit(arrived))  # noqa: B023
       now = time.monotonic()
       closing = self._closing.is_set() and self._arrivals.empty()
-      due = [self._start_by(place) <= now for place in range(len(self._stops))]
-      if closing and not any(due):
+      due = [self._start_by(place) <= now for place in places]
+      place = self._schedule.full()
+      if place is None:
+        place = next((p for p in reversed(places) if due[p]), None)
+      if place is None and closing:
         # The first goes first, so that those who go on join the next.
-        first = self._schedule.first_waiting
-        if first is None:
+        place = self._schedule.first_waiting
+        if place is None:
           return
-        due[first] = True
-      self._run_next(due)
+      if place is not None:
+        self._run(place, due)
 
-  def _run_next(self, due: Sequence[bool]) -> None:
-    """Runs a batch that is full or else due, if there is one: the last."""
+  def _run(self, place: int, due: Sequence[bool]) -> None:
+    """Runs a batch of a place, with what `take` takes along."""
     queues = self._schedule.queues
-    place = self._schedule.full()
-    if place is None:
-      place = next((p for p in reversed(range(len(due))) if due[p]), None)
-    if place is None:
-      return
     items, taken = list(queues[place].waiting), None
     if isinstance(queues[place], Waiting):
       # An image can be taken further along as a crop, not into the features of

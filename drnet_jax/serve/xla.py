@@ -22,11 +22,9 @@ CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
 
 
 def buckets(batch: int, cpu_batch: int = CPU_BATCH) -> list[int]:
-  """Batch sizes to compile for: one, a full batch, and what is left over.
+  """Batch sizes to compile for: one, a full `batch`, and what is left over.
 
-  Args:
-    batch: a full one; 0 for what suits the device.
-    cpu_batch: what suits a CPU.
+  0 is for what suits the device; what suits a CPU is `cpu_batch`.
   """
   cpu = jax.default_backend() == 'cpu'
   batch = batch or (cpu_batch if cpu else _ACCELERATOR_BATCH)
@@ -34,13 +32,9 @@ def buckets(batch: int, cpu_batch: int = CPU_BATCH) -> list[int]:
 
 
 class XlaEngine(Engine):
-  """Programs compiled ahead of time, one per size and bucket.
+  """Programs (see `export.programs`) compiled ahead of time.
 
-  Args:
-    name: of the path, for people.
-    programs: as from `export.programs`.
-    contract: of the model.
-    batches: bucket sizes to compile for; a batch is padded to the next.
+  Each for `batches` of these sizes; a batch is padded to the next.
   """
 
   in_flight = IN_FLIGHT
