@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from drnet_jax.choosing.policy import Policy, describe
+from drnet_jax.choosing.policy import describe
 from drnet_jax.choosing.search import Point
 from drnet_jax.demo import cards
 from drnet_jax.demo.comparer import Comparer
@@ -80,7 +80,11 @@ class Answers:
       yield '<p>Drop an image, or pick an example.</p>', promise
     found = ''
     for path in paths[:_MOST_IMAGES]:
-      found += self._card(path, policy)
+      name = os.path.basename(path)
+      try:
+        found += cards.card(name, self.comparer.compare(path, policy))
+      except UserError as error:
+        found += cards.refusal(str(error).replace(path, name))
       yield found, promise
     if len(paths) > _MOST_IMAGES:
       found += cards.refusal(
@@ -88,13 +92,6 @@ class Answers:
         'python -m drnet_jax predict --workdir=... folder/'
       )
       yield found, promise
-
-  def _card(self, path: str, policy: Policy) -> str:
-    name = os.path.basename(path)
-    try:
-      return cards.card(name, self.comparer.compare(path, policy))
-    except UserError as error:
-      return cards.refusal(str(error).replace(path, name))
 
   def _promise(self, point: Point) -> str:
     calibration = self.comparer.calibration

@@ -35,16 +35,8 @@ BATCH = 8  # that is timed where none is asked for
 _PICTURES = 8  # whose answers are compared
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 # What else the time of a call may hang on.
-_VERSIONS = (
-  'jax',
-  'jaxlib',
-  'onnxruntime',
-  'openvino',
-  'jax-cuda12-plugin',
-  'jax-cuda13-plugin',
-  'jax-rocm7-plugin',
-  'libtpu',
-)
+_RUNTIMES = ('jax', 'jaxlib', 'onnxruntime', 'openvino')
+_PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin', 'jax-rocm7-plugin')
 _DEVICES = ('/dev/nvidia0', '/dev/kfd', '/dev/accel0', '/dev/vfio/0')
 
 
@@ -285,7 +277,7 @@ def _key(model: str, how: How, tried: Iterable[tuple[str, str]]) -> str:
 def machine() -> list[Any]:
   """What times are those of; JAX is not asked, it takes too long to import."""
   versions = {}
-  for package in _VERSIONS:
+  for package in (*_RUNTIMES, *_PLUGINS, 'libtpu'):
     try:
       versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -19,7 +19,7 @@ import numpy as np
 from drnet_jax import routing
 from drnet_jax.run import workdir
 from drnet_jax.serve.engines import Engine
-from drnet_jax.serve.xla import IN_FLIGHT, bakes, compiled, in_parallel, padded
+from drnet_jax.serve.xla import IN_FLIGHT, compiled, in_parallel, padded
 
 
 class StageEngine(Engine):
@@ -89,7 +89,7 @@ class StageEngine(Engine):
 
     weights, state = self._weights[k], self._states[batch][k]
     size = sum(x.nbytes for x in jax.tree.leaves(weights))
-    return compiled(run, weights, state, baked=bakes(size, batch))
+    return compiled(run, weights, state, size)
 
   def _compile_push(self, k: int, batch: int):
     def push(pool, state, rows, start):
