@@ -30,7 +30,6 @@ class Item:
   key: Any  # whoever schedules it knows it by
   picture: Picture
   policy: Policy | None = None  # that it follows, once it is let in
-  place: int = 0  # where in the plan it is
   # Probabilities [K] of each option that was tried on it, and where in the
   # policy's path these are.
   said: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -134,7 +133,8 @@ class Schedule:
       draw = np.array([checksum(view) for view in views])
     first = self._policy.begin(log_p, draw, len(items))
     for item, position in zip(items, first.tolist(), strict=True):
-      self._join(item, self._entries[position])
+      item.policy = self._policy
+      self.queues[self._entries[position]].waiting.append(item)
 
   def _ask(self, views: Sequence[np.ndarray]) -> np.ndarray:
     """log p [N, R] of all options, -inf of those the predictor has not."""
@@ -146,10 +146,6 @@ class Schedule:
       [np.asarray(x)[: len(part)] for x, part in zip(said, parts, strict=True)]
     )
     return log_p
-
-  def _join(self, item: Item, place: int) -> None:
-    item.place, item.policy = place, self._policy
-    self.queues[place].waiting.append(item)
 
   def full(self) -> int | None:
     """The last place that has a whole batch waiting; None if none has."""
@@ -184,8 +180,6 @@ class Schedule:
       inputs = np.stack([item.picture.crop(view) for item in taken])
     else:
       inputs, taken = queue.pop()
-    for item in taken:
-      item.place = place
     said, state = self._engine.run(stop.option, inputs)
     self._in_flight.append((place, taken, said, state))
 
@@ -240,8 +234,7 @@ class Schedule:
   def _go_on(self, place: int, items, on: np.ndarray, state) -> None:
     queue = self.queues[place]
     if isinstance(queue, Waiting):
-      for i in on:
-        self._join(items[i], place)
+      queue.waiting.extend(items[i] for i in on)
       return
     option = self.stops[place].option
     if self._alone and len(items) == 1 == self._engine.bucket(option, 1):

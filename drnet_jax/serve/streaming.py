@@ -183,9 +183,10 @@ class Stream:
         for q in queues
       ]
       bucket = functools.partial(self._engine.bucket, self._stops[place].option)
-      items = taken = take(crops, place, due, self._batch, bucket)
-      for item in taken:
-        item.spilled |= item.place < place
+      taken = take(crops, place, due, self._batch, bucket)
+      for item in taken[len(items) :]:  # after those of the place
+        item.spilled = True
+      items = taken
     start = time.monotonic()
     self._guard(items, lambda: self._schedule.run(place, taken))
     took = time.monotonic() - start
