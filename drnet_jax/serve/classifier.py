@@ -12,6 +12,7 @@ Classifier.load(['runs/small', 'runs/large'])         # a ladder of networks
 """
 
 import concurrent.futures
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -42,45 +43,33 @@ if TYPE_CHECKING:
 _POOL_BATCHES = 4  # images read ahead, and seen at once by the predictor
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Classifier:
   """A trained model, or a ladder of several, ready to classify.
 
-  Args:
-    contract: of the model.
-    engine: runs its networks.
-    calibration: for `set_budget`; None where the model was not calibrated.
-    members: read the models themselves, for `export`.
-    runtime: a line about what runs it, for people.
-
   Attributes:
     policy: that images follow. What `Calibration.find` gives without a budget;
-      without a calibration the router as trained, or else the
-      most expensive option; of an exported folder the one it was exported with.
-      Set it by `set_budget`, `set_option`, or to any
-      `choosing.policy.Policy`.
+      without a calibration the router as trained, or else the most expensive
+      option; of an exported folder the one it was exported with. Set it by
+      `set_budget`, `set_option`, or to any `choosing.policy.Policy`.
   """
 
-  def __init__(
-    self,
-    contract: Contract,
-    engine: Engine,
-    calibration: Calibration | None = None,
-    members: 'Sequence[Callable[[], workdir.Trained]]' = (),
-    runtime: str = '',
-  ):
-    if calibration and calibration.options != contract.options:
+  contract: Contract
+  engine: Engine
+  calibration: Calibration | None = None  # for `set_budget`
+  # They read the models themselves, for `export`.
+  members: 'Sequence[Callable[[], workdir.Trained]]' = ()
+  runtime: str = ''  # a line about what runs it, for people
+
+  def __post_init__(self):
+    found, contract = self.calibration, self.contract
+    if found and found.options != contract.options:
       raise UserError(
-        f'the calibration is of {", ".join(calibration.options.names)}, the '
-        f'model has {", ".join(contract.options.names)}: calibrate again'
+        f'the calibration is of {", ".join(found.options.names)}, the model '
+        f'has {", ".join(contract.options.names)}: calibrate again'
       )
-    self.contract = contract
-    self.engine = engine
-    self.calibration = calibration
-    self.runtime = runtime or engine.name
-    self.members = members
-    self.policy: Policy = (
-      calibration.find().policy if calibration else contract.as_trained
-    )
+    self.runtime = self.runtime or self.engine.name
+    self.policy: Policy = found.find().policy if found else contract.as_trained
 
   @classmethod
   def load(
