@@ -14,47 +14,30 @@ from drnet_jax.serve.schedule import Item
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What a model says of an image.
+  """What a model says of an image."""
 
-  Attributes:
-    label, name, probability: of the likeliest class.
-    top: (name, probability) of the likeliest classes, best first.
-    probabilities: float32 [K], of all classes.
-    option: at which the image left: '112 px', or 'exit 3'.
-    ran: the options that the policy tried on it, in order.
-    size_px: the side that the last network worked at.
-    gmacs: cost, everything counted.
-    full_gmacs: cost of the most expensive option alone.
-    spilled: a stream ran it further along the path than the policy asked, to
-      keep a deadline.
-  """
-
-  label: int
+  label: int  # of the likeliest class, as are the next two
   name: str
   probability: float
-  top: tuple[tuple[str, float], ...]
-  probabilities: np.ndarray
-  option: str
-  ran: tuple[str, ...]
-  size_px: int
-  gmacs: float
-  full_gmacs: float
+  top: tuple[tuple[str, float], ...]  # names and probabilities, best first
+  probabilities: np.ndarray  # float32 [K], of all classes
+  option: str  # at which the image left: '112 px', or 'exit 3'
+  ran: tuple[str, ...]  # the options that the policy tried on it, in order
+  size_px: int  # the side that the last network worked at
+  gmacs: float  # cost, everything counted
+  full_gmacs: float  # cost of the most expensive option alone
+  # A stream ran it further along the path than the policy asked, to keep a
+  # deadline.
   spilled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """An image that could not be read.
+  """An image that could not be read."""
 
-  Attributes:
-    index: its place in the call.
-    source: its path, or 'image <index>'.
-    reason: why, with the source named.
-  """
-
-  index: int
-  source: str
-  reason: str
+  index: int  # its place in the call
+  source: str  # its path, or 'image <index>'
+  reason: str  # why, with the source named
 
 
 def prediction(
