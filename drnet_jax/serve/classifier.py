@@ -108,11 +108,6 @@ class Classifier:
     how = How(runtime, precision, batch, decode)
     path = os.fspath(path) if isinstance(path, os.PathLike) else path
     several = not isinstance(path, str) or ladder.is_ladder(path)
-    if not several and is_export(path):
-      loaded = loading.of_folder(path, how)
-      found = cls._of(loaded, calibration_lib.read(path))
-      found.policy = loaded.policy
-      return found
     calibration = None
     if isinstance(path, str):
       calibration = calibration_lib.read(paths.root(path))
@@ -121,6 +116,8 @@ class Classifier:
       loaded = loading.joined(
         {name: loading.of_run(run, how) for name, run in runs.items()}
       )
+    elif is_export(path):
+      loaded = loading.of_folder(path, how)
     else:
       loaded = loading.of_run(path, how)
     if calibration and not all(x in calibration.origin for x in loaded.digests):
@@ -161,7 +158,9 @@ class Classifier:
 
   @classmethod
   def _of(cls, x: Loaded, calibration: Calibration | None) -> 'Classifier':
-    return cls(x.contract, x.engine, calibration, x.members, x.runtime)
+    found = cls(x.contract, x.engine, calibration, x.members, x.runtime)
+    found.policy = x.policy or found.policy
+    return found
 
   # Which policy images follow.
 
