@@ -24,7 +24,7 @@ import collections
 import glob
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -171,8 +171,4 @@ def _print_json(answers: list[tuple[str, Any]]) -> None:
     print(json.dumps(_fields(name, found) | {'top': found.top}))
 
 
-_PRINTERS: dict[str, Callable] = {
-  'table': _print_table,
-  'csv': _print_csv,
-  'json': _print_json,
-}
+_PRINTERS = {'table': _print_table, 'csv': _print_csv, 'json': _print_json}
