@@ -15,7 +15,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -227,7 +227,27 @@ class Classifier:
       raise UserError('predict takes several images: [image] for one')
     if on_error not in ('raise', 'return'):
       raise ValueError(f'{on_error=} is neither raise nor return')
-    answers = _Bulk(self, top_k).run(images)
+    found: dict[int, Prediction | Failure] = {}
+
+    def done(item: Item, probabilities: np.ndarray) -> None:
+      found[item.key] = prediction(self.contract, item, probabilities, top_k)
+
+    def read(i: int, source: Any) -> Item | None:
+      item = Item(i, self.picture(source))
+      try:
+        item.picture.cut(schedule.asked)
+      except Exception as error:  # a decoder may raise anything on rubbish
+        found[i] = failure(i, source, error)
+        return None
+      return item
+
+    schedule = self.schedule(done=done)
+    count = _POOL_BATCHES * self.engine.best_batch
+    for items, alone in _ahead(read, images, count):
+      schedule.admit(items, alone=alone)
+      schedule.work()
+    schedule.drain()
+    answers = [found[i] for i in range(len(found))]
     reasons = [x.reason for x in answers if isinstance(x, Failure)]
     if reasons and on_error == 'raise':
       raise UserError('\n       '.join(reasons))
@@ -284,55 +304,29 @@ class Classifier:
     return Schedule(self.engine, self.contract, self.policy, batch, done)
 
 
-class _Bulk:
-  """One call of `predict`."""
+def _ahead(
+  read: Callable[[int, Any], Item | None], images: Iterable[Any], count: int
+) -> Iterator[tuple[list[Item], bool]]:
+  """Images as they are read, so many at a time, the next ones meanwhile.
 
-  def __init__(self, classifier: Classifier, top_k: int):
-    self._classifier = classifier
-    self._top_k = top_k
-    self._answers: dict[int, Prediction | Failure] = {}
-    self._schedule = classifier.schedule(done=self._done)
+  Yields:
+    Those that could be read, and whether there is but one image in all.
+  """
+  sources = enumerate(images)
+  first = list(itertools.islice(sources, 2))
+  if len(first) < 2:
+    # Nothing to overlap: no threads.
+    yield [item for one in first if (item := read(*one))], True
+    return
+  sources = itertools.chain(first, sources)
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
 
-  def run(self, images: Iterable[Any]) -> list[Prediction | Failure]:
-    sources = enumerate(images)
-    first = list(itertools.islice(sources, 2))
-    if len(first) < 2:
-      # Nothing to overlap: no threads.
-      self._admit([self._read(*one) for one in first], alone=True)
-    else:
-      self._read_ahead(itertools.chain(first, sources))
-    self._schedule.drain()
-    return [self._answers[i] for i in range(len(self._answers))]
+    def begin():
+      some = itertools.islice(sources, count)
+      return [threads.submit(read, *one) for one in some]
 
-  def _read_ahead(self, sources) -> None:
-    count = _POOL_BATCHES * self._classifier.engine.best_batch
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-
-      def begin():
-        some = itertools.islice(sources, count)
-        return [threads.submit(self._read, *one) for one in some]
-
-      pool = begin()
-      while pool:
-        following = begin()
-        self._admit([future.result() for future in pool])
-        pool = following
-
-  def _read(self, i: int, source: Any) -> Item | None:
-    """An image, decoded; None where that failed, which is noted."""
-    item = Item(i, self._classifier.picture(source))
-    try:
-      item.picture.cut(self._schedule.asked)
-    except Exception as error:  # a decoder may raise anything on rubbish
-      self._answers[i] = failure(i, source, error)
-      return None
-    return item
-
-  def _admit(self, items: list[Item | None], *, alone: bool = False) -> None:
-    self._schedule.admit([item for item in items if item], alone=alone)
-    self._schedule.work()
-
-  def _done(self, item: Item, probabilities: np.ndarray) -> None:
-    self._answers[item.key] = prediction(
-      self._classifier.contract, item, probabilities, self._top_k
-    )
+    pool = begin()
+    while pool:
+      following = begin()
+      yield [item for future in pool if (item := future.result())], False
+      pool = following
