@@ -37,19 +37,27 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
     UserError: weights that are not finite, or a runtime that cannot run them.
   """
   contract = Contract.of(trained, decode=how.decode or 'full')
+  model = trained.model
+  has_exits = isinstance(model, RANet)
 
   def loaded(engine: Engine, said: str, graphs: str = '') -> Loaded:
     digests, members = (trained.digest,), (lambda: trained,)
     return Loaded(contract, engine, said, digests, members, graphs)
 
   def in_jax(said: str = 'jax', graphs: str = '') -> Loaded:
-    return loaded(_in_jax(trained, contract, how.batch), said, graphs)
+    """The model's own programs."""
+    if has_exits:
+      cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // model.image_px**2)
+      engine = StageEngine(trained, batches=buckets(how.batch, cpu_batch))
+    else:
+      made, batches = programs(trained, contract), buckets(how.batch)
+      engine = XlaEngine('jax', made, contract, batches=batches)
+    return loaded(engine, said, graphs)
 
   # Not left to the answers: XLA does not always hand a NaN on.
   weights = jax.tree.leaves((trained.params, trained.batch_stats))
   if not all(np.isfinite(x).all() for x in weights):
     raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
-  has_exits = isinstance(trained.model, RANet)
   if has_exits and how.runtime not in ('auto', 'jax'):
     raise UserError(
       f"runtime = {how.runtime!r}: a network with exits runs in 'jax' only"
@@ -66,8 +74,9 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
   tried = choice.candidates(how)
   if not tried:
     return in_jax()
-  graphs = _key(trained, contract)
-  write = functools.partial(_write_graphs, trained, contract)
+  made = programs(trained, contract)
+  graphs = _key(made, contract)
+  write = functools.partial(_write_graphs, made, contract)
   try:
     folder = cache.folder('models', graphs) or cache.make_folder(
       'models', graphs, write
@@ -79,8 +88,10 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
     return in_jax()
   reference = None
   if how.is_beside_jax:
-    batch = how.batch or choice.BATCH  # the one that is timed
-    reference = functools.partial(_in_jax, trained, contract, batch, few=True)
+    timed = [how.batch or choice.BATCH]
+    reference = functools.partial(
+      XlaEngine, 'jax', made, contract, batches=timed
+    )
   found = choose(graphs, how, folder, contract, tried, reference)
   if found.runtime == 'jax':
     return in_jax(found.said, graphs)
@@ -89,28 +100,11 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
 
 
 def _write_graphs(
-  trained: workdir.Trained, contract: Contract, folder: str
+  made: dict[str, Program], contract: Contract, folder: str
 ) -> None:
-  package.write_onnx(folder, programs(trained, contract), fold_norms=True)
+  package.write_onnx(folder, made, fold_norms=True)
   fields = contract.to_json() | {'formats': ['onnx']}
   settings.write_json(os.path.join(folder, contract_lib.FILE), fields)
-
-
-def _in_jax(
-  trained: workdir.Trained, contract: Contract, batch: int, *, few: bool = False
-) -> Engine:
-  """The model's own programs; see `exported` on `batch`.
-
-  With `few` only for a batch of just that size, which is not 0 then.
-  """
-  if isinstance(trained.model, RANet):
-    pixels = trained.model.image_px**2
-    cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // pixels)
-    return StageEngine(trained, batches=buckets(batch, cpu_batch))
-  batches = [batch] if few else buckets(batch)
-  return XlaEngine(
-    'jax', programs(trained, contract), contract, batches=batches
-  )
 
 
 def exported(
@@ -146,10 +140,10 @@ def exported(
   return XlaEngine('stablehlo', made, contract, batches=buckets(batch))
 
 
-def _key(trained: workdir.Trained, contract: Contract) -> str:
+def _key(made: dict[str, Program], contract: Contract) -> str:
   """Of the graphs of a model: what they are written from, and by."""
   parts = [contract.to_json(), cache.code()]
-  for name, (function, weights, side_px) in programs(trained, contract).items():
+  for name, (function, weights, side_px) in made.items():
     images = jax.ShapeDtypeStruct((1, side_px, side_px, 3), np.uint8)
     traced = jax.make_jaxpr(function)(weights, images)
     arrays = [*traced.consts, *jax.tree.leaves(weights)]
