@@ -88,8 +88,7 @@ class OpenVinoEngine(GraphEngine):
       raise UserError(
         f'precision = {precision!r}: this processor has {", ".join(there)} only'
       )
-    network = functools.partial(Network, precision=precision)
-    super().__init__(folder, contract, network)
+    super().__init__(folder, contract, lambda path: Network(path, precision))
     self.name = named(precision)
     self.best_batch = batch or 16
     # One for each core, and one that waits for the first to be free.

@@ -41,8 +41,8 @@ class Stop(NamedTuple):
   """A place in the plan: an option that images come to."""
 
   option: int
-  # Of it in the policy's path; None where images only pass an exit on their way
-  # to a later one.
+  # In the policy's path; None where images only pass an exit on their way to a
+  # later one.
   position: int | None
   certain: bool  # whether every image leaves here
 
