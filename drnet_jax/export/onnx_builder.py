@@ -29,12 +29,12 @@ class Tensor:
   Attributes:
     name: there.
     axes: `axes[i]` is the axis of the traced array that is stored at place i.
-    node: that makes it; None for the input.
+    node: that makes it; None for the input, and for a second Value's array.
   """
 
   name: str
   axes: tuple[int, ...]
-  node: 'Node | None'
+  node: 'Node | None' = None
 
   def place(self, axis: int) -> int:
     """Where a traced axis is stored."""
@@ -47,7 +47,7 @@ class Node:
 
   Attributes:
     operator: its type; 'Affine' stands for x * scale + bias.
-    inputs: names of tensors, or constants.
+    inputs: tensors, or constants.
     output: name.
     attributes: of the operator.
     weight_axis: for a product with a weight as its last or only constant
@@ -57,7 +57,7 @@ class Node:
   """
 
   operator: str
-  inputs: list[Any]
+  inputs: list[Tensor | np.ndarray]
   output: str
   attributes: dict[str, Any]
   weight_axis: int | None = None
@@ -72,10 +72,9 @@ class Builder:
   def __init__(self, program: Program, *, fold_norms: bool):
     self._fold_norms = fold_norms
     self._nodes: list[Node] = []
-    self._count = 0
     self._program = program
     rank = len(program.input.shape)
-    first = Tensor(INPUT, tuple(range(rank)), None)
+    first = Tensor(INPUT, tuple(range(rank)))
     self._tensors: dict[Value, Tensor] = {program.input: first}
     if rank == 4 and any(
       o.name == 'conv_general_dilated' for o in program.operations
@@ -88,12 +87,13 @@ class Builder:
     output = self._program.output
     if output.constant is not None:
       raise UserError('the output does not depend on the images')
-    self._emit('Identity', [self._natural(output)], output, name=output_name)
+    last = self._arranged(self._tensors[output], range(len(output.shape)))
+    self._nodes.append(Node('Identity', [last], output_name, {}))
     nodes, initializers = [], []
 
-    def named(x, name: str) -> str:
-      if isinstance(x, str):
-        return x
+    def named(x: Tensor | np.ndarray, name: str) -> str:
+      if isinstance(x, Tensor):
+        return x.name
       x = np.asarray(x, order='C')
       initializers.append(numpy_helper.from_array(x, name))
       return name
@@ -119,66 +119,68 @@ class Builder:
     onnx.checker.check_model(model)
     return model
 
-  # Bookkeeping.
+  def _add_node(
+    self, operator: str, inputs, axes: Sequence[int], **attributes
+  ) -> Tensor:
+    """Adds a node; its output is stored in this order of axes."""
+    name = f'{operator.lower()}_{len(self._nodes)}'
+    node = Node(operator, list(inputs), name, attributes)
+    self._nodes.append(node)
+    return Tensor(name, tuple(axes), node)
 
   def _emit(
-    self, operator, inputs, value: Value, axes=None, *, name=None, **attributes
+    self, operator: str, inputs, value: Value, axes=None, **attributes
   ) -> Tensor:
-    """Adds a node that makes a traced array, in this order or as traced."""
-    axes = range(len(value.shape)) if axes is None else axes
-    node = Node(
-      operator, list(inputs), name or self._fresh(operator), attributes
-    )
-    self._nodes.append(node)
-    tensor = Tensor(node.output, tuple(axes), node)
+    """Adds a node that makes a traced array.
+
+    Without `axes`, stored as the first input of as many; else as traced.
+    """
+    rank = len(value.shape)
+    if axes is None:
+      tensors = (x for x in inputs if isinstance(x, Tensor))
+      alike = (x.axes for x in tensors if len(x.axes) == rank)
+      axes = next(alike, range(rank))
+    tensor = self._add_node(operator, inputs, axes, **attributes)
     self._tensors[value] = tensor
     return tensor
 
-  def _alias(self, tensor: Tensor, value: Value) -> None:
+  def _alias(self, value: Value, tensor: Tensor, axes=None) -> None:
     """Gives an array that is already there to another value.
 
     Without its node: what is put into that would show in both.
     """
-    self._tensors[value] = Tensor(tensor.name, tensor.axes, None)
-
-  def _fresh(self, operator: str) -> str:
-    self._count += 1
-    return f'{operator.lower()}_{self._count}'
+    self._tensors[value] = Tensor(tensor.name, tuple(axes or tensor.axes))
 
   def _arranged(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """The same array stored in this order of axes."""
-    axes = tuple(axes)
-    if tensor.axes == axes:
+    if tensor.axes == tuple(axes):
       return tensor
-    perm = [tensor.axes.index(axis) for axis in axes]
-    node = Node('Transpose', [tensor.name], self._fresh('t'), {'perm': perm})
-    self._nodes.append(node)
-    return Tensor(node.output, axes, node)
+    perm = [tensor.place(axis) for axis in axes]
+    return self._add_node('Transpose', [tensor], axes, perm=perm)
 
-  def _natural(self, value: Value):
-    """A name (or constant) whose axes are stored as traced."""
+  def _natural(self, value: Value) -> Tensor | np.ndarray:
+    """An array whose axes are stored as traced."""
     if value.constant is not None:
       return value.constant
-    tensor = self._tensors[value]
-    return self._arranged(tensor, range(len(value.shape))).name
+    return self._arranged(self._tensors[value], range(len(value.shape)))
 
   def _operands(self, inputs: Sequence[Value]):
-    """Names or constants of arrays to combine, all in one order; the order."""
+    """Arrays to combine, all stored in one order; that order."""
     rank = max(len(x.shape) for x in inputs)
     axes = next(
       self._tensors[x].axes
       for x in inputs
       if x.constant is None and len(x.shape) == rank
     )
-    names = []
+    found = []
     for x in inputs:
       if (c := x.constant) is not None:
-        names.append(c if c.ndim == 0 else c.transpose(axes))
+        found.append(c if c.ndim == 0 else c.transpose(axes))
       elif len(x.shape) == rank:
-        names.append(self._arranged(self._tensors[x], axes).name)
+        found.append(self._arranged(self._tensors[x], axes))
       else:
-        names.append(self._tensors[x].name)  # a scalar
-    return names, axes
+        found.append(self._tensors[x])  # a scalar
+    return found, axes
 
 
 def _written(node: Node):
@@ -198,7 +200,7 @@ def _written(node: Node):
     else:
       operator = 'Identity'
   else:
-    i = next(i for i, x in enumerate(inputs) if not isinstance(x, str))
+    i = next(i for i, x in enumerate(inputs) if not isinstance(x, Tensor))
     weight = inputs[i].astype(np.float64)
     shape = [1] * weight.ndim
     shape[node.weight_axis] = -1
@@ -211,9 +213,9 @@ def _written(node: Node):
   if not bias.any():
     yield operator, inputs, out, attributes
     return
-  made = f'{out}_scaled' if operator == 'Mul' else f'{out}_product'
-  yield operator, inputs, made, attributes
-  yield 'Add', [made, shift], out, {}
+  product = Tensor(f'{out}_product', ())
+  yield operator, inputs, product.name, attributes
+  yield 'Add', [product, shift], out, {}
 
 
 def onnx_type(dtype: np.dtype) -> int:

@@ -70,32 +70,6 @@ _NUMPY: dict[str, Callable] = {
 }
 
 
-def trace(function: Callable, image: jax.ShapeDtypeStruct) -> 'Program':
-  """Traces a function.
-
-  Args:
-    function: from one array [B, ...] to one array.
-    image: shape and type of one element of the batch, without B.
-
-  Raises:
-    UserError: it cannot be traced with a batch of any size.
-  """
-  (batch,) = jax.export.symbolic_shape('batch')
-  argument = jax.ShapeDtypeStruct((batch, *image.shape), image.dtype)
-  try:
-    closed = jax.make_jaxpr(function)(argument)
-  except (
-    TypeError,
-    jax.errors.JAXTypeError,
-    jax.errors.InconclusiveDimensionOperation,
-  ) as error:
-    raise UserError(
-      'the network cannot be traced with a batch of any size (take sizes from '
-      f'x.shape, not from len(x)): {error}'
-    ) from error
-  return Program(closed)
-
-
 @dataclasses.dataclass(eq=False)
 class Value:
   """An array of the traced program.
@@ -124,14 +98,36 @@ class Operation:
 
 
 class Program:
-  """A jaxpr without calls, constants and dead code.
+  """A function's jaxpr without calls, constants and dead code.
 
   Attributes:
     input, output: its two ends.
     operations: in order.
   """
 
-  def __init__(self, closed: core.ClosedJaxpr):
+  def __init__(self, function: Callable, image: jax.ShapeDtypeStruct):
+    """Traces a function.
+
+    Args:
+      function: from one array [B, ...] to one array.
+      image: shape and type of one element of the batch, without B.
+
+    Raises:
+      UserError: it cannot be traced with a batch of any size.
+    """
+    (batch,) = jax.export.symbolic_shape('batch')
+    argument = jax.ShapeDtypeStruct((batch, *image.shape), image.dtype)
+    try:
+      closed = jax.make_jaxpr(function)(argument)
+    except (
+      TypeError,
+      jax.errors.JAXTypeError,
+      jax.errors.InconclusiveDimensionOperation,
+    ) as error:
+      raise UserError(
+        'the network cannot be traced with a batch of any size (take sizes '
+        f'from x.shape, not from len(x)): {error}'
+      ) from error
     if len(closed.jaxpr.outvars) != 1:
       raise UserError('a function to export returns one array')
     self.operations: list[Operation] = []
