@@ -15,6 +15,7 @@ The dtype of a network is that of its computation ('float32', 'bfloat16' or
 """
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -52,13 +53,15 @@ def conv(
 
   Computed by `convolve` in place of `lax.conv_general_dilated`.
   """
+  if not convolve and groups in (1, features):
+    convolve = _dense if groups == 1 else _depthwise
   return nn.Conv(
     features,
     (kernel, kernel),
     strides=(stride, stride),
     padding=_padding(padding, kernel),
     feature_group_count=groups,
-    conv_general_dilated=convolve or _convolution(groups, features),
+    conv_general_dilated=convolve,
     use_bias=False,
     kernel_init=_KERNEL_INIT,
     dtype=dtype,
@@ -193,12 +196,6 @@ def narrow_conv(x, kernel, strides, padding, **options):
   return lax.platform_dependent(x, kernel, cpu=add_rows, default=convolve)
 
 
-def _convolution(groups: int, features: int) -> Callable | None:
-  if groups == 1:
-    return _dense
-  return _depthwise if groups == features else None
-
-
 def _dense(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of filters over all channels.
 
@@ -224,7 +221,7 @@ def _dense(x, kernel, strides, padding, **options):
     return of_x
 
   if x.shape[1] * x.shape[2] >= _MANY_PIXELS:
-    of_cpu = _with_gradients(quick, spread, product, kernel, strides, padding)
+    of_cpu = _with_gradients(quick, spread, product, strides, padding)
   elif quick is convolve:
     return convolve(x, kernel)
   return lax.platform_dependent(x, kernel, cpu=of_cpu, default=convolve)
@@ -249,20 +246,18 @@ def _depthwise(x, kernel, strides, padding, **options):
     ones = jnp.ones(math.prod(view.shape[:-1]))
     return ones @ (view * gradient).reshape(ones.size, -1)
 
-  def spread(gradient, x, kernel):
-    return _spread(gradient, kernel, strides, x.shape[1:3])
-
   def of_cpu(x, kernel):
     # Once, for the convolution and for the gradient of the filters.
     x = _padded(x, kernel, strides, padding)
-    return _with_gradients(
-      shift_and_add, spread, product, kernel, strides, 'VALID'
-    )(x, kernel)
+    spread = functools.partial(_spread, strides)
+    return _with_gradients(shift_and_add, spread, product, strides, 'VALID')(
+      x, kernel
+    )
 
   return lax.platform_dependent(x, kernel, cpu=of_cpu, default=convolve)
 
 
-def _spread(gradient, kernel, strides, size):
+def _spread(strides, gradient, images, kernel):
   """The gradient of the images of a depthwise convolution without padding.
 
   Sums of shifts of the padded gradient, one sum for all pixels that meet the
@@ -270,15 +265,15 @@ def _spread(gradient, kernel, strides, size):
   products, and compute what precedes it (a norm's gradient) for each of them.
 
   Args:
-    gradient: [B, h, w, C], of the convolution.
-    kernel: [side, side, 1, C].
     strides: of the convolution, in height and in width.
-    size: (H, W) of the images.
+    gradient: [B, h, w, C], of the convolution.
+    images: [B, H, W, C].
+    kernel: [side, side, 1, C].
 
   Returns:
     [B, H, W, C].
   """
-  sides = kernel.shape[:2]
+  sides, size = kernel.shape[:2], images.shape[1:3]
   reach = [-(-k // s) for k, s in zip(sides, strides, strict=True)]
   spans = [-(-n // s) for n, s in zip(size, strides, strict=True)]
   pads = [
@@ -307,11 +302,11 @@ def _spread(gradient, kernel, strides, size):
     for row in range(strides[0])
   ]
   whole = [n * s for n, s in zip(spans, strides, strict=True)]
-  images = jnp.stack(rows, 2).reshape(len(gradient), *whole, -1)
-  return images[:, : size[0], : size[1]]
+  spread = jnp.stack(rows, 2).reshape(len(gradient), *whole, -1)
+  return spread[:, : size[0], : size[1]]
 
 
-def _with_gradients(convolve, spread, product, kernel, strides, padding):
+def _with_gradients(convolve, spread, product, strides, padding):
   """A convolution of quick gradients on CPUs.
 
   That of the filters is matrix products, of a few images at a time, so that
@@ -323,7 +318,7 @@ def _with_gradients(convolve, spread, product, kernel, strides, padding):
       gradient of the images.
     product: from what one weight of each filter is multiplied with, and the
       gradient of the convolution, to the gradient of these weights.
-    kernel, strides, padding: of the convolution.
+    strides, padding: of the convolution.
   """
 
   def backward(saved, gradient):
