@@ -8,8 +8,6 @@ every weight of the network must meet its match, in name and in shape.
 
 import argparse
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -62,6 +60,10 @@ def read(path: str) -> StateDict:
     UserError: the file is missing, damaged, or holds more than tensors.
   """
   ending = os.path.splitext(path)[1].lower()
+  if not os.path.exists(path):
+    raise UserError(f'{path}: there is no such file')
+  if ending not in ENDINGS:
+    raise UserError(f'{path}: weights are read from {", ".join(ENDINGS)}')
   try:
     if ending == '.safetensors':
       found = safetensors.numpy.load_file(path)
@@ -71,21 +73,11 @@ def read(path: str) -> StateDict:
         raise ValueError('it holds one array without a name')
       with file:
         found = dict(file)
-    elif ending in ENDINGS:
-      found = _read_pickle(path)
     else:
-      raise UserError(f'{path}: weights are read from {", ".join(ENDINGS)}')
-  except FileNotFoundError as error:
-    raise UserError(f'{path}: there is no such file') from error
-  except (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    safetensors.SafetensorError,
-  ) as error:
+      found = _read_pickle(path)
+  except UserError:
+    raise
+  except Exception as error:  # every format reports damage in its own ways
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
   found.pop('n_averaged', None)  # another count of PyTorch's
   state = {}
@@ -260,8 +252,6 @@ def _read_pickle(path: str) -> Mapping[str, np.ndarray]:
     # Training scripts keep their flags beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
       found = torch.load(path, map_location='cpu', weights_only=True)
-  except FileNotFoundError:
-    raise
   # PyTorch reports damage, and pickles with code in them, in many ways.
   except Exception as error:
     reason = str(error).partition('\n')[0]
@@ -348,33 +338,25 @@ def _resnet(network: ResNet) -> _Names:
   yield HEAD, 'fc'
 
 
-def _mobilenet_torchvision(network: MobileNetV2) -> _Names:
+def _mobile_torchvision(network: MobileNetV2 | EfficientNet) -> _Names:
+  is_v2, index = isinstance(network, MobileNetV2), 0
   yield _in_sequence('stem', 'features.0')
-  index = 0
-  for i, (expansion, _, blocks, _) in enumerate(network.stages, 1):
+  for i, (expansion, _, blocks, *_) in enumerate(network.stages, 1):
+    n = int(expansion != 1)
     for j in range(blocks):
       index += 1
-      ours, theirs = f'stage{i}_block{j + 1}', f'features.{index}.conv'
-      n = int(expansion != 1)
-      yield _in_sequence(f'{ours}/expand', f'{theirs}.0')
-      yield _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
-      yield f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
-  yield _in_sequence('head', f'features.{index + 1}')
-  yield HEAD, 'classifier.1'
-
-
-def _efficientnet_torchvision(network: EfficientNet) -> _Names:
-  yield _in_sequence('stem', 'features.0')
-  for i, (expansion, _, blocks, _, _) in enumerate(network.stages, 1):
-    for j in range(blocks):
       ours, theirs = f'stage{i}_block{j + 1}', f'features.{i}.{j}.block'
-      n = int(expansion != 1)
+      if is_v2:
+        theirs = f'features.{index}.conv'
+        yield f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
+      else:
+        yield f'{ours}/squeeze', f'{theirs}.{n + 1}.fc1'
+        yield f'{ours}/excite', f'{theirs}.{n + 1}.fc2'
+        yield _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
       yield _in_sequence(f'{ours}/expand', f'{theirs}.0')
       yield _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
-      yield f'{ours}/squeeze', f'{theirs}.{n + 1}.fc1'
-      yield f'{ours}/excite', f'{theirs}.{n + 1}.fc2'
-      yield _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
-  yield _in_sequence('head', f'features.{len(network.stages) + 1}')
+  last = index if is_v2 else len(network.stages)
+  yield _in_sequence('head', f'features.{last + 1}')
   yield HEAD, 'classifier.1'
 
 
@@ -422,11 +404,8 @@ def _in_sequence(ours: str, theirs: str) -> tuple[str, str, str]:
 
 _NAMINGS: dict[type[nn.Module], dict[str, Callable[..., _Names]]] = {
   ResNet: {'torchvision': _resnet, 'timm': _resnet},
-  MobileNetV2: {'torchvision': _mobilenet_torchvision, 'timm': _mobile_timm},
-  EfficientNet: {
-    'torchvision': _efficientnet_torchvision,
-    'timm': _mobile_timm,
-  },
+  MobileNetV2: {'torchvision': _mobile_torchvision, 'timm': _mobile_timm},
+  EfficientNet: {'torchvision': _mobile_torchvision, 'timm': _mobile_timm},
   MobileNetV4: {'timm': _mobilenet_v4_timm},
 }
 
