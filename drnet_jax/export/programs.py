@@ -36,34 +36,29 @@ def programs(
   Raises:
     UserError: a network with exits.
   """
-  model, found = trained.model, {}
+  model, params, stats = trained.model, trained.params, trained.batch_stats
   if not isinstance(model, DRNet):
     raise UserError(
       'a network with exits cannot be exported: what an exit hands to the next '
       'is dozens of arrays, and graphs here have one input and one output'
     )
+  found = {}
   if contract.routes:
+    weights = tuple({'predictor': x['predictor']} for x in (params, stats))
+    side_px = contract.predictor_view.side_px
     found[PREDICTOR] = Program(
-      functools.partial(_log_p, model),
-      (
-        {'predictor': trained.params['predictor']},
-        {'predictor': trained.batch_stats['predictor']},
-      ),
-      contract.predictor_view.side_px,
+      functools.partial(_log_p, model), weights, side_px
     )
   for name, size_px, view in zip(
     contract.programs, contract.sizes_px, contract.views, strict=True
   ):
     norm = model.norm_set(size_px)
+    own, own_stats = (
+      {'norm': {norm: x['norm'][norm]}} for x in (params, stats)
+    )
     found[name] = Program(
       functools.partial(_probabilities, model, size_px),
-      (
-        {
-          'base': trained.params['base'],
-          'norm': {norm: trained.params['norm'][norm]},
-        },
-        {'norm': {norm: trained.batch_stats['norm'][norm]}},
-      ),
+      ({'base': params['base']} | own, own_stats),
       view.side_px,
     )
   return found

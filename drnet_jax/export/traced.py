@@ -16,22 +16,13 @@ from jax.extend import core
 
 from drnet_jax.errors import UserError
 
-_IDENTITIES = {
-  'copy',
-  'stop_gradient',
-  'reduce_precision',
-  'optimization_barrier',
-  'sharding_constraint',
-  'name',
-}
-_CALLS = {
-  'jit',
-  'closed_call',
-  'checkpoint',
-  'remat2',
-  'custom_jvp_call',
-  'custom_vjp_call',
-}
+_IDENTITIES = (
+  'copy name optimization_barrier reduce_precision sharding_constraint '
+  'stop_gradient'
+).split()
+_CALLS = (
+  'checkpoint closed_call custom_jvp_call custom_vjp_call jit remat2'
+).split()
 
 
 def _broadcast(x, *, shape, broadcast_dimensions, **_):
@@ -215,12 +206,16 @@ def is_symbolic(size: Any) -> bool:
 def _evaluate(equation, inputs, outputs) -> None:
   """Computes an operation on constants, the batch taken as 1."""
   name, params = equation.primitive.name, equation.params
-  least = max((_count_symbolic(x) for x in inputs), default=0)
+
+  def unknown(value: Value) -> int:
+    return sum(map(is_symbolic, value.shape))
+
+  least = max(map(unknown, inputs), default=0)
   if (
     name == 'dim_as_value'
     or (name == 'iota' and is_symbolic(params['shape'][params['dimension']]))
     # An axis of the batch is gone: it was summed over, or the like.
-    or any(_count_symbolic(x) < least for x in outputs)
+    or any(unknown(x) < least for x in outputs)
   ):
     raise UserError('cannot export what depends on how many images there are')
 
@@ -243,7 +238,3 @@ def _evaluate(equation, inputs, outputs) -> None:
       results = [results]
   for output, result in zip(outputs, results, strict=True):
     output.constant = np.asarray(result)
-
-
-def _count_symbolic(value: Value) -> int:
-  return sum(map(is_symbolic, value.shape))
