@@ -147,9 +147,8 @@ def create_ranet(
 
 def initial_weights(model: Model, key: jax.Array) -> tuple[Any, Any]:
   """Fresh (params, batch_stats), made in the way that is quick."""
-  return (
-    model.init(key) if isinstance(model, RANet) else jax.jit(model.init)(key)
-  )
+  init = model.init if isinstance(model, RANet) else jax.jit(model.init)
+  return init(key)
 
 
 METHODS = {'drnet': create_drnet, 'ranet': create_ranet}

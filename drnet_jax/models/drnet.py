@@ -98,18 +98,14 @@ class DRNet:
     Returns:
       logits float32 [B, K] at the chosen sizes, and h [B, R], the choice.
     """
-    noise, dropout = (None, None) if key is None else jax.random.split(key)
-    log_p, _ = self.predict(
-      params['predictor'],
-      batch_stats['predictor'],
-      images,
-      train=key is not None,
-      key=dropout,
-    )
-    if key is None:
-      h = jax.nn.one_hot(routing.choose(log_p), len(self.resolutions))
-    else:
+    train = key is not None
+    noise, dropout = jax.random.split(key) if train else (None, None)
+    predictor = params['predictor'], batch_stats['predictor']
+    log_p, _ = self.predict(*predictor, images, train=train, key=dropout)
+    if train:
       h = routing.straight_through(noise, log_p, tau=tau)
+    else:
+      h = jax.nn.one_hot(routing.choose(log_p), len(self.resolutions))
     logits = 0.0
     for j, size_px in enumerate(self.resolutions):
       x = self.view(images, size_px)  # resized
@@ -125,7 +121,7 @@ class DRNet:
     )
     stats = variables.get('batch_stats', {})
     shared, norm = resolution_norm.split(variables['params'], stats)
-    sets = dict.fromkeys(self.norm_set(r) for r in self.resolutions)
+    sets = [self.norm_set(r) for r in self.resolutions]
     predictor = {}
     if self.predictor is not None:
       predictor = self.predictor.init(
@@ -133,24 +129,19 @@ class DRNet:
       )
     params = {
       'base': shared,
-      'norm': {name: norm for name in sets},
+      'norm': dict.fromkeys(sets, norm),
       'predictor': predictor.get('params', {}),
     }
     batch_stats = {
-      'norm': {name: stats for name in sets},
+      'norm': dict.fromkeys(sets, stats),
       'predictor': predictor.get('batch_stats', {}),
     }
     return params, batch_stats
 
   def view(self, images: jax.Array, size_px: int) -> jax.Array:
     """Images [B, H, H, 3] as a network reads them, see `resize`."""
-    return resize.network_view(
-      images,
-      size_px,
-      mean=self.mean,
-      std=self.std,
-      antialias=self.antialias,
-    )
+    how = {'mean': self.mean, 'std': self.std, 'antialias': self.antialias}
+    return resize.network_view(images, size_px, **how)
 
   def variables(self, params: Tree, batch_stats: Tree, size_px: int) -> Tree:
     """Of the base network at one size: shared weights, and the size's norms."""
@@ -187,10 +178,8 @@ class DRNet:
     Returns:
       logits float32 [B, K] and the set's new statistics.
     """
-    params = resolution_norm.merge(shared, norm)
-    return self._apply(
-      self.base, params, stats, images, size_px, train, mask, key
-    )
+    weights = resolution_norm.merge(shared, norm), stats
+    return self._apply(self.base, *weights, images, size_px, train, mask, key)
 
   def logits_at(
     self, params: Tree, batch_stats: Tree, images: jax.Array, size_px: int
@@ -207,12 +196,9 @@ class DRNet:
     self, params: Tree, batch_stats: Tree, images: jax.Array
   ) -> jax.Array:
     """Inference at every size: float32 [B, R, K]; see `logits_at`."""
-    return jnp.stack(
-      [
-        self.logits_at(params, batch_stats, images, r) for r in self.resolutions
-      ],
-      axis=1,
-    )
+    weights = params, batch_stats
+    every = [self.logits_at(*weights, images, r) for r in self.resolutions]
+    return jnp.stack(every, axis=1)
 
   def predict(
     self,

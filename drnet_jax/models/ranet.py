@@ -56,11 +56,8 @@ class RANet:
     init = functools.partial(self.network.init, train=True)
     with layers.shapes_alone():
       shapes = jax.eval_shape(init, key, blank)
-    variables = ranet_network.initial(key, shapes)
-    return (
-      {'network': variables['params']},
-      {'network': variables['batch_stats']},
-    )
+    fresh = ranet_network.initial(key, shapes)
+    return {'network': fresh['params']}, {'network': fresh['batch_stats']}
 
   def classify(
     self, params: Tree, batch_stats: Tree, images: jax.Array, *, train: bool
@@ -109,12 +106,9 @@ class RANet:
     """
     if exit_number == 1:
       state = self._view(state)
+    weights = _variables(params, batch_stats)
     return self.network.apply(
-      _variables(params, batch_stats),
-      exit_number,
-      state,
-      train=False,
-      method='stage',
+      weights, exit_number, state, train=False, method='stage'
     )
 
   def stage_weights(
@@ -127,16 +121,14 @@ class RANet:
     }
     if exit_number == 1:
       names.add('stem')
-    params, batch_stats = (
+    return tuple(
       {'network': {k: v for k, v in tree['network'].items() if k in names}}
       for tree in (params, batch_stats)
     )
-    return params, batch_stats
 
   def macs(self) -> Macs:
     """Multiply-adds of one image up to each exit, all exits before counted."""
-    sizes = tuple(macs for macs, _ in self.macs_and_parameters)
-    return Macs(sizes=sizes, predictor=0)
+    return Macs(tuple(macs for macs, _ in self.macs_and_parameters), 0)
 
   @functools.cached_property
   def macs_and_parameters(self) -> list[tuple[int, int]]:
