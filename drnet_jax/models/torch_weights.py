@@ -154,25 +154,22 @@ def to_variables(
       f'{", ".join(missing) or "none"} missing; '
       f'{", ".join(unused) or "none"} unused.'
     )
-  variables, wrong, wrong_heads = dict(flat), [], []
+  variables, wrong = dict(flat), {}
   for path in flat.keys() - heads:
     name, shape = table[path], flat[path].shape
-    value = _from_torch(state[name], len(shape))
-    if value.shape == shape:
-      variables[path] = value
-    else:
-      found = wrong_heads if path[1] == HEAD else wrong
-      found.append(f'{name}: {value.shape} there, {shape} here')
-  if wrong:
+    variables[path] = value = _from_torch(state[name], len(shape))
+    if value.shape != shape:
+      wrong[path] = f'{name}: {value.shape} there, {shape} here'
+  listed = '; '.join(sorted(wrong.values()))
+  if any(path[1] != HEAD for path in wrong):
     raise UserError(
       f'the weights are of a {type(network).__name__} of another shape '
-      f'(as we lay them out): {"; ".join(sorted(wrong))}'
+      f'(as we lay them out): {listed}'
     )
-  if wrong_heads:
+  if wrong:
     raise UserError(
-      'the classifier is for another number of classes: '
-      f'{"; ".join(sorted(wrong_heads))}. For a new classifier: '
-      '--config.reset_head=True'
+      f'the classifier is for another number of classes: {listed}. For a new '
+      'classifier: --config.reset_head=True'
     )
   return traverse_util.unflatten_dict(variables)
 
@@ -226,9 +223,10 @@ def load(
   variables = to_variables(model.base, like, state, reset_head=reset_head)
   stats = variables['batch_stats']
   shared, norm = resolution_norm.split(variables['params'], stats)
+  sets = params['norm']
   return (
-    params | {'base': shared, 'norm': {name: norm for name in params['norm']}},
-    batch_stats | {'norm': {name: stats for name in batch_stats['norm']}},
+    params | {'base': shared, 'norm': dict.fromkeys(sets, norm)},
+    batch_stats | {'norm': dict.fromkeys(sets, stats)},
   )
 
 

@@ -23,8 +23,7 @@ from drnet_jax.models.drnet import DRNet
 _HUB = 'hf-hub:'
 _FILES = ('model.safetensors', 'pytorch_model.bin')
 # Of networks: what may differ without another answer in evaluation.
-_OURS = {'parent', 'name', 'num_classes', 'dtype', 'dropout', 'drop'}
-_OURS |= {'zero_init'}
+_OURS = 'parent name num_classes dtype dropout drop zero_init'.split()
 
 
 def is_weights(origin: str) -> bool:
@@ -52,11 +51,8 @@ def read(origin: str, model: DRNet) -> torch_weights.StateDict:
   told = {}
   if os.path.isdir(path):
     told = _read_config(os.path.join(path, 'config.json'))
-    path = next(
-      file
-      for name in _FILES
-      if os.path.exists(file := os.path.join(path, name))
-    )
+    files = (os.path.join(path, name) for name in _FILES)
+    path = next(filter(os.path.exists, files))
   elif os.path.basename(path).startswith('tf_'):
     # timm's files of TensorFlow's weights, whose names have a suffix.
     name = re.match(r'tf_efficientnet_(b\d|lite\d)', os.path.basename(path))

@@ -53,7 +53,7 @@ def load(
     found = _from_torch(origin, model, fresh, reset_head=reset_head)
   else:
     trained = workdir.load(origin, mesh)
-    params, batch_stats = trained.params, trained.batch_stats
+    params, has_router = trained.params, trained.has_router
     differ = classes.difference(trained.class_names, class_names)
     if differ and not reset_head:
       raise UserError(
@@ -68,14 +68,18 @@ def load(
         )
       head = {layers.HEAD: fresh[0]['base'][layers.HEAD]}
       params = params | {'base': params.get('base', {}) | head}
-    found, has_router = (params, batch_stats), trained.has_router
+    found = params, trained.batch_stats
     if isinstance(model, DRNet) and not has_router:
       # An untrained predictor is nothing to keep: ours may be another network.
       found = tuple(
         theirs | {'predictor': ours['predictor']}
         for theirs, ours in zip(found, fresh, strict=True)
       )
-    _check_same_shapes(origin, found, fresh)
+    for there, here in zip(found, fresh, strict=True):
+      if different := checkpoint.differences(there, here):
+        raise UserError(
+          f'config.init_from = {origin!r} holds another model: {different}'
+        )
     terminal.say(f'Weights from {origin}, {trained.origin}')
   if not has_router:
     found = begin_predictor(model, found)
@@ -164,11 +168,3 @@ def _from_torch(
   weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
   terminal.say(f'Weights from {file}, the norms copied to every size')
   return weights
-
-
-def _check_same_shapes(origin: str, found: Weights, ours: Weights) -> None:
-  for there, here in zip(found, ours, strict=True):
-    if different := checkpoint.differences(there, here):
-      raise UserError(
-        f'config.init_from = {origin!r} holds another model: {different}'
-      )
