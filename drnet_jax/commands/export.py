@@ -66,18 +66,11 @@ def run(arguments: Sequence[str]) -> None:
   ours = Classifier.load(path, runtime='jax', decode=decode)
   set_policy(ours)
   ours.export(folder, formats=formats, weights=_WEIGHTS.value)
-  files = sorted(os.listdir(folder))
-  print(
-    terminal.table(
-      [
-        {
-          'file': name,
-          'MB': f'{os.path.getsize(os.path.join(folder, name)) / 1e6:.3f}',
-        }
-        for name in files
-      ]
-    )
-  )
+  rows = []
+  for name in sorted(os.listdir(folder)):
+    size = os.path.getsize(os.path.join(folder, name))
+    rows.append({'file': name, 'MB': f'{size / 1e6:.3f}'})
+  print(terminal.table(rows))
   if not images:
     return
   usual = ours.policy

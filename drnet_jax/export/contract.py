@@ -127,25 +127,22 @@ class Contract:
         router = one
         break
       before += len(one.options)
-
-    def all_of(field: str) -> tuple:
-      return sum((getattr(one, field) for one in several.values()), ())
-
-    return cls(
+    of_each = {
+      field: sum((getattr(one, field) for one in several.values()), ())
+      for field in ('sizes_px', 'views', 'gmacs')
+    }
+    return dataclasses.replace(
+      first,
+      **of_each,
       options=Options.join({k: c.options for k, c in several.items()}),
-      sizes_px=all_of('sizes_px'),
-      views=all_of('views'),
       programs=tuple(
         f'{k + 1}_{program}'
         for k, one in enumerate(several.values())
         for program in one.programs
       ),
-      gmacs=all_of('gmacs'),
       routes=tuple(before + j for j in router.routes),
       predictor_view=router.predictor_view,
       predictor_gmacs=router.predictor_gmacs,
-      decode=first.decode,
-      class_names=first.class_names,
       origin='; '.join(f'{k}: {c.origin}' for k, c in several.items()),
     )
 

@@ -97,11 +97,7 @@ class Program:
   """
 
   def __init__(self, function: Callable, image: jax.ShapeDtypeStruct):
-    """Traces a function.
-
-    Args:
-      function: from one array [B, ...] to one array.
-      image: shape and type of one element of the batch, without B.
+    """Traces a function as `onnx_graph.convert` is given it.
 
     Raises:
       UserError: it cannot be traced with a batch of any size.

@@ -56,16 +56,12 @@ def masked_norms(mask: jax.Array | None) -> Iterator[None]:
   Args:
     mask: bool [B], False for images that are padding; None counts all.
   """
-  if mask is None:
-    yield
-    return
 
   def add_mask(call, args, kwargs, context):
-    if isinstance(context.module, nn.BatchNorm) and (
-      context.method_name == '__call__'
-    ):
-      x = args[0]
-      kwargs = kwargs | {'mask': mask.reshape(-1, *[1] * (x.ndim - 1))}
+    is_norm = isinstance(context.module, nn.BatchNorm)
+    if is_norm and context.method_name == '__call__' and mask is not None:
+      shape = [-1] + [1] * (args[0].ndim - 1)
+      kwargs = kwargs | {'mask': mask.reshape(shape)}
     return call(*args, **kwargs)
 
   with nn.intercept_methods(add_mask):
