@@ -66,10 +66,8 @@ class Stem(nn.Module):
   """From the image to the base maps, made from the finest to the coarsest.
 
   Attributes:
-    kind: as `ResolutionAdaptiveNetwork.stem`.
+    kind, levels, dtype: `stem` and so on of `ResolutionAdaptiveNetwork`.
     widths: channels of the base maps, coarsest first.
-    levels: as there.
-    dtype: as there.
   """
 
   kind: str
