@@ -22,13 +22,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import (
-  A_POLICY,
-  AN_OPTION,
-  DECODE,
-  TO,
-  set_policy,
-)
+from drnet_jax.commands.flags import A_POLICY, AN_OPTION, DECODE, TO, set_policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import FORMATS, WEIGHTS
 

@@ -164,10 +164,7 @@ def _row(
 
 
 def write_onnx(
-  folder: str,
-  programs: Mapping[str, Program],
-  *,
-  fold_norms: bool,
+  folder: str, programs: Mapping[str, Program], *, fold_norms: bool
 ) -> None:
   """Writes programs and their `weights.bin`."""
   try:
