@@ -49,10 +49,8 @@ _ELEMENTWISE = {
   'rsqrt': 'Sqrt Reciprocal',
 }
 _REDUCTIONS = {
-  'reduce_sum': 'ReduceSum',
-  'reduce_max': 'ReduceMax',
-  'reduce_min': 'ReduceMin',
-  'reduce_prod': 'ReduceProd',
+  f'reduce_{name}': f'Reduce{name.title()}'
+  for name in ('max', 'min', 'prod', 'sum')
 }
 _AFFINE = {'add', 'sub', 'mul', 'div'}
 

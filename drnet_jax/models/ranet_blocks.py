@@ -138,19 +138,14 @@ class Block(nn.Module):
     plan, unit = self.plan, partial(_unit, train, self.dtype)
     bottleneck = partial(_bottleneck, train, self.dtype)
     theirs = int(self.growth * self.compression) if plan.fused else 0
-    before, widths = None, [x.shape[-1]]
+    width, before, widths = self.growth - theirs, None, [x.shape[-1]]
     for i in range(1, plan.layers + 1):
-      halves = plan.down and i == plan.layers
-      if halves:
+      stride = 2 if plan.down and i == plan.layers else 1
+      if stride == 2:
         before = x
-      own = bottleneck(
-        x,
-        self.growth - theirs,
-        self.factor,
-        stride=2 if halves else 1,
-        name=f'layer{i}',
-      )
-      parts, side = [resize_aligned(x, own.shape[1:3])], own.shape[1:3]
+      own = bottleneck(x, width, self.factor, stride=stride, name=f'layer{i}')
+      side = own.shape[1:3]
+      parts = [resize_aligned(x, side)]
       if plan.fused:
         lent = bottleneck(
           low[i - 1], theirs, self.coarser_factor, name=f'coarser{i}'
