@@ -121,6 +121,15 @@ def test_another_network_is_refused(folder, model, fresh, told, message):
     load(folder, model, fresh)
 
 
+def test_a_workdir_may_be_named_like_a_file(tmp_path, folder):
+  workdir = tmp_path / 'run.ckpt'
+  workdir.mkdir()
+  (workdir / 'config.json').write_text('{}')
+  assert not hub.is_weights(str(workdir))
+  assert hub.is_weights(str(folder))
+  assert hub.is_weights(str(tmp_path / 'absent.ckpt'))
+
+
 @pytest.mark.parametrize('where', ['folder', 'file'])
 def test_norms_with_another_epsilon(tmp_path, where):
   """TensorFlow's EfficientNets compute something else under the same names."""

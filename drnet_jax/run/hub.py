@@ -28,11 +28,11 @@ _OURS = 'parent name num_classes dtype dropout drop zero_init'.split()
 
 def is_weights(origin: str) -> bool:
   """Whether this names weights under PyTorch's names, not a workdir."""
-  return (
-    origin.startswith(_HUB)
-    or os.path.splitext(origin)[1].lower() in torch_weights.ENDINGS
-    or any(os.path.exists(os.path.join(origin, file)) for file in _FILES)
-  )
+  if origin.startswith(_HUB):
+    return True
+  if os.path.isdir(origin):
+    return any(os.path.exists(os.path.join(origin, file)) for file in _FILES)
+  return os.path.splitext(origin)[1].lower() in torch_weights.ENDINGS
 
 
 def read(origin: str, model: DRNet) -> torch_weights.StateDict:
