@@ -75,11 +75,7 @@ def load(
         theirs | {'predictor': ours['predictor']}
         for theirs, ours in zip(found, fresh, strict=True)
       )
-    for there, here in zip(found, fresh, strict=True):
-      if different := checkpoint.differences(there, here):
-        raise UserError(
-          f'config.init_from = {origin!r} holds another model: {different}'
-        )
+    _check_same_shapes(origin, found, fresh)
     terminal.say(f'Weights from {origin}, {trained.origin}')
   if not has_router:
     found = begin_predictor(model, found)
@@ -168,3 +164,11 @@ def _from_torch(
   weights = torch_weights.load(model, *fresh, state, reset_head=reset_head)
   terminal.say(f'Weights from {file}, the norms copied to every size')
   return weights
+
+
+def _check_same_shapes(origin: str, found: Weights, ours: Weights) -> None:
+  for there, here in zip(found, ours, strict=True):
+    if different := checkpoint.differences(there, here):
+      raise UserError(
+        f'config.init_from = {origin!r} holds another model: {different}'
+      )
