@@ -100,6 +100,15 @@ def shardings(tree, mesh: Mesh):
   return jax.tree.map(sharding, tree)
 
 
+def placed(abstract, shardings):
+  """Shapes and dtypes, with the shardings that the arrays have."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
+  )
+
+
 def gathered(tree, mesh: Mesh):
   """Within a program: the whole of each array on every device."""
   return jax.lax.with_sharding_constraint(tree, replicated(mesh))

@@ -27,7 +27,7 @@ LAYERS = [
   ['run.workdir'],
   ['run', 'run.checkpoint', 'run.log', 'run.paths', 'run.provenance'],
   ['steps.pretrain', 'steps.routed', 'steps.exits'],
-  ['steps.whole'],
+  ['steps.step'],
   ['steps'],
   ['models'],
   ['data'],

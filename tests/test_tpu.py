@@ -82,13 +82,7 @@ def abstract_mesh(devices, shards=1):
 
 def on(mesh, tree):
   """Shapes, lying as a state does."""
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    tree,
-    mesh_lib.shardings(tree, mesh),
-  )
+  return mesh_lib.placed(tree, mesh_lib.shardings(tree, mesh))
 
 
 def batch_of(mesh, image_px, labels=None, local=LOCAL_BATCH):

@@ -22,6 +22,7 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import Sharding
 
+from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings
 from drnet_jax.data import classes as names
 from drnet_jax.errors import UserError
@@ -138,7 +139,7 @@ class Checkpoints:
       UserError: files are missing or damaged, cannot be read, or hold another
         model.
     """
-    expected = _placed(abstract, shardings)
+    expected = mesh_lib.placed(abstract, shardings)
     weights = _weights(*state_lib.weights(expected))
     trees = {'weights': weights, 'optimizer': _optimizer(expected)}
     if averages:
@@ -167,7 +168,8 @@ class Checkpoints:
     shardings = jax.tree.map(lambda _: sharding, expected)
     average = os.path.join(self.directory, str(step), 'average')
     item = 'average' if os.path.isdir(average) else 'weights'
-    found = self._restore(step, {item: _placed(expected, shardings)})[item]
+    trees = {item: mesh_lib.placed(expected, shardings)}
+    found = self._restore(step, trees)[item]
     return found['params'], found['batch_stats']
 
   def _remove_unfinished(self) -> None:
@@ -295,12 +297,3 @@ def _weights(params, batch_stats) -> dict[str, Any]:
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
   return {'step': state.step, 'opt_state': state.opt_state}
-
-
-def _placed(abstract, shardings):
-  """Shapes and dtypes, with the shardings to restore them to."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    shardings,
-  )

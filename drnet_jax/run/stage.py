@@ -186,8 +186,6 @@ class StageRunner:
       batch_size=self._step_images,
       steps_per_epoch=self._steps_per_epoch,
     )
-    self._abstract = state_lib.abstract(model, self._optimizer)
-    self._shardings = mesh_lib.shardings(self._abstract, mesh)
     self._average = jax.jit(
       functools.partial(
         state_lib.average,
@@ -195,7 +193,7 @@ class StageRunner:
         accumulate=stage.accumulate,
       ),
       donate_argnums=0,
-      out_shardings=state_lib.weights(self._shardings),
+      out_shardings=state_lib.weights(self._step.shardings),
     )
 
   def begun(self, path: str) -> bool:
@@ -375,18 +373,18 @@ class StageRunner:
     if step is not None:
       terminal.say(f'{self.name}: going on from step {step} of {self._last}')
       state, average, steps = checkpoints.restore(
-        step, self._abstract, self._shardings, averages=averages
+        step, self._step.abstract, self._step.shardings, averages=averages
       )
       return state, average, _SinceRow(steps)
     begin = jax.jit(
       functools.partial(state_lib.begin, self._optimizer),
-      out_shardings=self._shardings,
+      out_shardings=self._step.shardings,
     )
     state = begin(*weights)
     average = None
     if averages:
       copy = functools.partial(jax.tree.map, jnp.copy)
-      shardings = state_lib.weights(self._shardings)
+      shardings = state_lib.weights(self._step.shardings)
       average = jax.jit(copy, out_shardings=shardings)(state_lib.weights(state))
     return state, average, _SinceRow([])
 

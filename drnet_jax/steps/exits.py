@@ -13,7 +13,7 @@ from drnet_jax import losses, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.ranet import RANet
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.whole import WholeStep
+from drnet_jax.steps.step import WholeStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class ExitsStep(WholeStep):
   def _train_step(self, state, batch, key):
     del key  # nothing here is random
     labels = batch['label'][:, None]  # beside the axis of the exits
-    whole = mesh_lib.gathered(state.params, self._mesh)
+    whole = mesh_lib.gathered(state.params, self.mesh)
 
     def loss_fn(params):
-      logits, stats = self._model.classify(
+      logits, stats = self.model.classify(
         params, state.batch_stats, batch['image'], train=True
       )
       each = losses.cross_entropy(
-        logits, labels, label_smoothing=self._objective.label_smoothing
+        logits, labels, label_smoothing=self.objective.label_smoothing
       )
       top1 = losses.right(logits, labels).mean(0)
       return each.mean(0).sum(), (stats, top1)
@@ -52,6 +52,6 @@ class ExitsStep(WholeStep):
     (loss, (stats, top1)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       whole
     )
-    new_state = state_lib.advanced(state, self._optimizer, grads, stats)
+    new_state = state_lib.advanced(state, self.optimizer, grads, stats)
     accuracies = {f'top1_exit{k}': x for k, x in enumerate(top1, start=1)}
     return new_state, {'loss': loss} | accuracies

@@ -14,7 +14,7 @@ from drnet_jax import losses, settings
 from drnet_jax import mesh as mesh_lib
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.whole import WholeStep
+from drnet_jax.steps.step import WholeStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,10 @@ class PretrainStep(WholeStep):
   trains = ('base', 'norm')
 
   def _train_step(self, state, batch, key):
-    model = self._model
+    model = self.model
     key = jax.random.fold_in(key, state.step)
     params, stats = state.params, dict(state.batch_stats['norm'])
-    whole = mesh_lib.gathered(params, self._mesh)
+    whole = mesh_lib.gathered(params, self.mesh)
     grads = jax.tree.map(jnp.zeros_like, params)
     total, metrics = 0.0, {}
     labels = targets = batch['label']
@@ -76,14 +76,14 @@ class PretrainStep(WholeStep):
 
     def loss_fn(logits, targets):
       return losses.cross_entropy(
-        logits, targets, label_smoothing=self._objective.label_smoothing
+        logits, targets, label_smoothing=self.objective.label_smoothing
       ).mean()
 
     # The largest is the first, to teach the others. One gradient per size, not
     # the gradient of the sum: what a size computed is gone before the next is
     # run, unless an ensemble has to wait for all of them.
-    distill = self._objective.distill
-    has_ensemble = distill and self._objective.teacher == 'ensemble'
+    distill = self.objective.distill
+    has_ensemble = distill and self.objective.teacher == 'ensemble'
     sizes = reversed([*enumerate(model.resolutions)])
     passes = (forward(index, size_px) for index, size_px in sizes)
     if has_ensemble:
@@ -104,6 +104,6 @@ class PretrainStep(WholeStep):
         targets = losses.blended(labels, logits, share=distill)
 
     new_state = state_lib.advanced(
-      state, self._optimizer, grads, state.batch_stats | {'norm': stats}
+      state, self.optimizer, grads, state.batch_stats | {'norm': stats}
     )
     return new_state, {'loss': total} | metrics

@@ -23,9 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
-from jax.sharding import Mesh
 
 from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
@@ -36,6 +34,7 @@ from drnet_jax.steps import ahead
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.routed_objective import RoutedObjective
 from drnet_jax.steps.state import TrainState
+from drnet_jax.steps.step import Step
 
 Tree = Any
 REFRESHED = 1 / 8  # of a batch; its images are run forward only
@@ -63,16 +62,8 @@ class Learned:
   top1: jax.Array  # share of the batch classified correctly
 
 
-class RoutedStep:
-  """One step of stage 2.
-
-  Args:
-    model: of at least two sizes.
-    optimizer: over the whole parameter tree.
-    mesh: devices to run on.
-    objective: what is minimised.
-    batch_size: global.
-    steps_per_epoch: unit of the objective's epochs.
+class RoutedStep(Step):
+  """One step of stage 2, of a model of at least two sizes.
 
   Raises:
     UserError: a value that cannot work.
@@ -82,30 +73,18 @@ class RoutedStep:
   objective_class = RoutedObjective
   trains = ('base', 'norm', 'predictor')
 
-  def __init__(
-    self,
-    model: DRNet,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    objective: RoutedObjective,
-    *,
-    batch_size: int,
-    steps_per_epoch: int,
-  ):
-    objective.check_model(model)
-    self._model = model
-    self._optimizer = optimizer
-    self._mesh = mesh
-    self._objective = objective
-    macs = model.macs()
+  def __post_init__(self):
+    objective, mesh = self.objective, self.mesh
+    objective.check_model(self.model)
+    macs = self.model.macs()
     self._gmacs = jnp.asarray(macs.gmacs)
     self._predictor_gmacs = macs.predictor / 1e9
     costs = objective.costs
     self._costs = jnp.asarray(costs) if costs else self._gmacs
     self._tau, self._eta, self._target = objective.schedules(
-      steps_per_epoch, float(self._costs.max())
+      self.steps_per_epoch, float(self._costs.max())
     )
-    local = batch_size // mesh.size
+    local = self.batch_size // mesh.size
     explores = objective.gradient == 'all'
     num_explored = round(objective.explore * local) if explores else 0
     if explores and not num_explored:
@@ -116,7 +95,7 @@ class RoutedStep:
     self._explored = routing.evenly_spread(num_explored, local)
     num_refreshed = max(round(REFRESHED * local), 1)
     self._refreshed = routing.evenly_spread(num_refreshed, local)
-    self.ladder = routing.bucket_ladder(
+    self._ladder = routing.bucket_ladder(
       local,
       growth=objective.bucket_growth,
       platform=mesh_lib.platform(mesh),
@@ -124,14 +103,11 @@ class RoutedStep:
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
     self._replicated, self._by_batch = replicated, by_batch
-    # How the state lies between programs; gradients lie as what they change.
-    self._stored = mesh_lib.shardings(
-      state_lib.abstract(model, optimizer), mesh
-    )
+    stored = self.shardings.params  # gradients lie as what they change
     self._stored_learned = Learned(
-      self._stored.params['base'], by_batch, replicated, replicated
+      stored['base'], by_batch, replicated, replicated
     )
-    any_set = next(iter(self._stored.params['norm'].values()))
+    any_set = next(iter(stored['norm'].values()))
     self._route = ahead.Program(self._route_batch)
     self._learn = ahead.Program(
       self._learn_size,
@@ -148,7 +124,7 @@ class RoutedStep:
     self._update = ahead.Program(
       self._update_state,
       donate_argnums=0,
-      out_shardings=(self._stored, replicated),
+      out_shardings=(self.shardings, replicated),
     )
 
   def compile(
@@ -166,7 +142,8 @@ class RoutedStep:
         compiled that the batch needs with this key, which routes it once.
     """
     images, labels = batch['image'], batch['label']
-    sizes = range(len(self._model.resolutions))
+    norms = state.batch_stats['norm']
+    sizes = range(len(self.model.resolutions))
     with ahead.Compiling() as compiling:
       route = compiling(self._route, state, images, ahead.KEY)
       explored = [
@@ -174,21 +151,26 @@ class RoutedStep:
         for j in sizes
         if self._explored.size
       ]
-      rungs = [self.ladder] * len(sizes)
+      rungs = [self._ladder] * len(sizes)
       if key is not None:
         most = np.asarray(route.result()(state, images, key)[0].counts).max(0)
-        rungs = [(routing.bucket(int(n), self.ladder),) for n in most]
+        rungs = [(routing.bucket(int(n), self._ladder),) for n in most]
+      # What `route` returns, without waiting until it is compiled.
+      routed, learned, _ = self._route.trace(state, images, ahead.KEY).out_info
+      learned, choice = mesh_lib.placed(
+        (learned, routed.choice), (self._stored_learned, self._by_batch)
+      )
       for j in sizes:
-        arguments = self._learn_arguments(j, state, batch)
+        of_size = self._of_size(j, state.params, norms)
+        of_batch = images, labels, choice
+        of_step = learned, of_size[1], of_size, of_batch, ahead.KEY, state.step
         for rung in rungs[j]:
-          compiling(self._learn, j, rung, *arguments)
-        if self._objective.statistics == 'fresh':
-          of_size = self._of_size(j, state.params, state.batch_stats['norm'])
+          compiling(self._learn, j, rung, *of_step)
+        if self.objective.statistics == 'fresh':
           compiling(self._refresh, j, of_size, images, ahead.KEY, state.step)
       # Last: it takes what `route` and `explore` are compiled to return.
       routed, learned, norm_grads = route.result().out_info
       explored = [logits.result().out_info for logits in explored]
-      norms = state.batch_stats['norm']
       of_step = (routed, learned, norm_grads, norms, explored, labels)
       compiling(self._update, state, *of_step)
 
@@ -196,7 +178,7 @@ class RoutedStep:
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one step, as `WholeStep` does."""
-    model = self._model
+    model = self.model
     images, labels = batch['image'], batch['label']
     routed, learned, norm_grads = self._route(state, images, key)
     explored = [
@@ -212,7 +194,7 @@ class RoutedStep:
     for j, size_px in enumerate(model.resolutions):
       name = model.norm_set(size_px)
       if most[j]:
-        rung = routing.bucket(int(most[j]), self.ladder)
+        rung = routing.bucket(int(most[j]), self._ladder)
         learned, norm_grads[name], stats[name] = self._learn(
           j,
           rung,
@@ -223,7 +205,7 @@ class RoutedStep:
           key,
           state.step,
         )
-      if few[j] and self._objective.statistics == 'fresh':
+      if few[j] and self.objective.statistics == 'fresh':
         of_size = self._of_size(j, state.params, before)
         stats[name] = self._refresh(j, of_size, images, key, state.step)
     return self._update(
@@ -231,7 +213,7 @@ class RoutedStep:
     )
 
   def _route_batch(self, state, images, key):
-    model = self._model
+    model = self.model
     key = jax.random.fold_in(key, state.step)
     noise_key, dropout_key = jax.random.split(key)
 
@@ -246,9 +228,9 @@ class RoutedStep:
       h = routing.straight_through(noise_key, logits, tau=self._tau(state.step))
       return (h, jax.nn.softmax(logits)), stats
 
-    whole = mesh_lib.gathered(state.params['predictor'], self._mesh)
+    whole = mesh_lib.gathered(state.params['predictor'], self.mesh)
     (h, p), pullback, stats = jax.vjp(predict, whole, has_aux=True)
-    counts = h.reshape(self._mesh.size, -1, h.shape[-1]).sum(1)
+    counts = h.reshape(self.mesh.size, -1, h.shape[-1]).sum(1)
     put = jax.lax.with_sharding_constraint
     routed = Routed(
       choice=put(h.argmax(-1).astype(jnp.int32), self._by_batch),
@@ -267,18 +249,18 @@ class RoutedStep:
     return (
       routed,
       put(learned, self._stored_learned),
-      put(norm_grads, self._stored.params['norm']),
+      put(norm_grads, self.shardings.params['norm']),
     )
 
   def _learn_size(
     self, size_index, num_slots, learned, norm_grads, of_size, batch, key, step
   ):
     """Adds one size's images to `learned` and to its set's gradients."""
-    model, size_px = self._model, self._model.resolutions[size_index]
+    model, size_px = self.model, self.model.resolutions[size_index]
     batch_size = len(batch[0])
     dropout_key = _dropout_key(key, step, size_index)
     *weights, stats = of_size
-    shared, norm = mesh_lib.gathered(weights, self._mesh)
+    shared, norm = mesh_lib.gathered(weights, self.mesh)
 
     def gather(images, labels, choice):
       index, mask = routing.slots(choice, size_index, num_slots)
@@ -296,12 +278,12 @@ class RoutedStep:
         stats,
         images,
         size_px,
-        train=self._objective.statistics != 'running',
+        train=self.objective.statistics != 'running',
         mask=mask,
         key=dropout_key,
       )
       # h is 1, and its gradient that of Eq. 4's chosen entry.
-      loss = self._objective.cross_entropy(h[:, None] * logits, labels)
+      loss = self.objective.cross_entropy(h[:, None] * logits, labels)
       right = losses.right(logits, labels) & mask
       total = jnp.where(mask, loss, 0.0).sum() / batch_size
       return total, (new_stats, right.sum() / batch_size)
@@ -321,23 +303,23 @@ class RoutedStep:
 
   def _refresh_size(self, size_index, of_size, images, key, step):
     """New statistics of a size's norms, of images whatever they chose."""
-    sizes = self._model.resolutions
+    sizes = self.model.resolutions
     # Not the key that the size's own images have.
     key = _dropout_key(key, step, len(sizes) + size_index)
     images = self._on_each_device(lambda x: x[self._refreshed])(images)
     *weights, stats = of_size
-    shared, norm = mesh_lib.gathered(weights, self._mesh)
-    _, stats = self._model.classify(
+    shared, norm = mesh_lib.gathered(weights, self.mesh)
+    _, stats = self.model.classify(
       shared, norm, stats, images, sizes[size_index], train=True, key=key
     )
     return stats
 
   def _explore_size(self, size_index, params, batch_stats, images):
     """Logits [E, K] of the explored images at one size, running statistics."""
-    size_px = self._model.resolutions[size_index]
+    size_px = self.model.resolutions[size_index]
     images = self._explored_part(images)
-    params = mesh_lib.gathered(params, self._mesh)
-    return self._model.logits_at(params, batch_stats, images, size_px)
+    params = mesh_lib.gathered(params, self.mesh)
+    return self.model.logits_at(params, batch_stats, images, size_px)
 
   def _update_state(
     self, state, routed, learned, norm_grads, norm_stats, explored, labels
@@ -349,7 +331,7 @@ class RoutedStep:
         h, self._costs, target_gmacs=self._target(step)
       )
       if explored:
-        task = self._objective.explored_loss(
+        task = self.objective.explored_loss(
           self._explored_part(h),
           self._explored_part(p),
           jnp.stack(explored, 1),
@@ -359,7 +341,7 @@ class RoutedStep:
         # Linear in h: its gradient is dL/dh, as `learn` measured it.
         task = (learned.dh * h).sum()
       loss = task + self._eta(step) * hinge
-      loss += self._objective.usage_weight * losses.uniform_usage(h)
+      loss += self.objective.usage_weight * losses.uniform_usage(h)
       return loss, hinge
 
     (_, hinge), cotangents = jax.value_and_grad(
@@ -373,7 +355,7 @@ class RoutedStep:
     }
     new_state = state_lib.advanced(
       state,
-      self._optimizer,
+      self.optimizer,
       grads,
       {'norm': norm_stats, 'predictor': routed.stats},
       chosen=self._chosen_sets(routed.counts.sum(0) > 0),
@@ -388,15 +370,15 @@ class RoutedStep:
       'gmacs': share @ self._gmacs + self._predictor_gmacs,
       'entropy': -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean(),
     }
-    for j, size_px in enumerate(self._model.resolutions):
+    for j, size_px in enumerate(self.model.resolutions):
       metrics[f'share_r{size_px}'] = share[j]
     return new_state, metrics
 
   def _chosen_sets(self, has_takers):
     """Which sets of norms any image uses, from a bool of each size."""
     chosen = {}
-    for size_px, has in zip(self._model.resolutions, has_takers, strict=True):
-      name = self._model.norm_set(size_px)
+    for size_px, has in zip(self.model.resolutions, has_takers, strict=True):
+      name = self.model.norm_set(size_px)
       chosen[name] = chosen.get(name, False) | has
     return chosen
 
@@ -408,35 +390,15 @@ class RoutedStep:
     """`function` on each device's own part of batch-sharded arrays."""
     return jax.shard_map(
       function,
-      mesh=self._mesh,
+      mesh=self.mesh,
       in_specs=mesh_lib.BATCH,
       out_specs=mesh_lib.BATCH,
     )
 
   def _of_size(self, size_index, params, norm_stats):
     """What a size runs with: shared parameters, its norms, their statistics."""
-    name = self._model.norm_set(self._model.resolutions[size_index])
+    name = self.model.norm_set(self.model.resolutions[size_index])
     return params['base'], params['norm'][name], norm_stats[name]
-
-  def _learn_arguments(self, size_index, state, batch):
-    """Shapes and shardings of what `learn` takes of one size."""
-    images, labels = batch['image'], batch['label']
-    of_size = self._of_size(size_index, state.params, state.batch_stats['norm'])
-    shared, norm, _ = of_size
-
-    def by_batch(*shape, dtype=jnp.float32):
-      shape = (len(labels), *shape)
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=self._by_batch)
-
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated)
-    learned = Learned(
-      shared=shared,
-      dh=by_batch(len(self._model.resolutions)),
-      loss=scalar,
-      top1=scalar,
-    )
-    of_batch = images, labels, by_batch(dtype=jnp.int32)
-    return learned, norm, of_size, of_batch, ahead.KEY, state.step
 
 
 def _dropout_key(key, step, number):
