@@ -7,7 +7,6 @@ A stage is data: a kind of step, how long, and with what.
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 import time
 import zlib
@@ -143,7 +142,7 @@ class StageRunner:
     augmentation.check_batch(self._step_images, field)
     self._augment = augmentation.compiled(mesh)
     self._updates_per_epoch = data.steps_per_epoch(source, stage.batch_size)
-    self._steps_per_epoch = self._updates_per_epoch * stage.accumulate
+    self.steps_per_epoch = self._updates_per_epoch * stage.accumulate
     self._last = self._in_steps(stage.epochs)
     if self._last < 1:
       raise UserError(f'{where}.epochs = {stage.epochs} is less than one step')
@@ -184,7 +183,7 @@ class StageRunner:
       mesh,
       objective,
       batch_size=self._step_images,
-      steps_per_epoch=self._steps_per_epoch,
+      steps_per_epoch=self.steps_per_epoch,
     )
     self._average = jax.jit(
       functools.partial(
@@ -228,7 +227,7 @@ class StageRunner:
         writer = log.MetricWriter(path, self.name, start, later)
         with (
           contextlib.closing(writer),
-          contextlib.closing(self._batches(start)) as batches,
+          contextlib.closing(self.batches(start)) as batches,
         ):
           state, average = self._loop(
             state, average, row, batches, checkpoints, writer, evaluate
@@ -248,7 +247,8 @@ class StageRunner:
     batch = next(batches)
     self._step.compile(state, batch)
     processes.wait_for_all('compiled')
-    row.start_clock()
+    epoch = []  # its rows
+    timed_from, clock = start, time.perf_counter()
     with terminal.progress(
       total=last * self._step_images,
       initial=start * self._step_images,
@@ -260,7 +260,8 @@ class StageRunner:
         state, metrics = self._step(state, batch, self._key)
         if average is not None:
           average = self._average(average, state)
-        row.add(metrics)
+        # Another list: the one before may be waiting to be written.
+        row = [*row, metrics]
         if step < last:
           # Made and sent while the device is at work on this step.
           batch = next(batches)
@@ -271,16 +272,21 @@ class StageRunner:
         stops = processes.should_stop()
         logs = due(step, self._run.log_every_steps, last)
         if saves or evaluates or logs or stops:
+          row = _fetched(row)
           weights = state_lib.weights(state) if saves or stops else ()
-          self._check_finite(step, row.steps(), weights, checkpoints)
+          self._check_finite(step, row, weights, checkpoints)
         # A row ends at the same steps wherever a run was cut off. So it does
         # where it is evaluated or saved, but not where SIGTERM stops it.
-        if saves or evaluates or logs:
-          means = self._write_row(step, row, writer)
+        ends_row = saves or evaluates or logs
+        if ends_row:
+          seconds = (time.perf_counter() - clock) / (step - timed_from)
+          means = self._write_row(step, row, seconds, writer)
+          epoch.append(means)
+          row = []
           bar.set_postfix_str(f'loss {means["loss"]:.3f}', refresh=False)
-        if step % self._steps_per_epoch == 0:
-          self._warn_of_collapse(step, row.shares)
-          row.shares.clear()
+        if step % self.steps_per_epoch == 0:
+          self._warn_of_collapse(step, epoch)
+          epoch = []
         if evaluates:
           weights = average or state_lib.weights(state)
           try:
@@ -288,20 +294,16 @@ class StageRunner:
           except NotFinite as error:
             self._stop(str(error), step, checkpoints)
           self._report(step, record, writer, means)
-          row.start_clock()
+        if ends_row:
+          timed_from, clock = step, time.perf_counter()
         # Saved last: whoever goes on from here finds all rows up to here.
         if saves or stops:
-          checkpoints.save(step, state, average, row.steps())
+          checkpoints.save(step, state, average, row)
         if stops:
           break
     return state, average
 
-  def first_epoch(self):
-    """The batches that the stage begins with, on this process's devices."""
-    with contextlib.closing(self._batches(0)) as batches:
-      yield from itertools.islice(batches, self._steps_per_epoch)
-
-  def _batches(self, start: int):
+  def batches(self, start: int):
     """This process's parts of the batches from a step on, on its devices."""
     batches = self._run.data.train_batches(
       self._source,
@@ -319,22 +321,18 @@ class StageRunner:
         part = mesh_lib.shard_batch(part, self._mesh)
         yield self._augment(part, self._key, step)
 
-  def _write_row(self, step, row, writer) -> dict[str, float]:
-    """Ends a row of metrics."""
-    steps = row.steps()
-    means = {k: float(np.mean([m[k] for m in steps])) for k in steps[0]}
-    means['learning_rate'] = float(
-      self._rate((step - 1) // self._stage.accumulate)
-    )
-    rates = {'images_per_second': row.steps_per_second() * self._step_images}
-    row.clear()
-    row.shares.append({k: v for k, v in means.items() if k.startswith('share')})
+  def _write_row(self, step, row, seconds, writer) -> dict[str, float]:
+    """Writes the means of the steps of a row, each of which took `seconds`."""
+    means = {k: float(np.mean([m[k] for m in row])) for k in row[0]}
+    update = (step - 1) // self._stage.accumulate
+    means['learning_rate'] = float(self._rate(update))
+    rates = {'images_per_second': self._step_images / seconds}
     writer.write(step, {f'train/{k}': v for k, v in means.items()}, rates)
     return means
 
   def _report(self, step, record, writer, means) -> None:
     """Writes a validation, and prints it as one line."""
-    epoch = step / self._steps_per_epoch
+    epoch = step / self.steps_per_epoch
     parts = [
       f'{self.name}  epoch {epoch:.4g}/{self._stage.epochs:g}',
       f'loss {means["loss"]:.3f}',
@@ -372,10 +370,9 @@ class StageRunner:
     step = checkpoints.latest_step()
     if step is not None:
       terminal.say(f'{self.name}: going on from step {step} of {self._last}')
-      state, average, steps = checkpoints.restore(
+      return checkpoints.restore(
         step, self._step.abstract, self._step.shardings, averages=averages
       )
-      return state, average, _SinceRow(steps)
     begin = jax.jit(
       functools.partial(state_lib.begin, self._optimizer),
       out_shardings=self._step.shardings,
@@ -386,11 +383,11 @@ class StageRunner:
       copy = functools.partial(jax.tree.map, jnp.copy)
       shardings = state_lib.weights(self._step.shardings)
       average = jax.jit(copy, out_shardings=shardings)(state_lib.weights(state))
-    return state, average, _SinceRow([])
+    return state, average, []
 
-  def _check_finite(self, step, steps, weights, checkpoints) -> None:
+  def _check_finite(self, step, row, weights, checkpoints) -> None:
     """UserError if a loss of the last steps, or a weight, is not finite."""
-    for i, metrics in enumerate(steps, step + 1 - len(steps)):
+    for i, metrics in enumerate(row, step + 1 - len(row)):
       if not np.isfinite(metrics['loss']):
         # It is of the weights after the step before, which are broken too.
         what = f'the loss of step {i} is {metrics["loss"]}'
@@ -409,12 +406,12 @@ class StageRunner:
       f'config.{self.name}.optimizer.clip_norm.'
     )
 
-  def _warn_of_collapse(self, step, epoch_shares) -> None:
-    for name in epoch_shares[0] if epoch_shares else ():
-      share = np.mean([shares[name] for shares in epoch_shares])
-      if share > 0.95:
+  def _warn_of_collapse(self, step, rows) -> None:
+    for name in rows[0] if rows else ():
+      share = np.mean([row[name] for row in rows])
+      if name.startswith('share') and share > 0.95:
         terminal.say(
-          f'warning: {self.name}, epoch {step // self._steps_per_epoch}: '
+          f'warning: {self.name}, epoch {step // self.steps_per_epoch}: '
           f'{name} is {share:.0%}; the predictor has collapsed onto one size. '
           f'In config.{self.name}.objective try target_gmacs between the costs '
           "of two sizes, gradient = 'all', a slower eta_warmup_epochs."
@@ -429,42 +426,9 @@ class StageRunner:
     return round(epochs * self._updates_per_epoch) * self._stage.accumulate
 
 
-class _SinceRow:
-  """The steps that no row of metrics holds yet.
-
-  Attributes:
-    shares: of the sizes, for each row written since the last epoch ended.
-  """
-
-  def __init__(self, steps: list[dict[str, float]]):
-    self.shares: list[dict[str, float]] = []
-    self._steps = steps
-    self._on_device: list[dict[str, jax.Array]] = []
-    self.start_clock()
-
-  def start_clock(self) -> None:
-    self._clock, self._timed = time.perf_counter(), 0
-
-  def add(self, metrics: dict[str, jax.Array]) -> None:
-    self._on_device.append(metrics)
-    self._timed += 1
-
-  def steps(self) -> list[dict[str, float]]:
-    """Metrics of each step; waits for the device."""
-    fetched = jax.device_get(self._on_device)
-    # Another list: the one before may be waiting to be written, see `save`.
-    self._steps = self._steps + [
-      {k: float(v) for k, v in m.items()} for m in fetched
-    ]
-    self._on_device = []
-    return self._steps
-
-  def steps_per_second(self) -> float:
-    return self._timed / (time.perf_counter() - self._clock)
-
-  def clear(self) -> None:
-    self._steps = []
-    self.start_clock()
+def _fetched(row) -> list[dict[str, float]]:
+  """Metrics of each step; waits for the device."""
+  return [{k: float(v) for k, v in m.items()} for m in jax.device_get(row)]
 
 
 @jax.jit

@@ -9,6 +9,7 @@ never cut off, also on another number of processes or devices.
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,6 +174,7 @@ def _initial_weights(
     reset_head=run.reset_head,
   )
   if run.reset_head:
-    with contextlib.closing(first.first_epoch()) as batches:
-      params = head.fitted(model, params, stats, batches, mesh)
+    with contextlib.closing(first.batches(0)) as batches:
+      epoch = itertools.islice(batches, first.steps_per_epoch)
+      params = head.fitted(model, params, stats, epoch, mesh)
   return params, stats
