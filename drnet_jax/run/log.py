@@ -34,33 +34,28 @@ class MetricWriter:
     self, workdir: str, stage: str, start_step: int, later_stages: list[str]
   ):
     self._stage = stage
-    if not processes.is_main():
-      self._open(os.devnull, workdir, start_step)
-      return
-    path = os.path.join(workdir, 'metrics.csv')
-    rows = []
-    if os.path.exists(path):
-      with open(path, newline='') as file:
-        # A killed process can leave a part of a row at the end.
-        rows = [row for row in csv.reader(file) if len(row) == len(_HEADER)]
-    kept = [
-      row
-      for row in rows[1:]
-      if row[0] not in later_stages
-      and (row[0] != stage or int(row[1]) <= start_step)
-    ]
-    with open(path + '.partial', 'w', newline='') as file:
-      csv.writer(file).writerows([_HEADER, *kept])
-    os.replace(path + '.partial', path)
-    self._open(path, workdir, start_step)
-
-  def _open(self, path: str, workdir: str, start_step: int) -> None:
+    path, kept = os.devnull, []
+    if processes.is_main():
+      path = os.path.join(workdir, 'metrics.csv')
+      if os.path.exists(path):
+        with open(path, newline='') as file:
+          # A killed process can leave a part of a row at the end.
+          rows = [row for row in csv.reader(file) if len(row) == len(_HEADER)]
+        kept = [
+          row
+          for row in rows[1:]
+          if row[0] not in later_stages
+          and (row[0] != stage or int(row[1]) <= start_step)
+        ]
+      with open(path + '.partial', 'w', newline='') as file:
+        csv.writer(file).writerows([_HEADER, *kept])
+      os.replace(path + '.partial', path)
     self._file = open(path, 'a', newline='')
     self._csv = csv.writer(self._file)
     self._events = SummaryWriter(
-      os.path.join(workdir, 'tensorboard', self._stage),
+      os.path.join(workdir, 'tensorboard', stage),
       purge_step=start_step + 1,
-      write_to_disk=path != os.devnull,
+      write_to_disk=processes.is_main(),
     )
 
   def write(
