@@ -20,20 +20,20 @@ def describe(config: ml_collections.ConfigDict) -> str:
   """
   names = settings.call(Data, config.data, 'config.data').class_names()
   model = models.create(config.model, num_classes=len(names))
-  if isinstance(model, RANet):
-    return f'{len(names)} classes\n\n{_exits(model)}'
-  macs, routed = model.macs(), []
+  tables = _exits(model) if isinstance(model, RANet) else _sizes(model)
+  return '\n\n'.join([f'{len(names)} classes', *tables])
+
+
+def _sizes(model: DRNet) -> list[str]:
+  macs = model.macs()
   full = max(macs.sizes)
-  costs = {
-    f'{px} px': cost
-    for px, cost in zip(model.resolutions, macs.sizes, strict=True)
-  }
+  costs = dict(zip(model.options, macs.sizes, strict=True))
+  routed = []
   if model.predictor is not None:
     costs[f'predictor ({model.predictor_px} px)'] = macs.predictor
     low, high = ((x + macs.predictor) / 1e9 for x in (min(macs.sizes), full))
     routed = [
-      '',
-      f'Routed, predictor counted: {low:.4g} to {high:.4g} GMACs an image.',
+      f'Routed, predictor counted: {low:.4g} to {high:.4g} GMACs an image.'
     ]
   parameters = [
     {'parameters': name, '': f'{count:,}'}
@@ -47,11 +47,10 @@ def describe(config: ml_collections.ConfigDict) -> str:
     }
     for name, cost in costs.items()
   ]
-  tables = [terminal.table(parameters), '', terminal.table(rows)]
-  return '\n'.join([f'{len(names)} classes', '', *tables, *routed])
+  return [terminal.table(parameters), terminal.table(rows), *routed]
 
 
-def _exits(model: RANet) -> str:
+def _exits(model: RANet) -> list[str]:
   costs = model.macs_and_parameters
   full = costs[-1][0]
   rows = [
@@ -63,7 +62,7 @@ def _exits(model: RANet) -> str:
     }
     for option, (macs, parameters) in zip(model.options, costs, strict=True)
   ]
-  return terminal.table(rows)
+  return [terminal.table(rows)]
 
 
 def count_parameters(model: DRNet) -> dict[str, int]:
