@@ -87,13 +87,8 @@ def due(step: int, every: int, last: int) -> bool:
 class StageRunner:
   """One stage of a run, checked and ready.
 
-  Args:
-    name: of the stage; its section of the config has the same.
-    stage: that section.
-    run: the config that it is of, a `train.Run`.
-    mesh: devices to run on.
-    model: to train.
-    source: the training split.
+  Of the config `run`, a `train.Run`, it is the section `stage`, which has its
+  `name`. `source` is the training split.
 
   Raises:
     UserError: a field that cannot work.
@@ -154,24 +149,19 @@ class StageRunner:
         f'{type(model).__name__}'
       )
     self._has_router = 'predictor' in step_class.trains
-    self._rate = settings.call(
-      optim.schedule,
-      stage.schedule,
-      f'{where}.schedule',
+    # These sections are checked: see `Stage.check`.
+    self._rate = optim.schedule(
+      **stage.schedule,
       epochs=stage.epochs,
       steps_per_epoch=self._updates_per_epoch,
     )
-    self._optimizer = settings.call(
-      optim.create,
-      stage.optimizer,
-      f'{where}.optimizer',
+    self._optimizer = optim.create(
+      **stage.optimizer,
       lr=self._rate,
       trains=step_class.trains,
       accumulate=stage.accumulate,
     )
-    objective = settings.call(
-      step_class.objective_class, stage.objective, f'{where}.objective'
-    )
+    objective = step_class.objective_class(**stage.objective)
     if data.unlabelled and not getattr(objective, 'distill', 0):
       raise UserError(
         f'config.data.unlabelled is set, and {name!r} learns from labels: '
