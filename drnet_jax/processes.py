@@ -55,17 +55,17 @@ _LONGEST_WAIT_MS = 2 * 3600 * 1000  # for instance while data is prepared
 _waits = itertools.count()
 _asked = itertools.count(1)
 
-_terminated = False
-_interrupted = False
+_noted: set[int] = set()  # the signals that have come, see `signals_noted`
 
 
 class Stopped(Exception):
   """A run was asked to stop, and has saved its state; the text says where."""
 
   def __init__(self, where: str):
-    by = 'Ctrl-C' if _interrupted else 'SIGTERM'
+    interrupted = signal.SIGINT in _noted
+    by = 'Ctrl-C' if interrupted else 'SIGTERM'
     super().__init__(f'stopped by {by} {where}')
-    self.status = INTERRUPTED if _interrupted else PREEMPTED
+    self.status = INTERRUPTED if interrupted else PREEMPTED
 
 
 def join(*, peer_timeout_s: int) -> None:
@@ -130,20 +130,18 @@ def signals_noted(
   A second Ctrl-C ends this process at once. `pass_on` is called with SIGTERM
   where either comes, for a child.
   """
-  global _terminated, _interrupted
-  _terminated = _interrupted = False
+  _noted.clear()
   several = jax.process_count() > 1
 
   def note(number: int, _) -> None:
-    global _terminated, _interrupted
     if number == signal.SIGINT:
-      if _interrupted:
+      if number in _noted:
         _end(INTERRUPTED)
-      _interrupted = True
+      _noted.add(number)
       if several:  # JAX knows of SIGTERM, and tells the other processes
         signal.raise_signal(signal.SIGTERM)
         return
-    _terminated = True
+    _noted.add(signal.SIGTERM)
     if pass_on:
       pass_on(signal.SIGTERM)
 
@@ -159,7 +157,7 @@ def signals_noted(
 
 def was_stopped() -> bool:
   """Whether a signal has been noted in this process."""
-  return _terminated
+  return signal.SIGTERM in _noted
 
 
 def should_stop() -> bool:
@@ -169,14 +167,12 @@ def should_stop() -> bool:
   then on. All must ask equally often: before a stage and after each of its
   steps.
   """
-  global _terminated
   # JAX has them agree on the number that the furthest of them asks for next,
   # and says yes to no other. So numbers must follow one another without a gap,
   # also over stages and where a run goes on: steps would not do.
-  # (And no `|=`: a signal that came meanwhile would be written over.)
   if multihost_utils.reached_preemption_sync_point(next(_asked)):
-    _terminated = True
-  return _terminated
+    _noted.add(signal.SIGTERM)
+  return was_stopped()
 
 
 @contextlib.contextmanager
@@ -211,13 +207,10 @@ def exit_if_peer_was_lost(error: BaseException | None) -> None:
     # A mistake of the user's may hold any word; files have connections, too.
     of_runtime = not isinstance(error, UserError | OSError)
     if of_runtime and _SIGNS_OF_LOSS.search(str(error)):
-      _leaving.acquire()
-      print(
-        f'error: process {jax.process_index()} has lost another one, whose '
-        f'output tells more ({str(error).splitlines()[0]}). Run the same '
-        'command again on all: it goes on from the latest checkpoint.',
-        file=sys.stderr,
-        flush=True,
+      _last_words(
+        f'process {jax.process_index()} has lost another one, whose output '
+        f'tells more ({str(error).splitlines()[0]}). Run the same command '
+        'again on all: it goes on from the latest checkpoint.'
       )
       _end(LOST_PEER)
     error = error.__cause__ or error.__context__
@@ -248,13 +241,13 @@ def _watch() -> None:
       status, process, message = json.loads(client.key_value_try_get(_FAILED))
     except jax.errors.JaxRuntimeError:  # nothing there
       continue
-    _leaving.acquire()
-    print(
-      f'error: process {process} has failed: {message}',
-      file=sys.stderr,
-      flush=True,
-    )
+    _last_words(f'process {process} has failed: {message}')
     _leave(status if status == 2 else LOST_PEER)
+
+
+def _last_words(what: str) -> None:
+  _leaving.acquire()
+  print(f'error: {what}', file=sys.stderr, flush=True)
 
 
 def _leave(status: int) -> None:
