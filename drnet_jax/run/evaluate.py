@@ -31,9 +31,7 @@ def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   `predict` on as `examples/*.png`. Where the validation split holds other
   images than the test split, policies are calibrated on it (see `calibrate`).
 
-  Args:
-    path: the workdir.
-    overrides: '--config.data.<field>=<value>', for data that has moved.
+  `overrides` ('--config.data.<field>=<value>') are for data that has moved.
 
   Raises:
     UserError: the workdir holds no trained model, or the data is not its.

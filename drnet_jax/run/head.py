@@ -42,8 +42,7 @@ def fitted(
   Args:
     model: whose base network ends with the layer HEAD.
     params, batch_stats: of the model.
-    batches: of training, on the devices: 'image' and 'label'.
-    mesh: devices to run on.
+    batches: of training, on the devices of the mesh.
   """
   layer, size_px = params['base'][HEAD], max(model.resolutions)
   if jax.tree.map(jnp.ndim, layer) != {'kernel': 2, 'bias': 1}:

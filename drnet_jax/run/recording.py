@@ -63,10 +63,8 @@ class Evaluator:
     """Runs the model over a split, each process over its part of it.
 
     Args:
-      data: that reads its images.
-      source: the split.
+      data: that reads the images of the split, `source`.
       description: for the progress bar.
-      params, batch_stats: of the model.
       batch_size: images at a time, over all devices.
       has_router: whether the predictor has been trained.
       keep_probabilities: for records that will be joined.
@@ -130,9 +128,7 @@ class Evaluator:
 class Subject:
   """A trained run, ready to be recorded on its splits.
 
-  Args:
-    path: the workdir.
-    overrides: '--config.data.<field>=<value>', for data that has moved.
+  `path` and `overrides` are those of `workdir.read_config`.
 
   Attributes:
     trained: its latest weights.

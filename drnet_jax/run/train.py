@@ -68,9 +68,7 @@ class Run:
 def train(config: ml_collections.ConfigDict, path: str) -> None:
   """Trains what a config describes, from scratch or from where it stopped.
 
-  Args:
-    config: see `Run`; the sections named in `config.stages` are `Stage`s.
-    path: the workdir.
+  The config is a `Run`; the sections that its `stages` name are `Stage`s.
 
   Raises:
     UserError: the config, the workdir or the data cannot work, or the loss is

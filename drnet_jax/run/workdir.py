@@ -166,10 +166,7 @@ def note(
 ) -> None:
   """Adds a line to `sessions.jsonl`: what begins now, and on what.
 
-  Args:
-    path: the workdir.
-    what: 'train' or 'evaluate'.
-    changed: fields of the config that are not as they were before, see `begin`.
+  That is 'train' or 'evaluate'; `changed` is what `begin` returned.
   """
   if processes.is_main():
     line = {'what': what} | provenance.now()
@@ -215,9 +212,7 @@ def read_config(
 ) -> ml_collections.ConfigDict:
   """The config of the run in a workdir.
 
-  Args:
-    path: the workdir.
-    overrides: '--config.data.<field>=<value>', for data that has moved.
+  `overrides` ('--config.data.<field>=<value>') are for data that has moved.
 
   Raises:
     UserError: no run was begun there.
@@ -245,7 +240,7 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
     path: of the workdir, for the latest weights; or of one checkpoint in it,
       `<workdir>/checkpoints/<stage>/<step>`.
     mesh: where to put them.
-    overrides: '--config.data.<field>=<value>', for data that has moved.
+    overrides: see `read_config`.
 
   Raises:
     UserError: there is no run, or none that has saved a checkpoint.
