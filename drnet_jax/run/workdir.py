@@ -255,13 +255,13 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
     if not os.path.isdir(os.path.join(path, 'checkpoints', stage)):
       continue
     with Checkpoints(path, stage, keep=None) as checkpoints:
-      step = checkpoints.latest_step() if only_step is None else only_step
-      if step is None:
+      steps = checkpoints.steps()
+      if not steps:
         continue
-      if step not in checkpoints.steps():
+      step = steps[-1] if only_step is None else only_step
+      if step not in steps:
         raise UserError(
-          f'{path} has no checkpoint {stage}/{step}; there are '
-          f'{checkpoints.steps()}'
+          f'{path} has no checkpoint {stage}/{step}; there are {steps}'
         )
       params, batch_stats = checkpoints.restore_weights(
         step, *abstract, mesh_lib.replicated(mesh)
