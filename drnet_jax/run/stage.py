@@ -69,14 +69,13 @@ class Stage:
 
   def check(self, where: str) -> None:
     """Checks the sections within this one, `where` in the config."""
-    for section, (function, *given) in {
-      'schedule': (optim.schedule, 'epochs', 'steps_per_epoch'),
-      'optimizer': (optim.create, 'lr', 'trains', 'accumulate'),
-      'objective': (STEPS[self.step].objective_class,),
-    }.items():
-      settings.check(
-        function, getattr(self, section), f'{where}.{section}', *given
-      )
+
+    def check(name: str, function, *given: str) -> None:
+      settings.check(function, getattr(self, name), f'{where}.{name}', *given)
+
+    check('schedule', optim.schedule, 'epochs', 'steps_per_epoch')
+    check('optimizer', optim.create, 'lr', 'trains', 'accumulate')
+    check('objective', STEPS[self.step].objective_class)
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -363,17 +362,14 @@ class StageRunner:
       return checkpoints.restore(
         step, self._step.abstract, self._step.shardings, averages=averages
       )
-    begin = jax.jit(
-      functools.partial(state_lib.begin, self._optimizer),
-      out_shardings=self._step.shardings,
-    )
-    state = begin(*weights)
-    average = None
-    if averages:
-      copy = functools.partial(jax.tree.map, jnp.copy)
-      shardings = state_lib.weights(self._step.shardings)
-      average = jax.jit(copy, out_shardings=shardings)(state_lib.weights(state))
-    return state, average, []
+
+    def begin(*weights):
+      state = state_lib.begin(self._optimizer, *weights)
+      return state, jax.tree.map(jnp.copy, weights) if averages else None
+
+    shardings = self._step.shardings
+    lie = shardings, state_lib.weights(shardings) if averages else None
+    return *jax.jit(begin, out_shardings=lie)(*weights), []
 
   def _check_finite(self, step, row, weights, checkpoints) -> None:
     """UserError if a loss of the last steps, or a weight, is not finite."""
