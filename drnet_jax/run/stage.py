@@ -106,8 +106,6 @@ class StageRunner:
     self.name = name
     self._stage = stage
     self._run = run
-    self._mesh = mesh
-    self._model = model
     self._source = source
     # By name, not by place: a stage run alone, from another run's weights, is
     # the same as in one go.
@@ -154,7 +152,7 @@ class StageRunner:
       epochs=stage.epochs,
       steps_per_epoch=self._updates_per_epoch,
     )
-    self._optimizer = optim.create(
+    optimizer = optim.create(
       **stage.optimizer,
       lr=self._rate,
       trains=step_class.trains,
@@ -168,7 +166,7 @@ class StageRunner:
       )
     self._step = step_class(
       model,
-      self._optimizer,
+      optimizer,
       mesh,
       objective,
       batch_size=self._step_images,
@@ -296,7 +294,7 @@ class StageRunner:
     """This process's parts of the batches from a step on, on its devices."""
     batches = self._run.data.train_batches(
       self._source,
-      size_px=self._model.image_px,
+      size_px=self._step.model.image_px,
       batch_size=self._step_images,
       seed=self._data_seed,
       start_step=start,
@@ -307,7 +305,7 @@ class StageRunner:
       for step, batch in enumerate(batches, start + 1):
         labels = batch['label'].astype(np.int32)
         part = {'image': batch['image'], 'label': labels}
-        part = mesh_lib.shard_batch(part, self._mesh)
+        part = mesh_lib.shard_batch(part, self._step.mesh)
         yield self._augment(part, self._key, step)
 
   def _write_row(self, step, row, seconds, writer) -> dict[str, float]:
@@ -364,7 +362,7 @@ class StageRunner:
       )
 
     def begin(*weights):
-      state = state_lib.begin(self._optimizer, *weights)
+      state = state_lib.begin(self._step.optimizer, *weights)
       return state, jax.tree.map(jnp.copy, weights) if averages else None
 
     shardings = self._step.shardings
