@@ -129,23 +129,21 @@ def read(config: ml_collections.ConfigDict) -> Run:
   settings.check_values({'stages': Sequence[str]}, {'stages': names}, 'config')
   if not names:
     raise UserError('config.stages is missing or empty; name at least one')
-  # A stage may be defined and left out: its section is known by its step.
-  defined = {
-    name: settings.call(Stage, section, f'config.{name}')
-    for name, section in sections.items()
-    if isinstance(section, Mapping | ml_collections.ConfigDict)
-    and (name in names or 'step' in section)
-  }
+  defined = {}
+  for name, section in [*sections.items()]:
+    # A stage may be defined and left out: its section is known by its step.
+    is_section = isinstance(section, Mapping | ml_collections.ConfigDict)
+    if is_section and (name in names or 'step' in section):
+      stage = settings.call(Stage, sections.pop(name), f'config.{name}')
+      stage.check(f'config.{name}')
+      defined[name] = stage
   for name in names:
     if name not in defined:
       raise UserError(f'config.stages names {name!r}; config.{name} is missing')
-  for name, stage in defined.items():
-    stage.check(f'config.{name}')
-  others = {k: v for k, v in sections.items() if k not in defined}
-  if 'data' in others:
-    others['data'] = settings.call(Data, others['data'], 'config.data')
+  if 'data' in sections:
+    sections['data'] = settings.call(Data, sections['data'], 'config.data')
   stages = {name: defined[name] for name in names}
-  return settings.call(Run, others, 'config', stages=stages)
+  return settings.call(Run, sections, 'config', stages=stages)
 
 
 def _initial_weights(
