@@ -154,12 +154,10 @@ class Checkpoints:
   def restore_weights(
     self, step: int, params, batch_stats, sharding: Sharding
   ) -> Weights:
-    """Loads (params, batch_stats) to use: the averages, where there are.
+    """Loads weights to use: the averages, where there are.
 
-    Args:
-      step: from `latest_step`.
-      params, batch_stats: shapes and dtypes to expect.
-      sharding: of every leaf.
+    Their shapes and dtypes are expected to be those given; every leaf gets the
+    sharding.
 
     Raises:
       UserError: as `restore`.

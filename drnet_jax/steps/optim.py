@@ -37,17 +37,16 @@ def schedule(
   """
   warmup = round(warmup_epochs * steps_per_epoch)
   total = max(round(epochs * steps_per_epoch), 1)
-  if kind == 'step':
-    every = max(round(decay_epochs * steps_per_epoch), 1)
-    # Counted from the first step of all, as the papers count their epochs.
-    drops = {n - warmup: decay_factor for n in range(every, total, every)}
-    after = optax.piecewise_constant_schedule(lr, drops)
-  elif kind == 'halfway':
-    marks = (round(epochs * x * steps_per_epoch) for x in (0.5, 0.75))
-    drops = {max(mark, 1) - warmup: decay_factor for mark in marks}
-    after = optax.piecewise_constant_schedule(lr, drops)
-  else:
+  if kind == 'cosine':
     after = optax.cosine_decay_schedule(lr, max(total - warmup, 1))
+  else:
+    every = max(round(decay_epochs * steps_per_epoch), 1)
+    marks = range(every, total, every)
+    if kind == 'halfway':
+      marks = [max(round(epochs * x * steps_per_epoch), 1) for x in (0.5, 0.75)]
+    # Counted from the first step of all, as the papers count their epochs.
+    drops = {mark - warmup: decay_factor for mark in marks}
+    after = optax.piecewise_constant_schedule(lr, drops)
   if not warmup:
     return after
   return optax.join_schedules(

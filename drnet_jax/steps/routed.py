@@ -463,15 +463,11 @@ class RoutedStep(Step):
       router_loss, argnums=(0, 1), has_aux=True
     )(routed.h, routed.p)
     (d_predictor,) = routed.pullback(cotangents)
-    grads = {
-      'base': learned.shared,
-      'norm': norm_grads,
-      'predictor': d_predictor,
-    }
+    grads = {'base': learned.shared, 'norm': norm_grads}
     new_state = state_lib.advanced(
       state,
       self.optimizer,
-      grads,
+      grads | {'predictor': d_predictor},
       {'norm': norm_stats, 'predictor': routed.stats},
       chosen=self._chosen_sets(routed.counts.sum(0) > 0),
     )
