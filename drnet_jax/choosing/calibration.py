@@ -119,13 +119,13 @@ class Calibration:
       return min(sure, key=lambda p: p.gmacs) if sure else points[-1]
     (asked,) = given
     if accuracy is None:
-      within = [p for p in points if p.cost <= asked * (1 + 1e-9)]
-      if not within:
+      point = search.within(points, asked)
+      if point is None:
         raise UserError(
           f'a budget of {asked:g} {unit} is out of reach: the least is '
           f'{points[0].cost:.4g}, everything counted'
         )
-      return within[-1]
+      return point
     enough = [p for p in points if p.top1 >= accuracy]
     if not enough:
       raise UserError(
@@ -172,7 +172,7 @@ def read(folder: str) -> Calibration | None:
     return None
   try:
     with open(path) as file:
-      fields = json.load(file)
+      fields = json.load(file, object_hook=_with_tuples)
     if 'format' not in fields:
       return None  # of version 0.4, which knew other policies
     if fields['format'] != _FORMAT:
@@ -184,33 +184,24 @@ def read(folder: str) -> Calibration | None:
     ) from error
 
 
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
 def _from_json(fields: dict[str, Any]) -> Calibration:
-  options = {k: tuple(v) for k, v in fields['options'].items()}
   return Calibration(
-    options=Options(**options),
-    costs={
-      unit: Costs(**c | {'options': tuple(c['options'])})
-      for unit, c in fields['costs'].items()
-    },
+    options=Options(**fields['options']),
+    costs={unit: Costs(**costs) for unit, costs in fields['costs'].items()},
     points={
       unit: {
         family: [
-          Point(
-            **p
-            | {
-              'policy': Policy.from_json(p['policy']),
-              'shares': tuple(p['shares']),
-            }
-          )
-          for p in points
+          Point(**p | {'policy': Policy.from_json(p['policy'])}) for p in points
         ]
         for family, points in families.items()
       }
       for unit, families in fields['points'].items()
     },
-    split=fields['split'],
-    images=fields['images'],
-    origin=fields['origin'],
+    **{name: fields[name] for name in ('split', 'images', 'origin')},
   )
 
 

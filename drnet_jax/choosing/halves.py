@@ -53,12 +53,10 @@ def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
   largest = float(theirs.top1[:, theirs.gmacs.argmax()].mean())
   for budget in budgets:
     for family in _FAMILIES:
-      within = [
-        p for p in found.get(family, ()) if p.cost <= budget * (1 + 1e-9)
-      ]
-      if not within:
+      point = search.within(found.get(family, ()), budget)
+      if point is None:
         continue
-      score = scores.score(within[-1].policy, theirs, family)
+      score = scores.score(point.policy, theirs, family)
       yield {
         'budget': budget,
         'family': family,

@@ -74,10 +74,7 @@ def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
     found['cascade'] = _cascades(record, costs)
   if len(routes) > 1:
     found['routed_cascade'] = _routed_cascades(record, costs, routes)
-  points = {
-    family: _pareto((at(p, record, costs) for p in policies), costs)
-    for family, policies in found.items()
-  }
+  points = {k: _frontier(v, record, costs) for k, v in found.items()}
   points = _with_doubts(points, record)
   every = [point for several in points.values() for point in several]
   return points | {'best': _pareto(every, costs)}
@@ -85,9 +82,13 @@ def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
 
 def cascades(record: Record, costs: Costs) -> list[Point]:
   """The frontier of cascades alone."""
-  return _pareto(
-    (at(p, record, costs) for p in _cascades(record, costs)), costs
-  )
+  return _frontier(_cascades(record, costs), record, costs)
+
+
+def within(points: Sequence[Point], budget: float) -> Point | None:
+  """The best point of a frontier whose cost is within a budget, if any."""
+  affordable = [p for p in points if p.cost <= budget * (1 + 1e-9)]
+  return affordable[-1] if affordable else None
 
 
 def at(policy: Policy, record: Record, costs: Costs) -> Point:
@@ -119,6 +120,12 @@ def _with_doubts(
     family: [dataclasses.replace(p, doubt=doubt(p)) for p in several]
     for family, several in points.items()
   }
+
+
+def _frontier(
+  policies: Iterable[Policy], record: Record, costs: Costs
+) -> list[Point]:
+  return _pareto((at(p, record, costs) for p in policies), costs)
 
 
 def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:

@@ -147,7 +147,7 @@ class EvaluatedRun:
       families = {'cascade': search.cascades(self.record, self.record.costs)}
     others = {}
     for family in ('router', 'cascade', 'routed_cascade'):
-      rival = within(families.get(family, ()), cost)
+      rival = search.within(families.get(family, ()), cost)
       if rival and rival.policy != self.policy:
         others[family.replace('_', ' ')] = rival.policy
     if self.found and self.router:
@@ -185,7 +185,7 @@ class EvaluatedRun:
     )
     score = functools.cache(lambda p: scores.score(p, self.record, ''))
     for family, points in self.calibration.points['GMACs'].items():
-      best = [(budget, within(points, budget)) for budget in asked]
+      best = [(b, search.within(points, b)) for b in asked]
       found[family] = [Checked(b, p, score(p.policy)) for b, p in best if p]
     return found
 
@@ -272,12 +272,6 @@ class EvaluatedRun:
   def routing(self) -> Mapping[str, Mapping[int, float]]:
     """Metrics of the stage that trains the router; {} if there is none."""
     return next((m for m in self.metrics.values() if 'train/entropy' in m), {})
-
-
-def within(points: Sequence[Any], gmacs: float) -> Any:
-  """The last of points or scores, which ascend, within a budget; or None."""
-  found = [p for p in points if p.gmacs <= gmacs * (1 + 1e-9)]
-  return found[-1] if found else None
 
 
 def is_evaluated(path: str) -> bool:
