@@ -2,11 +2,24 @@
 """What command lines turn into a message, not a traceback; and their status."""
 
 import signal
+import zipfile
+import zlib
 
 # Exit statuses of a run that has saved its state: stopped by SIGTERM, to
 # be started again, or by a person.
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
+
+# What reading a damaged .npz or .pth raises. RuntimeError: zipfile's, of a
+# changed version or flag; TypeError: numpy's, of a damaged header or an .npy.
+DAMAGED_ZIP = (
+  ValueError,
+  EOFError,
+  RuntimeError,
+  TypeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 class UserError(Exception):

@@ -7,14 +7,13 @@ it: on the same weights and the same images.
 
 import dataclasses
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from drnet_jax.choosing.options import Costs, Options
-from drnet_jax.errors import UserError
+from drnet_jax.errors import DAMAGED_ZIP, UserError
 
 _EXTRA = 'extra.'  # prefix of an example's other fields, in a file
 _GROUP = 'original'  # field of the examples that are copies of one original
@@ -22,6 +21,7 @@ _REMEDY = 'delete it, then evaluate or calibrate the run again'
 # Fields that a file holds as they are: in every version of it, and in some.
 _ALWAYS = ('label', 'predicted', 'confidence', 'top5')
 _SOMETIMES = ('margin', 'log_p', 'draw')
+_SAID = ('predicted', 'confidence', 'margin', 'top5')  # by every column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +138,8 @@ def said(
     likelier = (mean > mean[rows, label][:, None]).sum(-1)
     predicted = mean.argmax(-1).astype(np.int32)
     parts.append((predicted, *signals(mean), likelier < 5))
-  names = ('predicted', 'confidence', 'margin', 'top5')
   arrays = (np.stack(x, 1) for x in zip(*parts, strict=True))
-  return dict(zip(names, arrays, strict=True))
+  return dict(zip(_SAID, arrays, strict=True))
 
 
 def pooled(probabilities: Sequence[np.ndarray]) -> np.ndarray:
@@ -248,14 +247,7 @@ def load(path: str) -> Record:
   try:
     with np.load(path) as file:
       arrays = dict(file)
-  # A RuntimeError is zipfile's of a changed version or flag.
-  except (
-    ValueError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except DAMAGED_ZIP as error:
     raise UserError(f'{path} is damaged ({error}): {_REMEDY}') from error
   if 'resolutions' in arrays:  # as files of version 0.2 call it
     arrays['options'] = [f'{r} px' for r in arrays['resolutions']]
@@ -268,15 +260,16 @@ def load(path: str) -> Record:
   columns = tuple((j,) for j in range(len(options)))
   if 'columns' in arrays:
     columns = tuple(tuple(map(int, c.split())) for c in arrays['columns'])
+  extra = {
+    k.removeprefix(_EXTRA): v for k, v in arrays.items() if k.startswith(_EXTRA)
+  }
   shape = (len(arrays['label']), len(columns))
   fits = len(arrays['gmacs']) == len(options) > max(max(c) for c in columns)
-  said = ('predicted', 'confidence', 'margin', 'top5')
   of_image = [arrays[k] for k in ('log_p', 'draw') if k in arrays]
-  of_image += [v for k, v in arrays.items() if k.startswith(_EXTRA)]
   if (
     not fits
-    or any(arrays[k].shape != shape for k in said if k in arrays)
-    or any(x.shape[:1] != shape[:1] for x in of_image)
+    or any(arrays[k].shape != shape for k in _SAID if k in arrays)
+    or any(x.shape[:1] != shape[:1] for x in (*of_image, *extra.values()))
   ):
     raise UserError(
       f'{path} is damaged, its parts do not fit together: {_REMEDY}'
@@ -291,10 +284,6 @@ def load(path: str) -> Record:
     ),
     columns=columns,
     **{name: arrays.get(name) for name in (*_ALWAYS, *_SOMETIMES)},
-    extra={
-      k.removeprefix(_EXTRA): v
-      for k, v in arrays.items()
-      if k.startswith(_EXTRA)
-    },
+    extra=extra,
     origin=str(arrays.get('origin', '')),
   )

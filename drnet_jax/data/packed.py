@@ -8,8 +8,6 @@ are val.
 """
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
@@ -17,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from drnet_jax.data import selection, text
-from drnet_jax.errors import UserError
+from drnet_jax.errors import DAMAGED_ZIP, UserError
 
 _SPLITS = ('train', 'val')
 # Arrays that it must have, and of which of numpy's kinds.
@@ -93,14 +91,7 @@ def _read(path: str, only: Sequence[str] = ()) -> dict[str, np.ndarray]:
       arrays = {name: file[name] for name in only or file}
   except OSError as error:
     raise UserError(f'config.data.data_dir: {error}') from error
-  except (
-    ValueError,
-    EOFError,
-    RuntimeError,
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except DAMAGED_ZIP as error:
     raise UserError(
       f'config.data.data_dir = {path!r} is damaged, or no packed file: {error}'
     ) from error

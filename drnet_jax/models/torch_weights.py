@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import DAMAGED_ZIP, UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.models.efficientnet import EfficientNet
@@ -75,9 +75,7 @@ def read(path: str) -> StateDict:
         found = dict(file)
     else:
       found = _read_pickle(path)
-  except UserError:
-    raise
-  except Exception as error:  # every format reports damage in its own ways
+  except (OSError, *DAMAGED_ZIP, safetensors.SafetensorError) as error:
     raise UserError(f'{path} is damaged or no {ending}: {error}') from error
   found.pop('n_averaged', None)  # another count of PyTorch's
   state = {}
