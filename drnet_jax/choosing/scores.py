@@ -226,33 +226,23 @@ def judge(
   others: Mapping[str, Policy] | None = None,
   resamples: int = RESAMPLES,
 ) -> Judgement:
-  """Scores a policy and its rivals.
-
-  Args:
-    record: of a split.
-    policy: to judge.
-    name: of it.
-    others: further policies to hold it against, by name.
-    resamples: of the images, for the intervals.
-  """
+  """Scores a policy and its rivals, `others` by name among them."""
   policies = {name: policy} | dict(others or {})
   options, table = len(record.options), record.gmacs
-  decided = {k: decide(p, record, record.costs) for k, p in policies.items()}
-  bound = table[_oracle_choice(record)]
-  parts = {
-    'fixed': record.top1,
-    'right': np.stack([d.right for d in decided.values()], 1),
-    'cost': np.stack([d.cost for d in decided.values()], 1),
+  decided = [decide(p, record, record.costs) for p in policies.values()]
+  parts = [
+    record.top1,
+    np.stack([d.right for d in decided], 1),
+    np.stack([d.cost for d in decided], 1),
     # Which option an image would get blindly: the one where the policy ends.
-    'ends': np.eye(options)[decided[name].option],
-    'oracle': np.stack([record.top1.any(1), bound], 1),
-  }
-  columns = np.concatenate(list(parts.values()), 1, dtype=np.float64)
-  ends = np.cumsum([x.shape[1] for x in parts.values()])[:-1]
-  names = [*decided, 'best fixed', 'random', 'oracle']
+    np.eye(options)[decided[0].option],
+    np.stack([record.top1.any(1), table[_oracle_choice(record)]], 1),
+  ]
+  columns = np.concatenate(parts, 1, dtype=np.float64)
+  ends = np.cumsum([x.shape[1] for x in parts])[:-1]
 
   def scores(means: np.ndarray) -> np.ndarray:
-    """[options + names, 2]: cost and top-1, from means of the columns."""
+    """[scores, 2]: cost and top-1 of each, from means of the columns."""
     fixed, right, cost, shares, bound = np.split(means, ends)
     hull_cost, hull = upper_hull(table, fixed)
     blind = blind_shares(shares, table, cost[0])
@@ -273,29 +263,36 @@ def judge(
   samples = np.array(
     [scores(m) for m in resampled_means(columns, record.groups, resamples)]
   )
-  known = {s.name: s for s in (*fixed_scores(record), oracle(record))}
-  known |= {k: score(p, record, k) for k, p in policies.items()}
-  found = {}
-  for i, key in enumerate([*known][:options] + names):
-    plain = known.get(key)
-    found[key] = Scored(
-      name=key,
+  undefined = np.nan, np.nan, None, np.full(options, np.nan)
+  plain = [
+    *fixed_scores(record),
+    *(score(p, record, k) for k, p in policies.items()),
+    Score('best fixed', *undefined),
+    Score('random', *undefined),
+    oracle(record),
+  ]
+  found = [
+    Scored(
+      name=one.name,
       gmacs=interval(whole[i, 0], samples[:, i, 0]),
       top1=interval(whole[i, 1], samples[:, i, 1]),
-      top5=plain.top5 if plain else None,
+      top5=one.top5,
       gain=interval(
         whole[options, 1] - whole[i, 1],
         samples[:, options, 1] - samples[:, i, 1],
       ),
-      shares=plain.shares if plain else np.full(options, np.nan),
+      shares=one.shares,
     )
+    for i, one in enumerate(plain)
+  ]
+  policy, *others, best_fixed, random, bound = found[options:]
   return Judgement(
-    policy=found[name],
-    fixed=tuple(found[key] for key in [*known][:options]),
-    best_fixed=found['best fixed'],
-    random=found['random'],
-    oracle=found['oracle'],
-    others={key: found[key] for key in [*policies][1:]},
+    policy=policy,
+    fixed=tuple(found[:options]),
+    best_fixed=best_fixed,
+    random=random,
+    oracle=bound,
+    others={one.name: one for one in others},
     saving=interval(
       1 - whole[options, 0] / record.costs.full,
       1 - samples[:, options, 0] / record.costs.full,
@@ -312,17 +309,11 @@ def over_networks(
   """Top-1 of a policy less that of other networks at its cost.
 
   Of the best of them, or the best mixture of two: as `Judgement.best_fixed`.
-
-  Args:
-    record: that the policy is played on.
-    policy: of any family.
-    right: bool [N, M], which of the record's images each network classifies
-      correctly.
-    gmacs: [M], cost of each.
+  Network m, of cost `gmacs` [M], is right about the record's images where
+  `right`, bool [N, M], says so.
   """
   decided = decide(policy, record, record.costs)
-  columns = np.column_stack([decided.right, decided.cost, right])
-  columns = columns.astype(np.float64)
+  columns = np.column_stack([decided.right, decided.cost, right]).astype(float)
 
   def gain(means: np.ndarray) -> float:
     return means[0] - np.interp(means[1], *upper_hull(gmacs, means[2:]))
@@ -348,10 +339,8 @@ def resampled_means(
 ) -> np.ndarray:
   """Means over as many groups drawn with replacement, [resamples, C].
 
-  Args:
-    columns: [N, C].
-    groups: int [N], from 0: rows of one number are drawn together.
-    resamples: how often.
+  Rows of `columns` [N, C] whose `groups`, int [N] from 0, are of one number are
+  drawn together.
   """
   rng = np.random.default_rng(0)
   size = np.bincount(groups)
@@ -360,13 +349,11 @@ def resampled_means(
   np.add.at(sums, groups, columns)
   found = []
   for start in range(0, resamples, _CHUNK):
-    drawn = np.asarray(
-      [
-        np.bincount(rng.integers(count, size=count), minlength=count)
-        for _ in range(min(_CHUNK, resamples - start))
-      ],
-      np.float64,
-    )
+    drawn = [
+      np.bincount(rng.integers(count, size=count), minlength=count)
+      for _ in range(min(_CHUNK, resamples - start))
+    ]
+    drawn = np.asarray(drawn, np.float64)
     found.append(drawn @ sums / (drawn @ size)[:, None])
   return np.concatenate(found)
 
