@@ -24,8 +24,7 @@ _PRICES = np.geomspace(1e-3, 10, 48)  # top-1 for the cost of the full option
 # Places among which a threshold is looked for, a few images apart: closer ones
 # fit noise (on halves of 1,300 photographs 20 to 80 beat 200 by .1 points).
 _IMAGES_PER_CUT = 10
-_FEWEST_CUTS = 20
-_CUTS = 200
+_CUTS = (20, 200)  # at least, at most
 _ROUNDS = 3
 _DIALS = 16  # lambdas a routed cascade begins with
 _BUDGETS = 64  # of a router's dial
@@ -59,9 +58,7 @@ class Point:
 def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
   """The frontier of each family that the record allows, and of all: 'best'.
 
-  Args:
-    record: of images that were neither trained on nor will be reported.
-    costs: to count in.
+  The record is of images that were neither trained on nor will be reported.
   """
   routes = policy_lib.routes(record)
   found = {'fixed': [policy_lib.fixed(j) for j in range(len(record.options))]}
@@ -147,18 +144,14 @@ def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
 def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
   """Lambdas, ascending, one between any two at which some image moves.
 
-  Args:
-    log_p: [N, P].
-    table: [P], cost of each option.
+  Of log_p [N, P] and the cost of each option, `table` [P].
   """
-  pairs = itertools.combinations(range(len(table)), 2)
-  found = np.unique(
-    [
-      (log_p[:, i] - log_p[:, j]) / (table[i] - table[j])
-      for i, j in pairs
-      if table[i] != table[j]
-    ]
-  )
+  moves = [
+    (log_p[:, i] - log_p[:, j]) / (table[i] - table[j])
+    for i, j in itertools.combinations(range(len(table)), 2)
+    if table[i] != table[j]
+  ]
+  found = np.unique(moves)
   ends = found[[0, -1]] + np.array([-1, 1]) / np.ptp(table)
   return np.concatenate([ends[:1], (found[1:] + found[:-1]) / 2, ends[1:]])
 
@@ -175,16 +168,10 @@ def _dials(
 
 
 def met(log_p, table, lambdas, budget: float) -> dict[str, float]:
-  """The dial whose average cost is the budget, the predictor left out.
+  """Fields of the `Dial` whose average cost is a budget within the table.
 
-  Args:
-    log_p: float64 [N, P].
-    table: [P], cost of each option.
-    lambdas: from `turns`.
-    budget: within the table.
-
-  Returns:
-    Fields of a `Dial`.
+  The predictor is left out; log_p, float64, and table are those that `turns`
+  made the lambdas of.
   """
 
   def cost(i: int) -> float:
@@ -307,20 +294,17 @@ class _Walk:
     rows, option = np.arange(count), np.arange(len(path))[:, None]
     self._right = record.right[rows, column].astype(np.float64)
     self._cost = paid[np.minimum(first, option), option]
-    self._reached = first <= option
+    self._first = first
     signal = record.signal(policy.signal)[rows, column].astype(np.float64)
     self._order = np.argsort(-signal, kind='stable')
     self._ordered = np.take_along_axis(signal, self._order, 1)
-    self._places = [self._cut_places(x) for x in self._ordered[:-1]]
-
-  def _cut_places(self, ordered: np.ndarray) -> np.ndarray:
-    """Numbers of images at which the signal changes, some images apart."""
-    count = len(ordered)
-    places = np.flatnonzero(np.diff(ordered)) + 1
-    most = min(max(count // _IMAGES_PER_CUT, _FEWEST_CUTS), _CUTS)
-    if len(places) > most:
-      places = places[np.linspace(0, len(places) - 1, most).astype(int)]
-    return np.concatenate([[0], places, [count]])
+    # Numbers of images at which the signal changes, some images apart.
+    self._places, most = [], np.clip(count // _IMAGES_PER_CUT, *_CUTS)
+    for ordered in self._ordered[:-1]:
+      places = np.flatnonzero(np.diff(ordered)) + 1
+      if len(places) > most:
+        places = places[np.linspace(0, len(places) - 1, most).astype(int)]
+      self._places.append(np.concatenate([[0], places, [count]]))
 
   def best(self, price: float) -> tuple[int, ...]:
     """The cuts that are best at a price of cost, in top-1."""
@@ -345,11 +329,9 @@ class _Walk:
 
   def _reach(self, i: int, cuts: Sequence[int]) -> np.ndarray:
     """Whether each image comes to option i, bool [N]."""
-    here = self._reached[0]
+    here = self._first == 0
     for k in range(i):
-      here = (here & ~self._leaves(k, cuts[k])) | (
-        self._reached[k + 1] & ~self._reached[k]
-      )
+      here = (here & ~self._leaves(k, cuts[k])) | (self._first == k + 1)
     return here
 
   def _from(self, i: int, values, cuts: Sequence[int]) -> np.ndarray:
@@ -361,12 +343,10 @@ class _Walk:
 
   def cost(self, cuts: Sequence[int]) -> float:
     """Average cost of an image, the predictor left out."""
-    total = np.zeros(len(self._reached[0]))
-    begin = np.zeros(len(total), bool)
-    for i, reached in enumerate(self._reached):
-      starts = reached & ~begin
+    total = np.zeros(len(self._first))
+    for i in range(len(self._cost)):
+      starts = self._first == i
       total[starts] = self._from(i, self._cost, cuts)[starts]
-      begin |= reached
     return float(total.mean())
 
   def between(self, a: Sequence[int], b: Sequence[int]):
