@@ -59,10 +59,8 @@ class Calibration:
   ) -> 'Calibration':
     """Searches all families on the record of a held-out split.
 
-    Args:
-      record: as much of it is used as is useful.
-      split: for people.
-      ms: milliseconds of this machine, if they were measured.
+    As much of it is used as is useful. `split` is for people, `ms` are the
+    milliseconds of this machine, if they were measured.
     """
     count = len(record.label)
     used = min(count, _MOST_IMAGES)
@@ -72,9 +70,7 @@ class Calibration:
     return cls(
       options=record.options,
       costs=costs,
-      points={
-        unit: search.frontiers(record, table) for unit, table in costs.items()
-      },
+      points={k: search.frontiers(record, c) for k, c in costs.items()},
       split=split,
       images=len(record.label),
       origin=record.origin,
@@ -109,11 +105,10 @@ class Calibration:
     unit = 'GMACs' if ms is None else 'ms'
     points = self.family(unit, policy)
     if not given:
-      fixed = self.points['GMACs']['fixed'][-1]
-      least = fixed.top1 - TOLERANCE
-      sure = [p for p in points if p.top1 - p.doubt >= least]
-      if self.images < _FEWEST_IMAGES:
-        sure = []
+      fixed, sure = self.points['GMACs']['fixed'][-1], []
+      if self.images >= _FEWEST_IMAGES:
+        least = fixed.top1 - TOLERANCE
+        sure = [p for p in points if p.top1 - p.doubt >= least]
       if policy == 'best':
         sure.append(fixed)
       return min(sure, key=lambda p: p.gmacs) if sure else points[-1]
@@ -159,10 +154,7 @@ class Calibration:
 
 
 def read(folder: str) -> Calibration | None:
-  """Reads what `Calibration.write` left in a folder, if anything.
-
-  Args:
-    folder: a workdir, an export, or a ladder.
+  """What `Calibration.write` left in a workdir, an export or a ladder, if any.
 
   Raises:
     UserError: the file is damaged, or of another version.

@@ -78,12 +78,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in some:
       gains[row['split']].append(row['top1'] - row['best_fixed'])
     means = [float(np.mean(gain)) for gain in gains.values()]
+    row = {'budget': budget, 'family': family}
+    for name in ('gmacs', 'top1', 'best_fixed', 'largest'):
+      row[name] = float(np.mean([one[name] for one in some]))
     found.append(
-      {'budget': budget, 'family': family}
-      | {
-        name: float(np.mean([row[name] for row in some]))
-        for name in ('gmacs', 'top1', 'best_fixed', 'largest')
-      }
+      row
       | {
         'gain': float(np.mean(means)),
         'gain_least': min(means),

@@ -70,12 +70,13 @@ class Options:
     Those are of neighbours, and, but for many exits, which follow one another,
     of all options that a cascade may try.
     """
-    count = len(self)
-    sets = [(j,) for j in range(count)]
-    if self.noun != 'exit' or count <= FEW:
-      longest = count if count <= FEW else MOST_TRIED
-      for length in range(2, longest + 1):
-        sets += itertools.combinations(range(count), length)
+    count, sets = len(self), []
+    if count <= FEW:
+      longest = count
+    else:
+      longest = 1 if self.noun == 'exit' else MOST_TRIED
+    for length in range(1, longest + 1):
+      sets += itertools.combinations(range(count), length)
     sets += [
       tuple(range(i, j)) for i in range(count) for j in range(i + 2, count + 1)
     ]
@@ -117,10 +118,8 @@ class Costs:
     count = len(path)
     paid = np.zeros((count, count))
     for start in range(count):
-      spent: dict[int, float] = {}
-      total = 0.0
-      for i in range(start, count):
-        j = path[i]
+      spent, total = {}, 0.0  # in each network, and in all
+      for i, j in enumerate(path[start:], start):
         chain, cost = options.chain[j], self.options[j]
         total += cost - spent.get(chain, 0.0)
         if chain >= 0:

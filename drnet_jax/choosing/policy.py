@@ -54,11 +54,11 @@ class Dial:
       log_p: [N, P], of the options of the path.
       draw: [N] in [0, 1); may be None where nothing is mixed.
     """
-    scores = log_p.astype(np.float64)
-    first = (scores - self.low * np.asarray(self.costs)).argmax(-1)
+    scores, costs = log_p.astype(np.float64), np.asarray(self.costs)
+    first = (scores - self.low * costs).argmax(-1)
     if not self.share:
       return first
-    other = (scores - self.high * np.asarray(self.costs)).argmax(-1)
+    other = (scores - self.high * costs).argmax(-1)
     return np.where(draw < self.share, other, first)
 
 
@@ -100,12 +100,10 @@ class Policy:
   def begin(
     self, log_p: np.ndarray | None, draw: np.ndarray | None, count: int
   ) -> np.ndarray:
-    """Positions in the path at which images start, int [N].
+    """Positions in the path at which `count` images start, int [N].
 
-    Args:
-      log_p: [N, R], the predictor's; None where it is not asked.
-      draw: [N], see `Record`.
-      count: N.
+    `log_p` [N, R], None where no predictor is asked, and `draw` [N] are as in a
+    `Record`.
     """
     if self.start is None:
       return np.zeros(count, int)
@@ -116,11 +114,9 @@ class Policy:
     return self.path[first if self.answer == 'pooled' else last : last + 1]
 
   def leaves(self, position: int, signal: np.ndarray) -> np.ndarray:
-    """Whether images leave after an option of the path, bool [N].
+    """Whether images leave after the option at a position, bool [N].
 
-    Args:
-      position: of the option.
-      signal: float [N], of their answers so far; those of NaN leave.
+    By the signal of their answers so far, float [N]; those of NaN leave.
     """
     if position == len(self.path) - 1:
       return np.ones(len(signal), bool)
@@ -133,13 +129,11 @@ class Policy:
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Policy':
     """Inverse of `to_json`."""
-    fields = dict(fields)
-    if fields['start']:
-      start = fields['start']
-      fields['start'] = Dial(**start | {'costs': tuple(start['costs'])})
-    for name in ('path', 'stop'):
-      fields[name] = tuple(fields[name])
-    return cls(**fields)
+    lists = {name: tuple(fields[name]) for name in ('path', 'stop')}
+    start = fields['start']
+    if start:
+      start = Dial(**start | {'costs': tuple(start['costs'])})
+    return cls(**fields | lists | {'start': start})
 
 
 def fixed(option: int) -> Policy:
@@ -148,12 +142,9 @@ def fixed(option: int) -> Policy:
 
 
 def router(costs: Costs, options: tuple[int, ...], **dial: float) -> Policy:
-  """A predictor alone; as trained unless the dial is set.
+  """A predictor alone; as trained unless fields of its dial are given.
 
-  Args:
-    costs: of all options.
-    options: that the predictor knows.
-    **dial: `low`, `high` and `share`.
+  `costs` are those of all options, `options` the ones that it knows.
   """
   table = tuple(costs.options[j] for j in options)
   stop = (AT_ONCE,) * (len(options) - 1)
@@ -179,10 +170,8 @@ def details(policy: Policy) -> list[str]:
   found = []
   if isinstance(policy.start, Dial) and policy.start.low:
     found.append(f'lambda {policy.start.low:.3g}')
-  if limits := [f'{x:.2f}' for x in policy.stop if np.isfinite(x)]:
-    found.append(
-      f'on while the {policy.signal} is under {" and ".join(limits)}'
-    )
+  if limits := ' and '.join(f'{x:.2f}' for x in policy.stop if np.isfinite(x)):
+    found.append(f'on while the {policy.signal} is under {limits}')
   if policy.answer == 'pooled':
     found.append('answers pooled')
   return found
