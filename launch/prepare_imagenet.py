@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from drnet_jax.commands import cli
 from drnet_jax.data import folder, selection, shard_writer, sources
-from drnet_jax.data.shard_writer import SUMS, Shard, ShardWriter
+from drnet_jax.data.shard_writer import SUMS, Shard
 from drnet_jax.errors import UserError
 
 _TRAIN_TAR, _VAL_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -121,7 +121,7 @@ def prepare(options: argparse.Namespace) -> None:
     split: _shards(images, features, options.shard_mb * 1e6)
     for split, images in splits.items()
   }
-  ShardWriter(directory, plan).write(shards, features, options.threads)
+  shard_writer.write(directory, plan, shards, features, options.threads)
   _report(directory, {k: len(v) for k, v in splits.items()})
   if not kept and not options.images_per_class:
     for split, count in _COMPLETE.items():
@@ -154,8 +154,9 @@ def convert(options: argparse.Namespace) -> None:
   directory = os.path.join(options.data_dir, name, version)
   counts = {split: info.num_examples for split, info in splits.items()}
   lengths = {k: [shard.count for shard in v] for k, v in shards.items()}
-  ShardWriter(directory, {'source': source, 'shards': lengths}).write(
-    shards, builder.info.features, options.threads
+  plan = {'source': source, 'shards': lengths}
+  shard_writer.write(
+    directory, plan, shards, builder.info.features, options.threads
   )
   _report(directory, counts)
 

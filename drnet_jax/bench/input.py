@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from drnet_jax import terminal
-from drnet_jax.data import packed, random_crop, sources
+from drnet_jax.data import packed, random_crop, shard_writer, sources
 from drnet_jax.data.pipeline import Data
-from drnet_jax.data.shard_writer import Shard, ShardWriter, serializer
+from drnet_jax.data.shard_writer import Shard, serializer
 
 _DECODED = 500  # images for the table of decoders
 _WARM_UP = 8  # batches, until what was made ahead is used up
@@ -88,8 +88,9 @@ def _as_shards(files: list[bytes], root: str) -> Data:
   def records() -> Iterator[bytes]:
     return (serialize({'image': file, 'label': 0}) for file in files)
 
-  writer = ShardWriter(os.path.join(root, 'photographs', '1.0.0'), {})
-  writer.write({'train': [Shard(len(files), records)]}, features, threads=1)
+  directory = os.path.join(root, 'photographs', '1.0.0')
+  splits = {'train': [Shard(len(files), records)]}
+  shard_writer.write(directory, {}, splits, features, threads=1)
   return _data('photographs', root)
 
 

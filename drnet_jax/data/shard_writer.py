@@ -34,146 +34,131 @@ class Shard:
   records: Callable[[], Iterator[bytes]]
 
 
-class ShardWriter:
-  """Writes the shards of one data set.
+def write(
+  directory: str,
+  plan: Mapping,
+  splits: Mapping[str, Sequence[Shard]],
+  features: tfds.features.FeaturesDict,
+  threads: int,
+) -> None:
+  """Writes what is not there yet, and at the end what makes it a data set.
 
   Args:
     directory: `<data_dir>/<name>/<version>`.
     plan: says what is to be written, as JSON; a directory begun under another
       plan is refused.
+    splits: their shards, by name.
+    features: of the examples.
+    threads: shards to write at a time.
 
   Raises:
-    UserError: that, or the directory cannot be written.
+    UserError: that, or a file cannot be written.
   """
-
-  def __init__(self, directory: str, plan: Mapping):
-    self._directory = directory
-    self._name = os.path.basename(os.path.dirname(os.path.abspath(directory)))
-    path = os.path.join(directory, _PLAN)
-    plan = json.dumps(plan, indent=2)
-    try:
-      os.makedirs(directory, exist_ok=True)
-      if not os.path.exists(path):
-        _write(path, plan)
-      with open(path) as file:
-        if file.read() != plan:
-          raise UserError(
-            f'{directory} was begun from other images or settings ({path} '
-            'differs); remove it, or choose another --data_dir'
-          )
-      self._sums = self._read_sums()
-    except OSError as error:
-      raise UserError(f'cannot write to {directory}: {error}') from error
-
-  def write(
-    self,
-    splits: Mapping[str, Sequence[Shard]],
-    features: tfds.features.FeaturesDict,
-    threads: int,
-  ) -> None:
-    """Writes what is not there yet, and at the end what makes it a data set.
-
-    Args:
-      splits: their shards, by name.
-      features: of the examples.
-      threads: shards to write at a time.
-
-    Raises:
-      UserError: a file cannot be written.
-    """
-    jobs = [
-      (f'{self._prefix(split)}-{i:05d}-of-{len(shards):05d}', shard)
-      for split, shards in splits.items()
+  try:
+    sums = _begin(directory, json.dumps(plan, indent=2))
+  except OSError as error:
+    raise UserError(f'cannot write to {directory}: {error}') from error
+  dataset = os.path.basename(os.path.dirname(os.path.abspath(directory)))
+  files = {
+    split: {
+      f'{dataset}-{split}.array_record-{i:05d}-of-{len(shards):05d}': shard
       for i, shard in enumerate(shards)
-    ]
-    left = [job for job in jobs if not self._is_done(job[0])]
-    total = sum(shard.count for _, shard in jobs)
-    with (
-      concurrent.futures.ThreadPoolExecutor(threads) as pool,
-      tqdm(
-        total=total,
-        initial=total - sum(shard.count for _, shard in left),
-        unit='img',
-        unit_scale=True,
-        disable=None,
-      ) as bar,
-    ):
-      futures = [pool.submit(self._write_shard, *job, bar) for job in left]
-      try:
-        for future in concurrent.futures.as_completed(futures):
-          self._sums |= future.result()
-          lines = (f'{v}  {k}\n' for k, v in sorted(self._sums.items()))
-          _write(os.path.join(self._directory, SUMS), ''.join(lines))
-      # ArrayRecord's are RuntimeErrors.
-      except (OSError, RuntimeError) as error:
-        raise UserError(
-          f'cannot write to {self._directory}: {error}. The same command goes '
-          'on from here.'
-        ) from error
-      finally:
-        for future in futures:
-          future.cancel()
-    tfds.folder_dataset.write_metadata(
-      data_dir=self._directory,
-      features=features,
-      split_infos=[self._split_info(*item) for item in splits.items()],
-      check_data=False,
-    )
-
-  def _prefix(self, split: str) -> str:
-    return f'{self._name}-{split}.array_record'
-
-  def _split_info(self, split: str, shards: Sequence[Shard]):
-    files = [f for f in self._sums if f.startswith(self._prefix(split))]
-    sizes = [os.path.getsize(os.path.join(self._directory, f)) for f in files]
-    return tfds.core.SplitInfo(
-      name=split,
-      shard_lengths=[shard.count for shard in shards],
-      num_bytes=sum(sizes),
-      filename_template=tfds.core.ShardedFileTemplate(
-        data_dir=self._directory,
-        dataset_name=self._name,
-        split=split,
-        filetype_suffix='array_record',
-      ),
-    )
-
-  def _is_done(self, name: str) -> bool:
-    path = os.path.join(self._directory, name)
-    return name in self._sums and os.path.exists(path)
-
-  def _read_sums(self) -> dict[str, str]:
-    path = os.path.join(self._directory, SUMS)
-    if not os.path.exists(path):
-      return {}
-    with open(path) as file:
-      # As `sha256sum` writes it; a name may have spaces.
-      return {
-        name.rstrip('\n'): digest
-        for digest, _, name in (line.partition('  ') for line in file)
-      }
-
-  def _write_shard(self, name: str, shard: Shard, bar: tqdm) -> dict[str, str]:
-    """Returns the shard's checksum, by name."""
-    path = os.path.join(self._directory, name)
-    writer = array_record_module.ArrayRecordWriter(
-      f'{path}.partial', 'group_size:1'
-    )
-    count = 0
-    for record in shard.records():
-      writer.write(record)
-      count += 1
-      bar.update()
-    writer.close()
-    if count != shard.count:
+    }
+    for split, shards in splits.items()
+  }
+  jobs = {k: v for shards in files.values() for k, v in shards.items()}
+  paths = {name: os.path.join(directory, name) for name in jobs}
+  left = [k for k in jobs if k not in sums or not os.path.exists(paths[k])]
+  total = sum(shard.count for shard in jobs.values())
+  with (
+    concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    tqdm(
+      total=total,
+      initial=total - sum(jobs[name].count for name in left),
+      unit='img',
+      unit_scale=True,
+      disable=None,
+    ) as bar,
+  ):
+    futures = {
+      pool.submit(_write_shard, paths[name], jobs[name], bar): name
+      for name in left
+    }
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        sums[futures[future]] = future.result()
+        lines = (f'{v}  {k}\n' for k, v in sorted(sums.items()))
+        _write(os.path.join(directory, SUMS), ''.join(lines))
+    except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
       raise UserError(
-        f'{count} examples found for {name}, where there should be '
-        f'{shard.count}'
+        f'cannot write to {directory}: {error}. The same command goes on from '
+        'here.'
+      ) from error
+    finally:
+      for future in futures:
+        future.cancel()
+  tfds.folder_dataset.write_metadata(
+    data_dir=directory,
+    features=features,
+    split_infos=[
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[shard.count for shard in shards.values()],
+        num_bytes=sum(os.path.getsize(paths[name]) for name in shards),
+        filename_template=tfds.core.ShardedFileTemplate(
+          data_dir=directory,
+          dataset_name=dataset,
+          split=split,
+          filetype_suffix='array_record',
+        ),
       )
-    with open(f'{path}.partial', 'rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    os.replace(f'{path}.partial', path)
-    return {name: digest}
+      for split, shards in files.items()
+    ],
+    check_data=False,
+  )
+
+
+def _begin(directory: str, plan: str) -> dict[str, str]:
+  """Returns the checksums of the shards that are there, by name."""
+  os.makedirs(directory, exist_ok=True)
+  path = os.path.join(directory, _PLAN)
+  if not os.path.exists(path):
+    _write(path, plan)
+  with open(path) as file:
+    if file.read() != plan:
+      raise UserError(
+        f'{directory} was begun from other images or settings ({path} '
+        'differs); remove it, or choose another --data_dir'
+      )
+  path = os.path.join(directory, SUMS)
+  if not os.path.exists(path):
+    return {}
+  with open(path) as file:
+    # As `sha256sum` writes it; a name may have spaces.
+    lines = [line.rstrip('\n').partition('  ') for line in file]
+  return {name: digest for digest, _, name in lines}
+
+
+def _write_shard(path: str, shard: Shard, bar: tqdm) -> str:
+  """Returns the shard's checksum."""
+  writer = array_record_module.ArrayRecordWriter(
+    f'{path}.partial', 'group_size:1'
+  )
+  count = 0
+  for record in shard.records():
+    writer.write(record)
+    count += 1
+    bar.update()
+  writer.close()
+  if count != shard.count:
+    raise UserError(
+      f'{count} examples found for {os.path.basename(path)}, where there '
+      f'should be {shard.count}'
+    )
+  with open(f'{path}.partial', 'rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  os.replace(f'{path}.partial', path)
+  return digest
 
 
 def serializer(
