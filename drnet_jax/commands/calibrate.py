@@ -94,39 +94,33 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
   from drnet_jax.run.recording import Subject
   from drnet_jax.tables import write_csv
 
-  names = ladder.short_names(paths)
-  subjects = {
-    name: Subject(path, overrides)
-    for name, path in zip(names, paths, strict=True)
-  }
+  names = zip(ladder.short_names(paths), paths, strict=True)
+  subjects = {name: Subject(path, overrides) for name, path in names}
   first = next(iter(subjects.values()))
   record = calibrate.joined_record(subjects, first.data.test_split)
   if len(record.options) < 2:
     raise UserError('there is only one option: nothing can choose')
   budgets = np.geomspace(record.gmacs.min(), record.costs.full, 16)
   rows = halves.halves(record, budgets[1:], splits=_HALVES.value)
-  found = halves.summary(rows)
-  print(
-    terminal.table(
-      [
-        {
-          'policy': row['family'],
-          'budget': f'{row["budget"]:.4g}',
-          'GMACs': f'{row["gmacs"]:.4g}',
-          'top-1 %': f'{100 * row["top1"]:.2f}',
-          'best fixed there': f'{100 * row["best_fixed"]:.2f}',
-          'gain': f'{100 * row["gain"]:+.2f} [{100 * row["gain_least"]:+.2f}, '
-          f'{100 * row["gain_most"]:+.2f}]',
-          'full option': f'{100 * row["largest"]:.2f}',
-        }
-        for row in found
-      ]
-    )
-  )
+  shown = [
+    {
+      'policy': row['family'],
+      'budget': f'{row["budget"]:.4g}',
+      'GMACs': f'{row["gmacs"]:.4g}',
+      'top-1 %': f'{100 * row["top1"]:.2f}',
+      'best fixed there': f'{100 * row["best_fixed"]:.2f}',
+      'gain': f'{100 * row["gain"]:+.2f} [{100 * row["gain_least"]:+.2f}, '
+      f'{100 * row["gain_most"]:+.2f}]',
+      'full option': f'{100 * row["largest"]:.2f}',
+    }
+    for row in halves.summary(rows)
+  ]
+  print(terminal.table(shown))
   folder = TO.value or os.path.join(paths[0], 'report')
   os.makedirs(folder, exist_ok=True)
-  write_csv(os.path.join(folder, 'halves.csv'), rows)
-  print(f'Written: {os.path.join(folder, "halves.csv")}')
+  path = os.path.join(folder, 'halves.csv')
+  write_csv(path, rows)
+  print(f'Written: {path}')
 
 
 def _measured(path: str | list[str]):

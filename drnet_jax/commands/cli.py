@@ -26,16 +26,11 @@ _ROOM = (
 )
 _ACCESS = 'Results so far, if any, are printed above.'
 _FOLDER = 'Name a folder, or a path that is free.'
-_REMEDIES = {
-  errno.ENOSPC: _ROOM,
-  errno.EDQUOT: _ROOM,
-  errno.EROFS: _ACCESS,
-  errno.EACCES: _ACCESS,
-  errno.EPERM: _ACCESS,
-  errno.EEXIST: _FOLDER,
-  errno.EISDIR: _FOLDER,
-  errno.ENOTDIR: _FOLDER,
-}
+_REMEDIES = (
+  dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM)
+  | dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _ACCESS)
+  | dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), _FOLDER)
+)
 
 _SHARED = f'{__package__}.flags'  # the module
 
@@ -78,20 +73,22 @@ def start(module: ModuleType) -> None:
     print(_help(module))
     return
   arguments = getattr(module, 'parse_flags', parse_flags)(sys.argv)
-  for flag in flags.FLAGS.flags_by_module_dict().get(_SHARED, ()):
+  for flag in _flags_of(_SHARED):
     if flag.present and flag.name not in getattr(module, 'USES', ()):
       _refuse(f'--{flag.name} is a flag of other commands; see --help')
   set_up()
   run_command(lambda: module.run(arguments[1:]))
 
 
+def _flags_of(name: str) -> Sequence[flags.Flag]:
+  return flags.FLAGS.flags_by_module_dict().get(name, ())
+
+
 def _help(module: ModuleType) -> str:
-  known = flags.FLAGS.flags_by_module_dict()
-  shown = flags.FlagValues()
-  for name in (module.__name__, __name__, _SHARED):
-    for flag in known.get(name, ()):
-      if name != _SHARED or flag.name in getattr(module, 'USES', ()):
-        shown[flag.name] = flag
+  uses, shown = getattr(module, 'USES', ()), flags.FlagValues()
+  shared = [flag for flag in _flags_of(_SHARED) if flag.name in uses]
+  for flag in (*_flags_of(module.__name__), *_flags_of(__name__), *shared):
+    shown[flag.name] = flag
   listed = shown.get_help(include_special_flags=False)
   return '\n'.join([module.__doc__.rstrip(), '', 'Flags:', listed])
 

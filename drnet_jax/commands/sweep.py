@@ -58,11 +58,8 @@ _POLL_S = 5  # between looks at what other sweeps of the folder are at
 class Job:
   """One run of `drnet_jax.main`.
 
-  Attributes:
-    name: of the row, or of the first stage that rows share.
-    workdir: the run's.
-    arguments: of `drnet_jax.main`.
-    needs: the job whose weights this one begins with.
+  It is named as its row, or the first stage that rows share; `needs` is the job
+  whose weights it begins with.
   """
 
   name: str
@@ -91,11 +88,9 @@ class Job:
     free = FREE + (() if record['done'] else REMEDIES)
 
     def bound(arguments: Sequence[str]) -> list[str]:
-      return [
-        a
-        for a in arguments
-        if not settings.matches(a.partition('=')[0].removeprefix('--'), free)
-      ]
+      fields = [a.partition('=')[0].removeprefix('--') for a in arguments]
+      pairs = zip(arguments, fields, strict=True)
+      return [a for a, field in pairs if not settings.matches(field, free)]
 
     if bound(record['arguments']) != bound(self.arguments):
       raise UserError(
@@ -105,9 +100,8 @@ class Job:
     return record['done']
 
   def record(self, *, done: bool) -> None:
-    settings.write_json(
-      self._record, {'arguments': self.arguments, 'done': done}
-    )
+    fields = {'arguments': self.arguments, 'done': done}
+    settings.write_json(self._record, fields)
 
   @contextlib.contextmanager
   def claimed(self) -> Iterator[IO | None]:
@@ -138,8 +132,8 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
   Raises:
     UserError: the file is not a set, or the overrides cannot apply to all runs.
   """
-  for override in overrides:
-    field = override.partition('=')[0]
+  given = [override.partition('=')[0] for override in overrides]
+  for field, override in zip(given, overrides, strict=True):
     if not override.startswith('--config.') or field == override:
       raise UserError(
         f'{override!r} is not of the form --config.<field>=<value>'
@@ -149,9 +143,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
   configs = _rows(path)
   keys = {name: _first_stage(config) for name, config in configs.items()}
   uses = collections.Counter(key for key in keys.values() if key)
-  if uses.total() > len(uses) and any(
-    x.startswith('--config.init_from=') for x in overrides
-  ):
+  if uses.total() > len(uses) and '--config.init_from' in given:
     raise UserError(
       '--config.init_from is set by the sweep, for rows that share their first '
       'stage; edit the set file'
@@ -165,19 +157,17 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
   jobs = []
   for name, config in configs.items():
     key, workdir = keys[name], os.path.join(out, _slug(name))
-    if key is None or uses[key] == 1:
-      jobs.append(Job(name, workdir, arguments(name, workdir)))
-      continue
-    if key not in shared:
-      folder = os.path.join(out, 'first_stage', _slug(name))
-      only_first = arguments(name, folder, _stages_flag(config.stages[:1]))
-      shared[key] = Job(f'first stage of {name!r}', folder, only_first)
-      jobs.append(shared[key])
-    first = shared[key]
-    rest = _stages_flag(config.stages[1:])
-    begin = f'--config.init_from={first.workdir}'
-    goes_on = arguments(name, workdir, rest, begin)
-    jobs.append(Job(name, workdir, goes_on, needs=first))
+    first, fields = None, ()
+    if uses[key] > 1:
+      if key not in shared:
+        folder = os.path.join(out, 'first_stage', _slug(name))
+        only_first = arguments(name, folder, _stages_flag(config.stages[:1]))
+        shared[key] = Job(f'first stage of {name!r}', folder, only_first)
+        jobs.append(shared[key])
+      first = shared[key]
+      begin = f'--config.init_from={first.workdir}'
+      fields = _stages_flag(config.stages[1:]), begin
+    jobs.append(Job(name, workdir, arguments(name, workdir, *fields), first))
   return jobs
 
 
@@ -208,14 +198,7 @@ def sweep(jobs: Sequence[Job]) -> None:
 
 
 def _run(job: Job) -> int | None:
-  """Runs a job to its end.
-
-  Returns:
-    Its exit status; None if another process is at it.
-
-  Raises:
-    Stopped: see `sweep`.
-  """
+  """Runs a job to its end; its exit status, None if another is at it."""
   from drnet_jax import processes, terminal
 
   with job.claimed() as lock:
@@ -257,18 +240,17 @@ def _load(path: str) -> ModuleType:
 
 def _rows(path: str) -> dict[str, ml_collections.ConfigDict]:
   module = _load(path)
-  rows = {name: module.get_config(name) for name in module.ROWS}
-  slugs = [_slug(name) for name in rows]
-  for name, slug in zip(rows, slugs, strict=True):
+  taken = collections.Counter(['first_stage', *map(_slug, module.ROWS)])
+  for name in module.ROWS:
     if ',' in name:
       raise UserError(
         f'{path}: --only cannot name {name!r}, because of its comma'
       )
-    if slugs.count(slug) > 1 or slug == 'first_stage':
+    if taken[_slug(name)] > 1:
       raise UserError(
         f'{path}: the row name {name!r} is reserved or duplicated'
       )
-  return rows
+  return {name: module.get_config(name) for name in module.ROWS}
 
 
 def _first_stage(config: ml_collections.ConfigDict) -> str | None:
@@ -335,6 +317,8 @@ def run(overrides: Sequence[str]) -> None:
     for job in chosen:
       print(shlex.join(['python', '-m', 'drnet_jax.main', *job.arguments]))
     return
+  from drnet_jax.report import page, run_set, set_page
+
   for job in jobs:
     job.is_done()  # refuses a folder of other runs before anything is written
   os.makedirs(out, exist_ok=True)
@@ -345,19 +329,11 @@ def run(overrides: Sequence[str]) -> None:
     terminal.say(str(stop))
     sys.exit(stop.status)
   finally:
-    _report(out)
-
-
-def _report(out: str) -> None:
-  """Writes the report of the rows that are done."""
-  from drnet_jax import terminal
-  from drnet_jax.report import page, run_set, set_page
-
-  rows = run_set.read(out)
-  if any(rows.runs.values()):
-    directory = os.path.join(out, 'report')
-    set_page.write(rows, directory)
-    terminal.say(f'Report: {os.path.join(directory, page.FILE)}')
+    rows = run_set.read(out)
+    if any(rows.runs.values()):
+      directory = os.path.join(out, 'report')
+      set_page.write(rows, directory)
+      terminal.say(f'Report: {os.path.join(directory, page.FILE)}')
 
 
 parse_flags = cli.keep_overrides  # for the rows
