@@ -61,20 +61,15 @@ def load(
   # From the file's labels to ours; -1 for classes left out.
   ours = np.full(len(found), -1)
   ours[indices] = np.arange(len(names))
-  labels = ours[file['label'][rows]]
-  chosen = np.sort(
-    np.concatenate(
-      [
-        of_class[selection.drawn(len(of_class), images_per_class, j)]
-        for j in range(len(names))
-        for of_class in [np.flatnonzero(labels == j)]
-      ]
-    )
-  )
-  if not len(chosen):
+  label, chosen = ours[file['label']], []
+  for j in range(len(names)):
+    of_class = np.flatnonzero(label[rows] == j)
+    drawn = selection.drawn(len(of_class), images_per_class, j)
+    chosen.extend(of_class[drawn])
+  if not chosen:
     raise UserError(f'split {split!r} of {path} holds no image')
-  whole = Packed(path, file['data'], file['offsets'], file['label'])
-  return selection.Some(whole, rows[chosen], ours), names
+  whole = Packed(path, file['data'], file['offsets'], label)
+  return selection.Some(whole, rows[np.sort(chosen)]), names
 
 
 def class_names(path: str) -> tuple[str, ...]:
@@ -106,43 +101,37 @@ def _read(path: str, only: Sequence[str] = ()) -> dict[str, np.ndarray]:
 def _check(file: Mapping[str, np.ndarray], path: str) -> None:
   """Raises UserError if the arrays do not fit each other."""
   label, offsets = file['label'], file['offsets']
-  classes = len(file['class_name'])
+  count, classes = len(label), len(file['class_name'])
+  wrong = ''
   if not classes:
-    raise UserError(f'packed file {path}: class_name is empty')
-  if len(offsets) != len(label) + 1 or (
-    'split' in file and len(file['split']) != len(label)
-  ):
-    raise UserError(
-      f'packed file {path}: {len(label)} labels need as many splits and one '
-      f'offset more, not {len(offsets)}'
+    wrong = 'class_name is empty'
+  elif not len(file.get('split', label)) == count == len(offsets) - 1:
+    wrong = (
+      f'{count} labels need as many splits and one offset more, not '
+      f'{len(offsets)}'
     )
-  if (np.diff(offsets.astype(np.int64)) < 0).any() or not (
+  elif (np.diff(offsets.astype(np.int64)) < 0).any() or not (
     0 <= offsets[0] and offsets[-1] <= len(file['data'])
   ):
-    raise UserError(f'packed file {path}: offsets do not ascend within data')
-  if len(label) and (label.min() < 0 or label.max() >= classes):
-    raise UserError(
-      f'packed file {path}: labels from {label.min()} to {label.max()}, for '
-      f'{classes} classes'
-    )
+    wrong = 'offsets do not ascend within data'
+  elif count and not 0 <= label.min() <= label.max() < classes:
+    wrong = f'labels from {label.min()} to {label.max()}, for {classes} classes'
+  if wrong:
+    raise UserError(f'packed file {path}: {wrong}')
 
 
 def _names(file: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-  names = file['class_name'].tolist()
   return tuple(
     text.decoded(name) if isinstance(name, bytes) else str(name)
-    for name in names
+    for name in file['class_name'].tolist()
   )
 
 
 def _rows_of_split(
   file: Mapping[str, np.ndarray], spec: str, path: str
 ) -> np.ndarray:
-  of_image = file['split'] if 'split' in file else np.ones(len(file['label']))
-  splits = {
-    name: np.flatnonzero(of_image == value)
-    for value, name in enumerate(_SPLITS)
-  }
+  of_image = file.get('split', np.ones(len(file['label'])))
+  splits = {k: np.flatnonzero(of_image == i) for i, k in enumerate(_SPLITS)}
   infos = tfds.core.splits.SplitDict(
     tfds.core.SplitInfo(name=name, shard_lengths=[len(rows)], num_bytes=0)
     for name, rows in splits.items()
