@@ -40,20 +40,15 @@ def difference(model: Sequence[str], data: Sequence[str]) -> str:
 def matched(
   source: 'Source', names: Sequence[str], renames: Mapping[str, str], where: str
 ) -> 'Source':
-  """The source with a model's labels.
+  """A split with a model's labels.
 
-  Labels follow names: data that lists the model's classes in another order is
-  given the model's. Anything else is a mistake, unless `renames` says that it
+  Labels follow names: data that lists the model's classes, `names` in label
+  order, in another order is given the model's. Anything else is a mistake,
+  unless `renames`, the model's name of some of the data's classes, says that it
   is meant; then some of the model's classes may be without images.
 
-  Args:
-    source: a split.
-    names: of the model's classes, in label order.
-    renames: the model's name of some of the data's classes.
-    where: the split, for the message.
-
   Raises:
-    UserError: the classes are not the model's.
+    UserError: the classes of the split, called `where`, are not the model's.
   """
   names = tuple(names)
   found = tuple(renames.get(name, name) for name in source.class_names)

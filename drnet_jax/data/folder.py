@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 from drnet_jax import terminal
@@ -70,22 +70,16 @@ def load(
 def class_names(root: str, split: str) -> tuple[str, ...]:
   """Names of the classes of a split."""
   path, ignored = os.path.join(root, split), collections.Counter()
-  return tuple(
-    name
-    for name in _folders(path, 'classes')
-    if any(_walk(os.path.join(path, name), ignored))
-  )
+  found = _folders(path, 'classes')
+  return tuple(x for x in found if any(_walk(os.path.join(path, x), ignored)))
 
 
 def images(path: str, left_out: collections.Counter) -> list[str]:
   """Paths of all images in a folder and the folders in it, sorted.
 
   Links are followed, to a folder once. By its ending a file counts as an image
-  or not; one whose name begins with a dot does not.
-
-  Args:
-    path: the folder.
-    left_out: what else is there is counted here, see `describe`.
+  or not; one whose name begins with a dot does not. What else is there is
+  counted in `left_out`, see `describe`.
   """
   return sorted(_walk(path, left_out))
 
@@ -114,9 +108,9 @@ def _walk(top: str, left_out: collections.Counter) -> Iterator[str]:
       ending = os.path.splitext(entry.name)[1].lower()
       if entry.name.startswith('.') or entry.name == '__MACOSX':
         left_out['hidden'] += 1
-      elif _is(entry, 'dir'):
+      elif _is(entry.is_dir):
         waiting.append(entry.path)
-      elif not _is(entry, 'file'):
+      elif not _is(entry.is_file):
         left_out['broken links' if entry.is_symlink() else 'no files'] += 1
       elif ending in pixels.endings():
         yield entry.path
@@ -124,9 +118,9 @@ def _walk(top: str, left_out: collections.Counter) -> Iterator[str]:
         left_out[ending or 'without an ending'] += 1
 
 
-def _is(entry: os.DirEntry, kind: str) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
   try:
-    return getattr(entry, f'is_{kind}')()
+    return kind()
   except OSError:  # a link that leads to itself
     return False
 
@@ -142,7 +136,7 @@ def _folders(path: str, what: str) -> list[str]:
     found = sorted(
       entry.name
       for entry in os.scandir(path or '.')
-      if _is(entry, 'dir') and not entry.name.startswith('.')
+      if _is(entry.is_dir) and not entry.name.startswith('.')
     )
   except OSError as error:
     raise UserError(f'config.data.data_dir: {error}') from error

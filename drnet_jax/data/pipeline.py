@@ -146,19 +146,17 @@ class Data:
     )
     if is_train and (self.held_out or split == HELD_OUT):
       count = len(source.examples)
-      wanted = self.held_out if self.held_out >= 1 else self.held_out * count
-      aside = selection.drawn(count, round(wanted), seed=0)
-      if not 0 < round(wanted) < count:
+      wanted = round(self.held_out * (1 if self.held_out >= 1 else count))
+      if not 0 < wanted < count:
         raise UserError(
           f'config.data.held_out = {self.held_out:g} of {count} images of '
           f'{self.train_split!r} leaves none to learn from, or none aside'
         )
-      rows = aside
+      rows = selection.drawn(count, wanted, seed=0)
       if split != HELD_OUT:
-        rows = np.setdiff1d(np.arange(count), aside)
-      source = dataclasses.replace(
-        source, examples=selection.Some(source.examples, rows)
-      )
+        rows = np.setdiff1d(np.arange(count), rows)
+      examples = selection.Some(source.examples, rows)
+      source = dataclasses.replace(source, examples=examples)
     return source
 
   def with_unlabelled(self, source: sources.Source) -> sources.Source:
@@ -220,8 +218,8 @@ class Data:
       batch_size: global.
       seed: decides order and augmentation.
       start_step: batches to skip, at no cost.
-      process: index of this process.
-      num_processes: processes that share the batch.
+      process, num_processes: the place of this process among those that share
+        the batch.
 
     Returns:
       'image' uint8 [B / num_processes, size_px, size_px, 3], 'label' and the
@@ -368,9 +366,8 @@ class Data:
   ) -> Example:
     """`prepare` of example i, or of the next that can be read.
 
-    Returns:
-      The example, with i as 'first' and, as 'unreadable', what is wrong with
-      those from there on that cannot be read.
+    With i as 'first' and, as 'unreadable', what is wrong with those from there
+    on that cannot be read.
     """
     reasons = []
     while len(reasons) <= self.max_bad_images:

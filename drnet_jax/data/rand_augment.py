@@ -14,21 +14,15 @@ _STRONGEST = 30
 
 
 def apply(
-  image: np.ndarray,
-  rng: np.random.Generator,
-  num_ops: int,
-  magnitude: int,
+  image: np.ndarray, rng: np.random.Generator, num_ops: int, magnitude: int
 ) -> np.ndarray:
-  """Changes an image by operations drawn with replacement.
+  """Changes an image, uint8 [H, W, 3], by operations drawn with replacement.
 
   Args:
-    image: uint8 [H, W, 3].
+    image: to change.
     rng: draws the operations and the sign of those that have one.
     num_ops: how many, one after the other.
     magnitude: 0 to 30; what it means depends on the operation.
-
-  Returns:
-    uint8 [H, W, 3].
   """
   strength = magnitude / _STRONGEST
   picture = Image.fromarray(image)

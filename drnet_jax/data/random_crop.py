@@ -23,8 +23,6 @@ from PIL import Image
 
 from drnet_jax.data import pixels, transforms
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
@@ -52,14 +50,11 @@ def random_resized_crop(
 
   Args:
     source: bytes of an image file, or its path.
-    size_px: side of the result.
+    size_px: side of the result, uint8 [size_px, size_px, 3].
     rng: draws the crop.
     codec: by default the fastest there is.
     least: share of the area that the part has at least.
     max_pixels: see `pixels.opened`.
-
-  Returns:
-    uint8 [size_px, size_px, 3].
 
   Raises:
     UnreadableImage: no image, or a truncated one.
@@ -143,7 +138,8 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 
 def _draw_box(
   width: int, height: int, least: float, rng: np.random.Generator
-) -> Box:
+) -> tuple[int, int, int, int]:
+  """Left, top, right, bottom."""
   for _ in range(10):
     area = height * width * rng.uniform(least, 1.0)
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -158,7 +154,7 @@ def _draw_box(
 
 
 def _resized(
-  decoded: np.ndarray, box: Box, size_px: int, codec: Codec
+  decoded: np.ndarray, box: tuple[float, ...], size_px: int, codec: Codec
 ) -> np.ndarray:
   """A box bilinearly resized, with a low-pass before shrinking."""
   left, top = math.floor(box[0]), math.floor(box[1])
@@ -168,8 +164,6 @@ def _resized(
   if codec.enlarge and is_whole and max(right - left, bottom - top) <= size_px:
     return codec.enlarge(part, size_px)
   inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-  return np.asarray(
-    Image.fromarray(part).resize(
-      (size_px, size_px), Image.Resampling.BILINEAR, box=inner
-    )
-  )
+  image = Image.fromarray(part)
+  side = (size_px, size_px)
+  return np.asarray(image.resize(side, Image.Resampling.BILINEAR, box=inner))

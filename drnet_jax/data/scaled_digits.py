@@ -28,14 +28,10 @@ _TEST_IMAGES, _VALIDATION_IMAGES = 4000, 2000
 def compose(
   digit: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-  """Paints a digit on a canvas.
+  """Paints a digit, uint8 [8, 8], of ink from 0 to 255 on a canvas.
 
-  Args:
-    digit: uint8 [8, 8], ink from 0 to 255.
-    rng: decides size, place, colours and texture.
-
-  Returns:
-    uint8 [64, 64, 3], and the side of the digit in px.
+  Returns uint8 [64, 64, 3], and the side of the digit in px. `rng` decides
+  size, place, colours and texture.
   """
   low, high = (math.log(px) for px in DIGIT_PX)
   size = round(math.exp(rng.uniform(low, high)))

@@ -13,18 +13,12 @@ from drnet_jax.errors import UserError
 def classes(
   found: Sequence[str], kept: Sequence[str], where: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
-  """The classes to use: `kept`, or all that were found.
+  """The names to use, in label order, and the index of each in `found`.
 
-  Args:
-    found: names in the data set's label order; they may repeat.
-    kept: names to keep, in label order; none for all.
-    where: the data set, for the message.
-
-  Returns:
-    The names in label order, and the index of each in `found`.
+  Those that are `kept`; without any all that were found, which may repeat.
 
   Raises:
-    UserError: a class to keep is not there, or not there once.
+    UserError: a class to keep is not there once; `where` names the data set.
   """
   if not kept:
     return tuple(found), np.arange(len(found))

@@ -94,7 +94,7 @@ def is_number(
 
 
 def _check(part) -> None:
-  path = os.fspath(part.filename)
+  path, count = os.fspath(part.filename), part.examples_in_shard
   try:
     reader = array_record_module.ArrayRecordReader(path)
     found = reader.num_records()
@@ -103,8 +103,8 @@ def _check(part) -> None:
     raise UserError(
       f'shard {path} cannot be read: {error}. Copy or prepare it again.'
     ) from error
-  if found != part.examples_in_shard:
+  if found != count:
     raise UserError(
-      f'shard {path} holds {found} records, not {part.examples_in_shard} as '
-      'prepared. Copy or prepare it again.'
+      f'shard {path} holds {found} records, not {count} as prepared. Copy or '
+      'prepare it again.'
     )

@@ -19,10 +19,10 @@ from drnet_jax.data import folder, packed, text
 from drnet_jax.data.shards import Shards, is_number
 from drnet_jax.errors import UserError
 
-# Lists of classes that come with us. The paper's 100 of ImageNet are not
-# published; ours are the sorted first hundred of
+# A list of classes that comes with us: the paper's 100 of ImageNet are not
+# published. The sorted first hundred of
 # numpy.random.default_rng(0).permutation(1000).
-_LISTS = ('imagenet100',)
+_LIST = 'imagenet100'
 
 
 class Examples(Protocol):
@@ -167,10 +167,7 @@ def class_names(
 ) -> tuple[str, ...]:
   """Names of the classes; of a TFDS data set that has names without having it.
 
-  Args are those of `load`; the split counts in a folder only.
-
-  Raises:
-    UserError: unknown name, or a folder or file that is not there.
+  Args and errors are those of `load`; the split counts in a folder only.
   """
   if kept := read_classes(classes):
     return kept
@@ -190,12 +187,12 @@ def _names_of(
   Raises:
     UserError: the features of these names are not an image and a label.
   """
-  image, label = keys
   features = builder.info.features
-  for key, what, fits in (
-    (image, 'an image', lambda x: isinstance(x, tfds.features.Image)),
-    (label, 'a class or an integer', lambda x: is_number(x, 'iu')),
-  ):
+  kinds = (
+    ('an image', lambda x: isinstance(x, tfds.features.Image)),
+    ('a class or an integer', lambda x: is_number(x, 'iu')),
+  )
+  for key, (what, fits) in zip(keys, kinds, strict=True):
     if key not in features or not fits(features[key]):
       fitting = [name for name in features if fits(features[name])]
       raise UserError(
@@ -203,7 +200,7 @@ def _names_of(
         f'{builder.name!r} is not {what}; of its features '
         f'{", ".join(fitting) or "none"} would be'
       )
-  return tuple(getattr(features[label], 'names', None) or ())
+  return tuple(getattr(features[keys[1]], 'names', None) or ())
 
 
 @functools.cache
@@ -242,7 +239,7 @@ def read_classes(name: str) -> tuple[str, ...]:
   if not name:
     return ()
   path = name
-  if name in _LISTS:
+  if name == _LIST:
     path = importlib.resources.files('drnet_jax.data') / f'{name}.txt'
   try:
     names = text.lines(path)

@@ -34,24 +34,19 @@ def center_crop(
 
   Args:
     image: uint8 [H, W, 3].
-    size_px: side of the result.
+    size_px: side of the result, uint8 [size_px, size_px, 3].
     resize_px: at least `size_px`.
     keep_aspect: make the short side `resize_px`; else squash both to it.
-
-  Returns:
-    uint8 [size_px, size_px, 3].
   """
+  height = width = resize_px
   if keep_aspect:
     most = _LONGEST * min(image.shape[:2])
     top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
     image = image[top : len(image) - top, left : image.shape[1] - left]
-  height, width = image.shape[:2]
-  scale = resize_px / min(height, width)
-  if keep_aspect:
-    width = max(round(width * scale), resize_px)
-    height = max(round(height * scale), resize_px)
-  else:
-    width = height = resize_px
+    scale = resize_px / min(image.shape[:2])
+    height, width = (
+      max(round(side * scale), resize_px) for side in image.shape[:2]
+    )
   image = resize(image, width, height)
   top, left = (height - size_px) // 2, (width - size_px) // 2
   return image[top : top + size_px, left : left + size_px]
@@ -62,15 +57,8 @@ def random_shift(
 ) -> np.ndarray:
   """Pads by an eighth of the side with black, cuts the side out at random.
 
-  On CIFAR the usual 4 pixels.
-
-  Args:
-    image: uint8 [H, W, 3].
-    size_px: side of the result; the image is brought to it first.
-    rng: draws the place.
-
-  Returns:
-    uint8 [size_px, size_px, 3].
+  On CIFAR the usual 4 pixels. The image, uint8 [H, W, 3], is brought to the
+  side of the result, `size_px`, first.
   """
   image = center_crop(image, size_px, resize_px=size_px, keep_aspect=True)
   pad = size_px // 8
