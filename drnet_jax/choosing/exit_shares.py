@@ -28,17 +28,11 @@ def geometric_shares(ratio: float, exits: int) -> np.ndarray:
 
 
 def thresholds(confidence: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-  """Thresholds by which these shares of some images leave.
+  """Thresholds [E - 1] by which shares [E] of images leave; inf for none.
 
-  Ties leave together, so more may leave than were to; where fewer images are
-  left than are to leave, none does, but all go on (as in the authors' code).
-
-  Args:
-    confidence: [N, E].
-    shares: [E].
-
-  Returns:
-    [E - 1]; inf where nobody leaves. At the last exit all do.
+  Of images of confidence [N, E]; at the last exit all leave. Ties leave
+  together, so more may leave than were to; where fewer images are left than are
+  to leave, none does, but all go on (as in the authors' code).
   """
   count, exits = confidence.shape
   found = np.full(exits - 1, np.inf)
@@ -56,9 +50,6 @@ def thresholds(confidence: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 def by_ratio(record: Record, ratio: float) -> Policy:
   """The policy of a ratio, its thresholds set on held-out images."""
   exits = len(record.options)
-  limits = thresholds(
-    record.confidence[:, :exits], geometric_shares(ratio, exits)
-  )
-  return Policy(
-    path=tuple(range(exits)), stop=tuple(limits.tolist()), signal='probability'
-  )
+  shares = geometric_shares(ratio, exits)
+  limits = tuple(thresholds(record.confidence[:, :exits], shares).tolist())
+  return Policy(tuple(range(exits)), stop=limits, signal='probability')

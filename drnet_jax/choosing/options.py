@@ -105,15 +105,10 @@ class Costs:
     return max(self.options)
 
   def of_path(self, options: Options, path: Sequence[int]) -> np.ndarray:
-    """What has been paid along a path, float64 [P, P].
+    """What has been paid along a path of these options, float64 [P, P].
 
-    Args:
-      options: whose costs these are.
-      path: [P], options in the order in which they are tried.
-
-    Returns:
-      At [s, i] the sum over path[s] to path[i] (0 for i < s); an exit costs
-      what it adds to the exit of the same network before it.
+    At [s, i] the sum over path[s] to path[i] (0 for i < s); an exit costs what
+    it adds to the exit of the same network before it.
     """
     count = len(path)
     paid = np.zeros((count, count))

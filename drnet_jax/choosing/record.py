@@ -112,9 +112,9 @@ class Record:
   def some(self, rows: slice | np.ndarray) -> 'Record':
     """The record of some of the images."""
     changes = {
-      field.name: value[rows]
-      for field in dataclasses.fields(self)
-      if isinstance(value := getattr(self, field.name), np.ndarray)
+      name: value[rows]
+      for name, value in vars(self).items()
+      if isinstance(value, np.ndarray)
     }
     extra = {k: v[rows] for k, v in self.extra.items()}
     return dataclasses.replace(self, **changes, extra=extra)
@@ -125,12 +125,9 @@ def said(
   label: np.ndarray,
   columns: Sequence[tuple[int, ...]],
 ) -> dict[str, np.ndarray]:
-  """What columns say: four fields of a `Record`, [N, A] each.
+  """What columns, means of options, say: fields of a `Record`, [N, A] each.
 
-  Args:
-    probabilities: float32 [N, R, K].
-    label: int [N].
-    columns: the options that each is the mean of.
+  Of probabilities, float32 [N, R, K], of images whose labels are int [N].
   """
   rows, parts = np.arange(len(label)), []
   for options in columns:
@@ -151,11 +148,7 @@ def pooled(probabilities: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def signals(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Largest probability, and how far it lies above the second: [N] each.
-
-  Args:
-    probabilities: float32 [N, K].
-  """
+  """Largest of [N, K] probabilities, and how far above the second: [N] each."""
   if probabilities.shape[-1] == 1:
     first = probabilities[:, 0]
     return first, first
@@ -169,12 +162,9 @@ def checksum(view: np.ndarray) -> float:
 
 
 def join(records: Mapping[str, Record]) -> Record:
-  """Several networks' records of the same images as one.
+  """Several networks' records of the same images, with probabilities, as one.
 
   The predictor is that of the first network that has one.
-
-  Args:
-    records: by the name of their network, with probabilities.
 
   Raises:
     ValueError: they are of other images, or classes.
@@ -189,13 +179,12 @@ def join(records: Mapping[str, Record]) -> Record:
   router = next((r for r in several if r.log_p is not None), None)
   log_p = None
   if router is not None:
-    log_p = np.concatenate(
-      [
-        r.log_p if r is router else np.full(r.top1.shape, -np.inf, np.float32)
-        for r in several
-      ],
-      1,
-    )
+    unknown = np.float32(-np.inf)
+    parts = [
+      r.log_p if r is router else np.full(r.top1.shape, unknown)
+      for r in several
+    ]
+    log_p = np.concatenate(parts, 1)
   columns = options.columns
   return Record(
     options=options,
@@ -229,8 +218,8 @@ def save(record: Record, path: str) -> None:
     'origin': record.origin,
   }
   for name in (*_ALWAYS, *_SOMETIMES):
-    if getattr(record, name) is not None:
-      arrays[name] = getattr(record, name)
+    if (array := getattr(record, name)) is not None:
+      arrays[name] = array
   extra = {_EXTRA + k: v for k, v in record.extra.items()}
   partial = f'{path}.{os.getpid()}.partial'
   with open(partial, 'wb') as file:  # a name would get another ending

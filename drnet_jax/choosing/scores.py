@@ -100,12 +100,9 @@ def blind_shares(
 ) -> np.ndarray:
   """Shares moved to the most or the least expensive option to meet a cost.
 
-  The random rival draws options with these, whatever the image.
-
-  Args:
-    shares: of the images at each option, [R].
-    table: cost of each option, [R].
-    cost: average to meet, as nearly as can be.
+  Shares are of the images at each option, [R], whose costs the table, [R], has;
+  the average is met as nearly as can be. The random rival draws options with
+  these, whatever the image.
   """
   now = shares @ table
   extreme = table.argmax() if cost > now else table.argmin()

@@ -124,10 +124,8 @@ class Job:
 def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
   """The runs that fill a set, shared first stages before those that need them.
 
-  Args:
-    path: of the set's file.
-    out: folder of the workdirs.
-    overrides: '--config.<field>=<value>', for every run.
+  `path` is the set's file, `out` the folder of the workdirs; overrides,
+  '--config.<field>=<value>', are for every run.
 
   Raises:
     UserError: the file is not a set, or the overrides cannot apply to all runs.

@@ -63,7 +63,7 @@ class UnreadableImage(UserError):
 def decode(
   source: Any, *, least_px: int | None = None, max_pixels: int = 0
 ) -> np.ndarray:
-  """An image of whatever kind as 8-bit RGB, the right way up.
+  """An image of whatever kind as 8-bit RGB, uint8 [H, W, 3], the right way up.
 
   Args:
     source: a path, the bytes of a file, a PIL image, or an array [H, W],
@@ -73,15 +73,12 @@ def decode(
       keeps this many pixels.
     max_pixels: of a file, see `opened`.
 
-  Returns:
-    uint8 [H, W, 3].
-
   Raises:
     UnreadableImage: whatever is wrong with it.
   """
   if isinstance(source, os.PathLike):
     source = os.fspath(source)
-  if isinstance(source, bytearray | memoryview):
+  elif isinstance(source, bytearray | memoryview):
     source = bytes(source)
   if isinstance(source, str | bytes):
     with opened(source, max_pixels) as image:
@@ -202,9 +199,7 @@ def endings() -> tuple[str, ...]:
   """Of the names of files in these formats, in lower case."""
   known = {*formats(), 'MPO'}  # which opens as a JPEG
   return tuple(
-    ending
-    for ending, name in Image.registered_extensions().items()
-    if name in known
+    k for k, v in Image.registered_extensions().items() if v in known
   )
 
 
@@ -268,12 +263,7 @@ def _without_notes(png: bytes) -> bytes:
 
 
 def _convert(image: Image.Image, is_deep: bool) -> np.ndarray:
-  """The table.
-
-  Args:
-    image: of any mode.
-    is_deep: whether its 32-bit integers are of 16 bits.
-  """
+  """The table; where `is_deep`, the image's 32-bit integers are of 16 bits."""
   if image.mode.startswith('I') or image.mode == 'F':
     grey = np.array(image, np.uint16 if is_deep else None)
     grey[grey == image.info.get('transparency')] = grey.dtype.type(65535)

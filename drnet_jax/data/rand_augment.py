@@ -18,11 +18,8 @@ def apply(
 ) -> np.ndarray:
   """Changes an image, uint8 [H, W, 3], by operations drawn with replacement.
 
-  Args:
-    image: to change.
-    rng: draws the operations and the sign of those that have one.
-    num_ops: how many, one after the other.
-    magnitude: 0 to 30; what it means depends on the operation.
+  `num_ops` of them, one after the other. What the magnitude, 0 to 30, means
+  depends on the operation; some are given a random sign.
   """
   strength = magnitude / _STRONGEST
   picture = Image.fromarray(image)
