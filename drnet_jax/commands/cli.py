@@ -166,8 +166,9 @@ def with_config(arguments: Sequence[str]) -> list[str]:
   found = list(arguments)
   for i, argument in enumerate(found):
     flag, is_whole, value = argument.partition('=')
-    if not is_whole and i + 1 < len(found):  # --config quickstart
-      value = found[i + 1]
+    place = i if is_whole else i + 1  # --config quickstart
+    if i < place < len(found):
+      value = found[place]
     name, *row = value.split(':', 1)
     if flag not in ('--config', '-config') or os.path.exists(name):
       continue
@@ -175,10 +176,7 @@ def with_config(arguments: Sequence[str]) -> list[str]:
       spec = name.isidentifier() and importlib.util.find_spec(f'configs.{name}')
       if spec and spec.origin:  # a folder has none
         whole = ':'.join([spec.origin, *row])
-        if is_whole:
-          found[i] = f'{flag}={whole}'
-        else:
-          found[i + 1] = whole
+        found[place] = f'{flag}={whole}' if is_whole else whole
   return found
 
 

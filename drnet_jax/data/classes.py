@@ -29,11 +29,8 @@ def difference(model: Sequence[str], data: Sequence[str]) -> str:
   renamed = [(a, b) for a, b in zip(model, data, strict=False) if a != b]
   if len(model) == len(data) and len(renamed) == len(gone) == len(new):
     return 'renamed: ' + _some([f'{a!r} is now {b!r}' for a, b in renamed])
-  parts = []
-  if new:
-    parts.append('added: ' + _some(map(repr, new)))
-  if gone:
-    parts.append('missing: ' + _some(map(repr, gone)))
+  changes = {'added': new, 'missing': gone}
+  parts = [f'{k}: {_some(map(repr, v))}' for k, v in changes.items() if v]
   return '; '.join(parts) or 'the same names, but in another order'
 
 

@@ -62,17 +62,15 @@ def random_resized_crop(
   codec = codec or fastest()
   with pixels.opened(source, max_pixels) as image:
     if _is_plain_jpeg(image):
-      width, height = image.size
-      box = _draw_box(width, height, least, rng)
+      image_size = image.size  # before a decoder takes a part of it
+      box = _draw_box(*image_size, least, rng)
       needed_px = transforms.DECODE_MARGIN * size_px
       spare = min(box[2] - box[0], box[3] - box[1]) // needed_px
       part = pixels.fraction(image, spare, max_pixels)
       decoded = codec.decode(image, part)
-      if part > 1:
-        # An odd side is rounded up.
-        across = math.ceil(width / part) / width
-        down = math.ceil(height / part) / height
-        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+      # An odd side is rounded up.
+      across, down = (math.ceil(x / part) / x for x in image_size)
+      box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
       return _resized(decoded, box, size_px, codec)
     pixels.shrink(image, pixels.fraction(image, 1, max_pixels))
     decoded = pixels.to_rgb(image)
