@@ -2,6 +2,7 @@
 """Choosing on records small enough to work out by hand, and on large ones."""
 
 import dataclasses
+import io
 import itertools
 import os
 
@@ -557,7 +558,9 @@ def test_a_damaged_record_is_one_error(tmp_path):
   record.save(synthetic(50), path)
   whole = path.read_bytes()
   assert os.listdir(tmp_path) == ['record.npz']
-  for data in (b'', whole[: len(whole) // 2], b'x' * 100):
+  array = io.BytesIO()
+  np.save(array, np.zeros(3))
+  for data in (b'', whole[: len(whole) // 2], b'x' * 100, array.getvalue()):
     path.write_bytes(data)
     with pytest.raises(UserError, match='is damaged .*: delete it, then'):
       record.load(path)
