@@ -270,7 +270,7 @@ class RoutedStep(Step):
       if key is not None:
         most = np.asarray(route.result()(state, images, key)[0].counts).max(0)
         rungs = [(routing.bucket(int(n), self._ladder),) for n in most]
-      # What `route` returns, without waiting until it is compiled.
+      # What `learn` takes of `route`, without waiting until that is compiled.
       routed, learned, _ = self._route.trace(state, images, ahead.KEY).out_info
       learned, choice = mesh_lib.placed(
         (learned, routed.choice), (self._stored_learned, self._by_batch)
@@ -278,9 +278,9 @@ class RoutedStep(Step):
       for j in sizes:
         of_size = self._of_size(j, state.params, norms)
         of_batch = images, labels, choice
-        of_step = learned, of_size[1], of_size, of_batch, ahead.KEY, state.step
+        taken = learned, of_size[1], of_size, of_batch, ahead.KEY, state.step
         for rung in rungs[j]:
-          compiling(self._learn, j, rung, *of_step)
+          compiling(self._learn, j, rung, *taken)
         if self.objective.statistics == 'fresh':
           compiling(self._refresh, j, of_size, images, ahead.KEY, state.step)
       # Last: it takes what `route` and `explore` are compiled to return.
