@@ -35,7 +35,7 @@ BATCH = 8  # that is timed where none is asked for
 _PICTURES = 8  # whose answers are compared
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 # What else the time of a call may hang on.
-_RUNTIMES = ('jax', 'jaxlib', 'onnxruntime', 'openvino')
+_PACKAGES = ('jax', 'jaxlib', 'onnxruntime', 'openvino', 'libtpu')
 _PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin', 'jax-rocm7-plugin')
 _DEVICES = ('/dev/nvidia0', '/dev/kfd', '/dev/accel0', '/dev/vfio/0')
 
@@ -170,9 +170,9 @@ def choose(
   reference = next(iter(tried))
   for key, make in tried.items():
     try:
-      engine = make()
-      answers[key] = _answers(engine, contract, batch)
-      engines[key] = engine
+      made = make()
+      answers[key] = _answers(made, contract, batch)
+      engines[key] = made
     except Exception as error:  # whatever a runtime raises on what it lacks
       if key == reference:
         raise
@@ -277,7 +277,7 @@ def _key(model: str, how: How, tried: Iterable[tuple[str, str]]) -> str:
 def machine() -> list[Any]:
   """What times are those of; JAX is not asked, it takes too long to import."""
   versions = {}
-  for package in (*_RUNTIMES, *_PLUGINS, 'libtpu'):
+  for package in (*_PACKAGES, *_PLUGINS):
     try:
       versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
