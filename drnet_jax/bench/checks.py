@@ -134,8 +134,8 @@ def dense_step(
 ):
   """One routed step without dispatch: all sizes on all images, masked.
 
-  Args: as of `RoutedStep`, on one device. Of the objective what is written here
-  counts; the whole batch is explored.
+  As `RoutedStep` on one device, with the whole batch explored; of the objective
+  only what is used below counts.
 
   Returns:
     New (params, batch_stats) by plain SGD of rate 1, and the choice [B].
