@@ -134,6 +134,11 @@ class Classifier:
   ) -> 'Classifier':
     """As `load`, of a model that is in memory.
 
+    Args:
+      trained: the model.
+      calibration: of its weights; None for fixed options, or the router alone.
+      **how: `runtime`, `precision`, `decode` and `batch`, as of `load`.
+
     Raises:
       UserError: weights that are not finite.
     """
@@ -164,12 +169,22 @@ class Classifier:
 
   # Which policy images follow.
 
-  def set_budget(self, **asked: Any) -> Point:
+  def set_budget(
+    self,
+    *,
+    policy: str = 'best',
+    gmacs: float | None = None,
+    ms: float | None = None,
+    accuracy: float | None = None,
+  ) -> Point:
     """Follows the best policy of a family within a budget from now on.
 
     Args:
-      **asked: `policy`, a family, and a budget, `gmacs`, `ms` (as `calibrate
-        --measure` timed this machine) or `accuracy`; see `Calibration.find`.
+      policy: 'best', or 'fixed', 'router', 'cascade', 'routed_cascade'.
+      gmacs: average cost of an image in 1e9 multiply-adds, everything counted.
+      ms: the same in milliseconds, as `calibrate --measure` timed this machine.
+      accuracy: top-1 in [0, 1] on the calibration images, at the least cost.
+        Without any of the three see `Calibration.find`.
 
     Returns:
       What the calibration images promise.
@@ -182,7 +197,9 @@ class Classifier:
         'not calibrated for these weights: python -m drnet_jax calibrate '
         '--workdir=...'
       )
-    point = self.calibration.find(**asked)
+    point = self.calibration.find(
+      policy=policy, gmacs=gmacs, ms=ms, accuracy=accuracy
+    )
     self.policy = point.policy
     return point
 
