@@ -297,12 +297,10 @@ def test_stochastic_depth_drops_whole_images():
     stride=1,
     squeeze=1,
     drop=0.5,
-    how={
-      'activation': nn.silu,
-      'padding': 'symmetric',
-      'epsilon': 1e-5,
-      'dtype': 'float32',
-    },
+    activation=nn.silu,
+    padding='symmetric',
+    epsilon=1e-5,
+    dtype='float32',
   )
   x = jax.random.normal(jax.random.key(0), (64, 6, 6, 3))
   variables = block.init(jax.random.key(1), x, train=False)

@@ -86,8 +86,8 @@ class EfficientNet(nn.Module):
           stride=stride if j == 0 else 1,
           squeeze=0 if self.lite else max(1, x.shape[-1] // 4),
           drop=self.drop * done / total,
-          how=how,
           name=f'stage{i}_block{j + 1}',
+          **how,
         )(x, train=train)
         done += 1
     head = 1280 if self.lite else 4 * x.shape[-1]

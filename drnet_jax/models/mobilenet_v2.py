@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MobileNetV2 (arXiv:1801.04381) and its block, in Linen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,8 @@ class InvertedResidual(nn.Module):
     expansion: channels in between, as a multiple of the input's; 1 has no
       expanding convolution.
     stride: of the depthwise convolution.
-    how: activation (after all but the projection), and padding, epsilon and
-      dtype as `MobileNetV2`'s.
+    activation: after all but the projection.
+    padding, epsilon, dtype: as `MobileNetV2`'s.
     kernel: side of the depthwise convolution.
     squeeze: channels that squeeze-and-excitation squeezes to; 0 for none.
     drop: chance that the block is its shortcut, per image, in training.
@@ -31,15 +31,24 @@ class InvertedResidual(nn.Module):
   features: int
   expansion: int
   stride: int
-  how: Mapping[str, Any]
+  activation: Callable[[jax.Array], jax.Array]
+  padding: str
+  epsilon: float
+  dtype: Any
   kernel: int = 3
   squeeze: int = 0
   drop: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    conv_norm = partial(layers.conv_norm, train=train, **self.how)
-    dense = partial(nn.Dense, dtype=self.how['dtype'])
+    conv_norm = partial(
+      layers.conv_norm,
+      train=train,
+      padding=self.padding,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
+      activation=self.activation,
+    )
     hidden, y = x.shape[-1] * self.expansion, x
     if self.expansion != 1:
       y = conv_norm(y, hidden, 1, name='expand')
@@ -49,8 +58,9 @@ class InvertedResidual(nn.Module):
     if self.squeeze:
       # Summed in float32; the dense layer casts it to its own dtype.
       gate = y.mean((1, 2), dtype=jnp.float32)
-      gate = self.how['activation'](dense(self.squeeze, name='squeeze')(gate))
-      gate = dense(hidden, name='excite')(gate)
+      gate = nn.Dense(self.squeeze, dtype=self.dtype, name='squeeze')(gate)
+      gate = self.activation(gate)
+      gate = nn.Dense(hidden, dtype=self.dtype, name='excite')(gate)
       y = y * nn.sigmoid(gate)[:, None, None, :]
     y = conv_norm(y, self.features, 1, name='project', activation=None)
     if self.stride != 1 or x.shape[-1] != self.features:
@@ -112,8 +122,8 @@ class MobileNetV2(nn.Module):
           features=layers.round_channels(channels * self.width),
           expansion=expansion,
           stride=stride if j == 0 else 1,
-          how=how,
           name=f'stage{i}_block{j + 1}',
+          **how,
         )(x, train=train)
     head = layers.round_channels(self.head * max(1.0, self.width))
     x = conv_norm(x, head, 1, name='head')

@@ -66,8 +66,9 @@ class Stem(nn.Module):
   """From the image to the base maps, made from the finest to the coarsest.
 
   Attributes:
-    kind, levels, dtype: `stem` and so on of `ResolutionAdaptiveNetwork`.
+    kind: as `ResolutionAdaptiveNetwork.stem`.
     widths: channels of the base maps, coarsest first.
+    levels, dtype: as there.
   """
 
   kind: str
