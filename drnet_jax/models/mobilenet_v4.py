@@ -133,9 +133,15 @@ def _run(block, x: jax.Array, name: str, conv_norm) -> jax.Array:
     y = conv_norm(y, hidden, block.kernel, stride, name=f'{name}_expand')
   else:
     if block.start:
-      shape = x.shape[-1], block.start, 1 if block.middle else stride
-      how = {'groups': x.shape[-1], 'activation': None}
-      y = conv_norm(y, *shape, name=f'{name}_start', **how)
+      y = conv_norm(
+        y,
+        x.shape[-1],
+        block.start,
+        1 if block.middle else stride,
+        groups=x.shape[-1],
+        name=f'{name}_start',
+        activation=None,
+      )
     y = conv_norm(y, hidden, 1, name=f'{name}_expand')
     if block.middle:
       y = conv_norm(

@@ -128,7 +128,8 @@ class RANet:
 
   def macs(self) -> Macs:
     """Multiply-adds of one image up to each exit, all exits before counted."""
-    return Macs(tuple(macs for macs, _ in self.macs_and_parameters), 0)
+    sizes = tuple(macs for macs, _ in self.macs_and_parameters)
+    return Macs(sizes=sizes, predictor=0)
 
   @functools.cached_property
   def macs_and_parameters(self) -> list[tuple[int, int]]:
