@@ -334,25 +334,33 @@ def _resnet(network: ResNet) -> _Names:
   yield HEAD, 'fc'
 
 
-def _mobile_torchvision(network: MobileNetV2 | EfficientNet) -> _Names:
-  is_v2, index = isinstance(network, MobileNetV2), 0
+def _mobilenet_torchvision(network: MobileNetV2) -> _Names:
   yield _in_sequence('stem', 'features.0')
-  for i, (expansion, _, blocks, *_) in enumerate(network.stages, 1):
-    n = int(expansion != 1)
+  index = 0
+  for i, (expansion, _, blocks, _) in enumerate(network.stages, 1):
     for j in range(blocks):
       index += 1
-      ours, theirs = f'stage{i}_block{j + 1}', f'features.{i}.{j}.block'
-      if is_v2:
-        theirs = f'features.{index}.conv'
-        yield f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
-      else:
-        yield f'{ours}/squeeze', f'{theirs}.{n + 1}.fc1'
-        yield f'{ours}/excite', f'{theirs}.{n + 1}.fc2'
-        yield _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
+      ours, theirs = f'stage{i}_block{j + 1}', f'features.{index}.conv'
+      n = int(expansion != 1)
       yield _in_sequence(f'{ours}/expand', f'{theirs}.0')
       yield _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
-  last = index if is_v2 else len(network.stages)
-  yield _in_sequence('head', f'features.{last + 1}')
+      yield f'{ours}/project', f'{theirs}.{n + 1}', f'{theirs}.{n + 2}'
+  yield _in_sequence('head', f'features.{index + 1}')
+  yield HEAD, 'classifier.1'
+
+
+def _efficientnet_torchvision(network: EfficientNet) -> _Names:
+  yield _in_sequence('stem', 'features.0')
+  for i, (expansion, _, blocks, _, _) in enumerate(network.stages, 1):
+    for j in range(blocks):
+      ours, theirs = f'stage{i}_block{j + 1}', f'features.{i}.{j}.block'
+      n = int(expansion != 1)
+      yield _in_sequence(f'{ours}/expand', f'{theirs}.0')
+      yield _in_sequence(f'{ours}/depthwise', f'{theirs}.{n}')
+      yield f'{ours}/squeeze', f'{theirs}.{n + 1}.fc1'
+      yield f'{ours}/excite', f'{theirs}.{n + 1}.fc2'
+      yield _in_sequence(f'{ours}/project', f'{theirs}.{n + 2}')
+  yield _in_sequence('head', f'features.{len(network.stages) + 1}')
   yield HEAD, 'classifier.1'
 
 
@@ -400,8 +408,11 @@ def _in_sequence(ours: str, theirs: str) -> tuple[str, str, str]:
 
 _NAMINGS: dict[type[nn.Module], dict[str, Callable[..., _Names]]] = {
   ResNet: {'torchvision': _resnet, 'timm': _resnet},
-  MobileNetV2: {'torchvision': _mobile_torchvision, 'timm': _mobile_timm},
-  EfficientNet: {'torchvision': _mobile_torchvision, 'timm': _mobile_timm},
+  MobileNetV2: {'torchvision': _mobilenet_torchvision, 'timm': _mobile_timm},
+  EfficientNet: {
+    'torchvision': _efficientnet_torchvision,
+    'timm': _mobile_timm,
+  },
   MobileNetV4: {'timm': _mobilenet_v4_timm},
 }
 
