@@ -65,11 +65,12 @@ def load(
   for j in range(len(names)):
     of_class = np.flatnonzero(label[rows] == j)
     drawn = selection.drawn(len(of_class), images_per_class, j)
-    chosen.extend(of_class[drawn])
-  if not chosen:
+    chosen.append(of_class[drawn])
+  rows = rows[np.sort(np.concatenate(chosen))]
+  if not len(rows):
     raise UserError(f'split {split!r} of {path} holds no image')
   whole = Packed(path, file['data'], file['offsets'], label)
-  return selection.Some(whole, rows[np.sort(chosen)]), names
+  return selection.Some(whole, rows), names
 
 
 def class_names(path: str) -> tuple[str, ...]:
