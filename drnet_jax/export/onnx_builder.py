@@ -133,7 +133,8 @@ class Builder:
   ) -> Tensor:
     """Adds a node that makes a traced array.
 
-    Without `axes`, stored as the first input of as many; else as traced.
+    Without `axes`, stored in the order of the first input that has as many;
+    without such an input, as traced.
     """
     rank = len(value.shape)
     if axes is None:
