@@ -24,7 +24,10 @@ _KINDS = {'data': 'u', 'offsets': 'iu', 'label': 'iu', 'class_name': 'SU'}
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """All images of a packed file, whose arrays these are."""
+  """All images of a packed file: its arrays, but for the labels.
+
+  Those are a model's; -1 of classes that are left out.
+  """
 
   path: str
   data: np.ndarray
