@@ -56,10 +56,13 @@ def masked_norms(mask: jax.Array | None) -> Iterator[None]:
   Args:
     mask: bool [B], False for images that are padding; None counts all.
   """
+  if mask is None:
+    yield
+    return
 
   def add_mask(call, args, kwargs, context):
     is_norm = isinstance(context.module, nn.BatchNorm)
-    if is_norm and context.method_name == '__call__' and mask is not None:
+    if is_norm and context.method_name == '__call__':
       shape = [-1] + [1] * (args[0].ndim - 1)
       kwargs = kwargs | {'mask': mask.reshape(shape)}
     return call(*args, **kwargs)
