@@ -49,8 +49,10 @@ _ELEMENTWISE = {
   'rsqrt': 'Sqrt Reciprocal',
 }
 _REDUCTIONS = {
-  f'reduce_{name}': f'Reduce{name.title()}'
-  for name in ('max', 'min', 'prod', 'sum')
+  'reduce_max': 'ReduceMax',
+  'reduce_min': 'ReduceMin',
+  'reduce_prod': 'ReduceProd',
+  'reduce_sum': 'ReduceSum',
 }
 _AFFINE = {'add', 'sub', 'mul', 'div'}
 

@@ -16,13 +16,22 @@ from jax.extend import core
 
 from drnet_jax.errors import UserError
 
-_IDENTITIES = (
-  'copy name optimization_barrier reduce_precision sharding_constraint '
-  'stop_gradient'
-).split()
-_CALLS = (
-  'checkpoint closed_call custom_jvp_call custom_vjp_call jit remat2'
-).split()
+_IDENTITIES = {
+  'copy',
+  'name',
+  'optimization_barrier',
+  'reduce_precision',
+  'sharding_constraint',
+  'stop_gradient',
+}
+_CALLS = {
+  'checkpoint',
+  'closed_call',
+  'custom_jvp_call',
+  'custom_vjp_call',
+  'jit',
+  'remat2',
+}
 
 
 def _broadcast(x, *, shape, broadcast_dimensions, **_):
