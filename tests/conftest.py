@@ -16,7 +16,7 @@ QUICK = (
   '--xla_llvm_disable_expensive_passes=true',
   '--xla_cpu_parallel_codegen_split_count=1',
 )
-if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 12):
+if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 11):
   # The emitters that XLA had before compile in a third of the time.
   QUICK += ('--xla_cpu_use_fusion_emitters=false',)
 # Each once, and in the same order in workers and their children: the text is
