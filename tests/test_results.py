@@ -255,6 +255,21 @@ def photos_whole():
   ]
 
 
+def photos_halves():
+  """Some budgets, policies set on one half of the test images."""
+  best = best_of_halves('photos_halves')
+  full = float(raw('photos_whole')[2]['gmacs'])
+  return [
+    [
+      f'{100 * r["gmacs"] / full:.0f}',
+      f'{100 * r["top1"]:.1f}',
+      gain_of_halves(r),
+      f'{100 * (r["top1"] - r["largest"]):+.1f}',
+    ]
+    for r in (best[i] for i in (4, 6, 8, 9, 10))
+  ]
+
+
 def photos_router():
   """Top-1 (and cost) of each family at some budgets, by where it begins."""
   found = {}
@@ -338,24 +353,33 @@ def ladder():
     for r in raw('ladder_fixed')
     if r['option'] in names
   ]
-  typed = [
-    {k: v if k == 'family' else float(v) for k, v in r.items()}
-    for r in raw('ladder')
-  ]
-  best = [r for r in halves.summary(typed) if r['family'] == 'best']
+  best = best_of_halves('ladder')
   for r in [best[i] for i in (4, 5, 7, 8, 9)]:
-    gain, low, high = (
-      f'{100 * r[k]:+.1f}' for k in ('gain', 'gain_least', 'gain_most')
-    )
     rows.append(
       [
         f'both, budget {bare(r["budget"])} GMACs',
         f'{100 * r["top1"]:.1f}',
         bare(r['gmacs']),
-        f'{gain} [{low}, {high}]',
+        gain_of_halves(r),
       ]
     )
   return rows
+
+
+def best_of_halves(name):
+  """The best policies for each budget, means over all halves."""
+  typed = [
+    {k: v if k == 'family' else float(v) for k, v in r.items()}
+    for r in raw(name)
+  ]
+  return [r for r in halves.summary(typed) if r['family'] == 'best']
+
+
+def gain_of_halves(row):
+  gain, low, high = (
+    f'{100 * row[k]:+.1f}' for k in ('gain', 'gain_least', 'gain_most')
+  )
+  return f'{gain} [{low}, {high}]'
 
 
 def networks():
@@ -463,6 +487,7 @@ IN_RESULTS = {
   ('folder', 'new classifier'): photos_rates,
   ('row of the set of routers',): photos_router,
   ('one network, all training images',): photos_whole,
+  ('% of 160 px', 'top-1, %'): photos_halves,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
 }
 

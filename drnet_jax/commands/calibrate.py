@@ -97,7 +97,10 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
   names = zip(ladder.short_names(paths), paths, strict=True)
   subjects = {name: Subject(path, overrides) for name, path in names}
   first = next(iter(subjects.values()))
-  record = calibrate.joined_record(subjects, first.data.test_split)
+  if len(subjects) > 1:
+    record = calibrate.joined_record(subjects, first.data.test_split)
+  else:
+    record = first.test_record()
   if len(record.options) < 2:
     raise UserError('there is only one option: nothing can choose')
   budgets = np.geomspace(record.gmacs.min(), record.costs.full, 16)
