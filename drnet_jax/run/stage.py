@@ -365,9 +365,11 @@ class StageRunner:
       state = state_lib.begin(self._step.optimizer, *weights)
       return state, jax.tree.map(jnp.copy, weights) if averages else None
 
-    shardings = self._step.shardings
-    lie = shardings, state_lib.weights(shardings) if averages else None
-    return *jax.jit(begin, out_shardings=lie)(*weights), []
+    of_state = self._step.shardings
+    of_average = state_lib.weights(of_state) if averages else None
+    begin = jax.jit(begin, out_shardings=(of_state, of_average))
+    state, average = begin(*weights)
+    return state, average, []
 
   def _check_finite(self, step, row, weights, checkpoints) -> None:
     """UserError if a loss of the last steps, or a weight, is not finite."""

@@ -37,43 +37,37 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
     UserError: weights that are not finite, or a runtime that cannot run them.
   """
   contract = Contract.of(trained, decode=how.decode or 'full')
-  model = trained.model
-  has_exits = isinstance(model, RANet)
-
-  def loaded(engine: Engine, said: str, graphs: str = '') -> Loaded:
-    digests, members = (trained.digest,), (lambda: trained,)
-    return Loaded(contract, engine, said, digests, members, graphs)
-
-  def in_jax(said: str = 'jax', graphs: str = '') -> Loaded:
-    """The model's own programs."""
-    if has_exits:
-      cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // model.image_px**2)
-      engine = StageEngine(trained, batches=buckets(how.batch, cpu_batch))
-    else:
-      made, batches = programs(trained, contract), buckets(how.batch)
-      engine = XlaEngine('jax', made, contract, batches=batches)
-    return loaded(engine, said, graphs)
-
   # Not left to the answers: XLA does not always hand a NaN on.
   weights = jax.tree.leaves((trained.params, trained.batch_stats))
   if not all(np.isfinite(x).all() for x in weights):
     raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
-  if has_exits and how.runtime not in ('auto', 'jax'):
+  if isinstance(trained.model, RANet) and how.runtime not in ('auto', 'jax'):
     raise UserError(
       f"runtime = {how.runtime!r}: a network with exits runs in 'jax' only"
     )
+  engine, said, graphs = _engine(trained, contract, how)
+  digests, members = (trained.digest,), (lambda: trained,)
+  return Loaded(contract, engine, said, digests, members, graphs)
+
+
+def _engine(
+  trained: workdir.Trained, contract: Contract, how: How
+) -> tuple[Engine, str, str]:
+  """The engine, what is said of it, and the name of its graphs, or ''."""
   if how.runtime == 'stablehlo':
     # The programs as they would be exported.
     with tempfile.TemporaryDirectory() as folder:
       made = programs(trained, contract)
       shared = package.write_stablehlo(folder, made, share=False)
       engine = exported(folder, contract, shared, how.batch)
-    return loaded(engine, 'stablehlo')
+    return engine, 'stablehlo', ''
+  in_jax = functools.partial(_in_jax, trained, contract, how.batch)
+  has_exits = isinstance(trained.model, RANet)
   if how.is_beside_jax and (has_exits or jax.default_backend() != 'cpu'):
-    return in_jax()  # nothing else need be tried
+    return in_jax(), 'jax', ''  # nothing else need be tried
   tried = choice.candidates(how)
   if not tried:
-    return in_jax()
+    return in_jax(), 'jax', ''
   made = programs(trained, contract)
   graphs = _key(made, contract)
   write = functools.partial(_write_graphs, made, contract)
@@ -85,7 +79,7 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
     # No `onnx` to write with, or nothing that it can write.
     if not how.is_beside_jax:
       raise
-    return in_jax()
+    return in_jax(), 'jax', ''
   reference = None
   if how.is_beside_jax:
     timed = [how.batch or choice.BATCH]
@@ -94,9 +88,19 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
     )
   found = choose(graphs, how, folder, contract, tried, reference)
   if found.runtime == 'jax':
-    return in_jax(found.said, graphs)
+    return in_jax(), found.said, graphs
   engine = choice.engine(*found[:2], folder, contract, how.batch)
-  return loaded(engine, found.said, graphs)
+  return engine, found.said, graphs
+
+
+def _in_jax(trained: workdir.Trained, contract: Contract, batch: int) -> Engine:
+  """The model's own programs."""
+  if isinstance(trained.model, RANet):
+    pixels = trained.model.image_px**2
+    cpu_batch = max(xla.CPU_BATCH, _CPU_EXIT_PIXELS // pixels)
+    return StageEngine(trained, batches=buckets(batch, cpu_batch))
+  made = programs(trained, contract)
+  return XlaEngine('jax', made, contract, batches=buckets(batch))
 
 
 def _write_graphs(

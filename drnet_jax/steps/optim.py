@@ -40,10 +40,11 @@ def schedule(
   if kind == 'cosine':
     after = optax.cosine_decay_schedule(lr, max(total - warmup, 1))
   else:
-    every = max(round(decay_epochs * steps_per_epoch), 1)
-    marks = range(every, total, every)
     if kind == 'halfway':
       marks = [max(round(epochs * x * steps_per_epoch), 1) for x in (0.5, 0.75)]
+    else:
+      every = max(round(decay_epochs * steps_per_epoch), 1)
+      marks = range(every, total, every)
     # Counted from the first step of all, as the papers count their epochs.
     drops = {mark - warmup: decay_factor for mark in marks}
     after = optax.piecewise_constant_schedule(lr, drops)
