@@ -77,10 +77,11 @@ def write_json(kind: str, name: str, value: Any) -> None:
   """Keeps a value, if there is room and leave to."""
   with contextlib.suppress(OSError):
     os.makedirs(path(kind), exist_ok=True)
-    number, partial = tempfile.mkstemp(dir=path(kind))
-    with os.fdopen(number, 'w') as file:
-      json.dump(value, file)
-    os.replace(partial, path(kind, f'{name}.json'))
+    with tempfile.TemporaryDirectory(dir=path(kind)) as place:
+      partial = os.path.join(place, name)
+      with open(partial, 'w') as file:
+        json.dump(value, file)
+      os.replace(partial, path(kind, f'{name}.json'))
 
 
 def folder(kind: str, name: str) -> str | None:

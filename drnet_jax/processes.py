@@ -92,6 +92,11 @@ def join(*, peer_timeout_s: int) -> None:
         'JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and '
         'JAX_PROCESS_ID'
       )
+    if rank >= size:
+      raise UserError(
+        f'this is process {rank} of {size} by the environment: they are '
+        f'numbered from 0 to {size - 1} (JAX_PROCESS_ID, JAX_NUM_PROCESSES)'
+      )
     jax.distributed.initialize(
       num_processes=size,
       process_id=rank,

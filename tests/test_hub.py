@@ -111,6 +111,8 @@ def test_other_pixels_are_named(folder, model, fresh, capsys):
     ),
     ({'model_type': 'resnet'}, "names no 'architecture'.*give their file"),
     ([], "names no 'architecture'"),
+    ({'architecture': ['resnet18']}, "names no 'architecture'"),
+    ({'architecture': 'resnet'}, 'weights of resnet, which is none of our'),
     ('{', 'config.json: Expecting'),
   ],
 )

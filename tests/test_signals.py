@@ -86,6 +86,24 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(monkeypatch):
   assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+  'size, rank, message',
+  [
+    ('2', '2', 'process 2 of 2 by the environment: they are numbered from 0'),
+    ('two', '0', "JAX_NUM_PROCESSES = 'two' in the environment is no number"),
+    ('', '0', 'not JAX_NUM_PROCESSES and JAX_PROCESS_ID'),
+  ],
+)
+def test_an_environment_that_does_not_count_up(
+  monkeypatch, size, rank, message
+):
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', '127.0.0.1:1')
+  monkeypatch.setenv('JAX_NUM_PROCESSES', size)
+  monkeypatch.setenv('JAX_PROCESS_ID', rank)
+  with pytest.raises(UserError, match=message):
+    processes.join(peer_timeout_s=1)
+
+
 def test_home_is_known_in_every_argument(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
   given = '--workdir=~/a,~/b,c~d --to=~ ~/x~/y a=~no_such_user/b'.split()

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -281,10 +282,11 @@ def is_evaluated(path: str) -> bool:
 
 def how_to_calibrate(path: str) -> str:
   """The command for a workdir, or for the folder of a ladder."""
-  what = f'--workdir={path}'
+  words = [f'--workdir={path}']
   if ladder.is_ladder(path):
-    what = f'--workdir={",".join(ladder.members(path).values())} --to={path}'
-  return f'python -m drnet_jax calibrate {what}'
+    members = ','.join(ladder.members(path).values())
+    words = [f'--workdir={members}', f'--to={path}']
+  return f'python -m drnet_jax calibrate {shlex.join(words)}'
 
 
 def read(path: str, **asked: Any) -> EvaluatedRun:

@@ -95,7 +95,9 @@ def _read_config(path: str) -> dict[str, Any]:
   try:
     with open(path) as file:
       told = json.load(file)
-    if not isinstance(told, dict) or 'architecture' not in told:
+    if not isinstance(told, dict) or not isinstance(
+      told.get('architecture'), str
+    ):
       raise ValueError("it names no 'architecture', as timm's do")
   except (OSError, ValueError) as error:
     raise UserError(
@@ -113,13 +115,14 @@ def _check_network(origin: str, architecture: str, ours) -> None:
     fields = {'padding': 'same', 'epsilon': 1e-3}
   if width := re.fullmatch(r'mobilenetv2_(\d{3})', name):
     name, fields = 'mobilenet_v2', {'width': int(width[1]) / 100}
-  if name not in models.NETWORKS:
+  try:
+    theirs = models.NETWORKS[name](num_classes=1, **fields)
+  except (KeyError, TypeError) as error:  # 'resnet' alone says too little
     raise UserError(
       f'{origin} holds weights of {architecture}, which is none of our '
       f'networks: {", ".join(sorted(models.NETWORKS))}. If you know them to be '
       'those of config.model.base, give their file in place of the folder.'
-    )
-  theirs = models.NETWORKS[name](num_classes=1, **fields)
+    ) from error
   unlike = ['another network']
   if type(theirs) is type(ours):
     unlike = [
