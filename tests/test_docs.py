@@ -48,8 +48,7 @@ RUN = {
   'drnet_jax.main --config=configs/photos.py --workdir=runs/digits': (
     '--config.data.images_per_class=8 --config.pretrain.epochs=1 '
     '--config.pretrain.batch_size=16 --config.data.held_out=16 '
-    '--config.data.least_epoch_images=0 '
-    '--config.model.resolutions="(24,40)" --config.model.image_px=40'
+    '--config.data.least_epoch_images=0'
   ),
   'drnet_jax predict --workdir=runs/digits': '',
 }
