@@ -58,11 +58,11 @@ def load(key):
 # Plain, bottleneck and inverted residual blocks run with the quick tests.
 QUICK = ('resnet18|torchvision', 'resnet50|torchvision', 'mobilenet_v2|')
 SIZES = ('97', '224')  # odd, and even, before every stride
-# Deep stacks of the blocks of others.
+# More, and wider, of the blocks of others.
 DEEP = (
   'resnet101',
   'resnet152',
-  *(f'efficientnet_lite{i}|' for i in (1, 2, 3)),
+  *(f'efficientnet_{kind}{i}|' for kind in ('b', 'lite') for i in range(1, 5)),
 )
 
 

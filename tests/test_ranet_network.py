@@ -111,6 +111,8 @@ COSTS = {
   ),
 }
 QUICK = ('cifar_tiny', 'tiny imagenet')
+# Of as many classes and the same blocks as another, for longer.
+DEEP = ('cifar_budgeted_large', 'imagenet_budgeted_small', 'script')
 
 
 def create(name, num_classes=10):
@@ -133,7 +135,10 @@ def create(name, num_classes=10):
       marks=()
       if key[0] in QUICK
       # Of a hundred classes only the heads are others.
-      else [pytest.mark.slow, *[pytest.mark.soak] * (key[1] == 100)],
+      else [
+        pytest.mark.slow,
+        *[pytest.mark.soak] * (key[1] == 100 or key[0] in DEEP),
+      ],
     )
     for key in COSTS
   ],
