@@ -131,7 +131,7 @@ class LadderEngine(Engine):
 
   def __init__(self, members: Sequence[tuple[Engine, Contract]]):
     engines = [engine for engine, _ in members]
-    self._places = [
+    self._options = [
       (engine, j) for engine, c in members for j in range(len(c.options))
     ]
     self._router = next((e for e, c in members if c.routes), None)
@@ -140,16 +140,16 @@ class LadderEngine(Engine):
     self.in_flight = max(engine.in_flight for engine in engines)
 
   def bucket(self, option: int, count: int) -> int:
-    engine, j = self._places[option]
+    engine, j = self._options[option]
     return engine.bucket(j, count)
 
   def pool(self, option: int) -> Any | None:
-    engine, j = self._places[option]
+    engine, j = self._options[option]
     return engine.pool(j)
 
   def log_p(self, images: np.ndarray) -> Any:
     return self._router.log_p(images)
 
   def run(self, option: int, inputs: Any) -> tuple[Any, Any]:
-    engine, j = self._places[option]
+    engine, j = self._options[option]
     return engine.run(j, inputs)

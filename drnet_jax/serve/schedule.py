@@ -27,7 +27,7 @@ from drnet_jax.serve.picture import Picture
 class Item:
   """An image on its way."""
 
-  key: Any  # whoever schedules it knows it by
+  key: Any  # by which whoever schedules it knows it
   picture: Picture
   policy: Policy | None = None  # that it follows, once it is let in
   # Probabilities [K] of each option that was tried on it, and where in the
@@ -162,7 +162,7 @@ class Schedule:
 
   @property
   def first_waiting(self) -> int | None:
-    """The first place at which an image waits; None if nobody does."""
+    """The first place at which an image waits; None if none does."""
     waiting = (i for i, q in enumerate(self.queues) if q.waiting)
     return next(waiting, None)
 
@@ -227,14 +227,17 @@ class Schedule:
       goes_on = ~self._policy.leaves(stop.position, sure)
       for i in np.flatnonzero(~goes_on):
         self._done(items[i], answers[i])
-    on = np.flatnonzero(goes_on)
-    if len(on):
-      self._go_on(place + 1, items, on, state)
+    kept = np.flatnonzero(goes_on)
+    if len(kept):
+      self._go_on(place + 1, items, kept, state)
 
-  def _go_on(self, place: int, items, on: np.ndarray, state) -> None:
+  def _go_on(
+    self, place: int, items: list[Item], kept: np.ndarray, state: Any
+  ) -> None:
+    """Lets those `kept` of a batch's images wait, or run, at the next place."""
     queue = self.queues[place]
     if isinstance(queue, Waiting):
-      queue.waiting.extend(items[i] for i in on)
+      queue.waiting.extend(items[i] for i in kept)
       return
     option = self.stops[place].option
     if self._alone and len(items) == 1 == self._engine.bucket(option, 1):
@@ -242,7 +245,7 @@ class Schedule:
       said, state = self._engine.run(option, state)
       self._in_flight.append((place, items, said, state))
       return
-    queue.push(state, on, [items[i] for i in on])
+    queue.push(state, kept, [items[i] for i in kept])
     # A pool has room for one batch beside a full one.
     while len(queue.waiting) >= self._engine.best_batch:
       self.start(place)

@@ -19,7 +19,7 @@ import numpy as np
 from drnet_jax import routing
 from drnet_jax.run import workdir
 from drnet_jax.serve.engines import Engine
-from drnet_jax.serve.xla import IN_FLIGHT, compiled, in_parallel, padded
+from drnet_jax.serve.xla import IN_FLIGHT, compile_program, in_parallel, padded
 
 
 class StageEngine(Engine):
@@ -33,8 +33,8 @@ class StageEngine(Engine):
     self.best_batch = self._batches[-1]
     self.num_exits = len(trained.model.options)
     self._weights = [
-      trained.model.stage_weights(k, trained.params, trained.batch_stats)
-      for k in range(1, self.num_exits + 1)
+      trained.model.stage_weights(k + 1, trained.params, trained.batch_stats)
+      for k in range(self.num_exits)
     ]
     self._model = trained.model
     self._states = {batch: self._shapes(batch) for batch in self._batches}
@@ -68,8 +68,8 @@ class StageEngine(Engine):
     """The state that each stage begins with."""
     side = self._model.image_px
     states = [jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)]
-    for k, weights in enumerate(self._weights[:-1], 1):
-      stage = functools.partial(self._model.stage, k)
+    for k, weights in enumerate(self._weights[:-1]):
+      stage = functools.partial(self._model.stage, k + 1)
       states.append(jax.eval_shape(stage, *weights, states[-1])[1])
     return states
 
@@ -89,7 +89,7 @@ class StageEngine(Engine):
 
     weights, state = self._weights[k], self._states[batch][k]
     size = sum(x.nbytes for x in jax.tree.leaves(weights))
-    return compiled(run, weights, state, size)
+    return compile_program(run, weights, state, size)
 
   def _compile_push(self, k: int, batch: int):
     def push(pool, state, rows, start):
@@ -117,24 +117,24 @@ class Pool:
   def __init__(self, engine: StageEngine, exit_index: int):
     self._engine = engine
     self._exit_index = exit_index
-    self._places: Any = None
+    self._slots: Any = None
     self.waiting: list[Any] = []
 
   def push(self, state: Any, rows: Sequence[int], items: Sequence[Any]) -> None:
     """Adds the images of some rows of a batch, with its state."""
     engine = self._engine
     batch = len(jax.tree.leaves(state)[0])
-    if self._places is None:
+    if self._slots is None:
       # Not jnp.zeros, which would be compiled now.
-      self._places = jax.tree.map(
+      self._slots = jax.tree.map(
         lambda x: jax.device_put(np.zeros(x.shape, x.dtype)),
         engine.pool_shapes(self._exit_index),
       )
-    places = np.zeros(batch, np.int32)
-    places[: len(rows)] = rows
+    padded_rows = np.zeros(batch, np.int32)
+    padded_rows[: len(rows)] = rows
     push = engine.compiled['push', self._exit_index, batch]
     start = np.int32(len(self.waiting))
-    self._places = push(self._places, state, places, start)
+    self._slots = push(self._slots, state, padded_rows, start)
     self.waiting += items
 
   def pop(self) -> tuple[Any, list[Any]]:
@@ -144,6 +144,6 @@ class Pool:
     start = len(self.waiting) - count
     batch = engine.bucket(self._exit_index, count)
     pop = engine.compiled['pop', self._exit_index, batch]
-    # First: images whose `pop` fails must not be waited for.
+    # Before `pop`: if it fails, nobody must wait for these images.
     self.waiting, taken = self.waiting[:start], self.waiting[start:]
-    return pop(self._places, np.int32(start)), taken
+    return pop(self._slots, np.int32(start)), taken

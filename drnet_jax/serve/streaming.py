@@ -77,7 +77,7 @@ class Stream:
     classifier: what answers, by the policy it has now.
     deadline_ms: from `submit` to the answer. Met as long as the machine can;
       `late` counts the others.
-    batch: the most that run at once; 0 for what suits.
+    batch: the most images that run at once; 0 for what suits the device.
     top_k: classes in an answer's `top`.
 
   Attributes:
@@ -139,7 +139,7 @@ class Stream:
     return request.future
 
   def latency_ms(self, percentiles: Sequence[float] = (50, 95, 99)) -> list:
-    """Percentiles of the time from `submit` to the answer."""
+    """Percentiles of the milliseconds from `submit` to the answer."""
     seconds = np.percentile(self._latencies_s or [np.nan], percentiles)
     return list(1e3 * seconds)
 
@@ -156,7 +156,7 @@ class Stream:
     places = range(len(self._stops))
     while True:
       if arrived := self._collect():
-        self._guard(arrived, lambda: self._schedule.admit(arrived))  # noqa: B023
+        self._guard(arrived, functools.partial(self._schedule.admit, arrived))
       now = time.monotonic()
       closing = self._closing.is_set() and self._arrivals.empty()
       due = [self._start_by(place) <= now for place in places]
@@ -233,7 +233,7 @@ class Stream:
         arrived.append(self._arrivals.get(timeout=patience))
       while len(arrived) < self._batch:
         arrived.append(self._arrivals.get_nowait())
-    # Whoever was cancelled is out; from here on nobody can be.
+    # Those that were cancelled are out; from here on none can be.
     return [x for x in arrived if x.key.future.set_running_or_notify_cancel()]
 
   def _answer(self, item: Item, probabilities: np.ndarray) -> None:

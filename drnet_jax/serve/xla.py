@@ -16,8 +16,7 @@ from drnet_jax.export.programs import Program
 from drnet_jax.serve.engines import Engine
 
 _MOST_BAKED_BYTES = 2**30
-# Batches that nobody has fetched.
-IN_FLIGHT = 4
+IN_FLIGHT = 4  # batches whose results are still to be fetched
 CPU_BATCH, _ACCELERATOR_BATCH = 16, 128
 
 
@@ -34,7 +33,7 @@ def buckets(batch: int, cpu_batch: int = CPU_BATCH) -> list[int]:
 class XlaEngine(Engine):
   """Programs (see `export.programs`) compiled ahead of time.
 
-  Each for `batches` of these sizes; a batch is padded to the next.
+  Each is compiled for batches of the sizes `batches`; others are padded.
   """
 
   in_flight = IN_FLIGHT
@@ -59,7 +58,7 @@ class XlaEngine(Engine):
       for batch in self._batches:
         images = jax.ShapeDtypeStruct((batch, side_px, side_px, 3), np.uint8)
         jobs[program, batch] = functools.partial(
-          compiled, function, weights, images, weight_bytes
+          compile_program, function, weights, images, weight_bytes
         )
     self._compiled = in_parallel(jobs)
 
@@ -92,14 +91,14 @@ def padded(images: np.ndarray, batch: int) -> np.ndarray:
   return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
 
 
-def compiled(
+def compile_program(
   function: Callable, weights: Any, inputs: Any, weight_bytes: int
 ) -> Callable:
   """A function of (weights, inputs) as a program of inputs.
 
   For a single image on a CPU the weights are constants of it, which makes XLA's
-  code a fifth faster, but each program then holds a copy; not where there are
-  too many `weight_bytes` in all.
+  code a fifth faster. Each program then holds a copy of them, so not where all
+  programs together have too many `weight_bytes`.
   """
   single = jax.tree.leaves(inputs)[0].shape[0] == 1
   few = weight_bytes <= _MOST_BAKED_BYTES
