@@ -46,15 +46,14 @@ def prediction(
   """Puts what was found of an image that has left, [K], into words.
 
   Raises:
-    UserError: the network returns NaN.
+    UserError: the network returns NaN or infinity.
   """
   if not np.isfinite(probabilities).all():
     raise UserError('the network returns NaN or infinity')
   # Stable, so that the first of two equal classes wins everywhere.
   order = np.argsort(-probabilities, kind='stable')
   classes, options = contract.class_names, contract.options
-  ran = [item.policy.path[i] for i in item.tried]
-  costs = contract.costs
+  costs, ran = contract.costs, [item.policy.path[i] for i in item.tried]
   gmacs = float(costs.of_path(options, ran)[0, -1])
   if item.policy.start is not None:
     gmacs += costs.predictor

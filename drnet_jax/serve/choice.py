@@ -34,7 +34,7 @@ MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
 BATCH = 8  # that is timed where none is asked for
 _PICTURES = 8  # whose answers are compared
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
-# What else the time of a call may hang on.
+# What else the time of a call may depend on.
 _PACKAGES = ('jax', 'jaxlib', 'onnxruntime', 'openvino', 'libtpu')
 _PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin', 'jax-rocm7-plugin')
 _DEVICES = ('/dev/nvidia0', '/dev/kfd', '/dev/accel0', '/dev/vfio/0')
@@ -76,7 +76,7 @@ class How:
 
   @property
   def mode(self) -> str:
-    """What the time counts of."""
+    """What is timed: images by themselves, or many of them."""
     return 'one at a time' if self.batch == 1 else 'in bulk'
 
 
@@ -96,7 +96,7 @@ def is_installed(module: str) -> bool:
 def candidates(how: How) -> list[tuple[str, str]]:
   """Runtimes of exported graphs to try, with their precisions.
 
-  'openvino' in 'auto' precision may have two, 'auto' is all that are installed.
+  Of 'auto' all that are installed; OpenVINO in 'auto' precision may be two.
   """
 
   def is_tried(runtime: str) -> bool:
@@ -134,7 +134,7 @@ def _abilities() -> list[str]:
   return found
 
 
-def engine(
+def exported_engine(
   runtime: str, precision: str, folder: str, contract: Contract, batch: int
 ) -> Engine:
   """Runs what was exported to a folder."""
@@ -164,7 +164,13 @@ def choose(
   tried: Mapping[tuple[str, str], Callable[[], Engine]],
   contract: Contract,
 ) -> Choice:
-  """Tries runtimes, the first of which is the reference, and remembers."""
+  """Tries runtimes; remembers the fastest that agrees with the first of them.
+
+  `model` is the key of its graphs, `tried` makes the engine of each runtime.
+
+  Raises:
+    UserError: the reference returns NaN or infinity.
+  """
   batch = how.batch or BATCH
   engines, answers, out = {}, {}, []
   reference = next(iter(tried))
@@ -209,21 +215,21 @@ def name(runtime: str, precision: str) -> str:
 
 def _answers(engine: Engine, contract: Contract, batch: int) -> np.ndarray:
   """Probabilities of some pictures, the predictor's and at every option."""
-  found = []
+  answers = []
   for call, side_px in _calls(engine, contract):
     images = _pictures(side_px, max(batch, _PICTURES))
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    said = [np.asarray(call(part))[: len(part)] for part in parts]
-    found.append(np.concatenate(said).ravel())
+    results = [np.asarray(call(part))[: len(part)] for part in parts]
+    answers.append(np.concatenate(results).ravel())
   if contract.routes:
-    found[0] = np.exp(found[0])
-  return np.concatenate(found)
+    answers[0] = np.exp(answers[0])
+  return np.concatenate(answers)
 
 
 def _time(
   engines: Mapping[Any, Engine], contract: Contract, batch: int
 ) -> dict[Any, float]:
-  """Milliseconds an image, of all options together; in turn, the medians."""
+  """Milliseconds of an image at all options: medians, measured in turn."""
   jobs = [
     (key, call, _pictures(side_px, batch), [])
     for key, engine in engines.items()
@@ -237,8 +243,8 @@ def _time(
       # As many batches as it would have in hand.
       count = 1 if batch == 1 else engines[key].in_flight
       start = time.perf_counter()
-      for said in [call(images) for _ in range(count)]:
-        np.asarray(said)
+      for result in [call(images) for _ in range(count)]:
+        np.asarray(result)
       seconds.append((time.perf_counter() - start) / count)
   ms = dict.fromkeys(engines, 0.0)
   for key, _, _, seconds in jobs:
@@ -275,7 +281,7 @@ def _key(model: str, how: How, tried: Iterable[tuple[str, str]]) -> str:
 
 @functools.cache
 def machine() -> list[Any]:
-  """What times are those of; JAX is not asked, it takes too long to import."""
+  """What times depend on; JAX is not asked, it takes too long to import."""
   versions = {}
   for package in (*_PACKAGES, *_PLUGINS):
     try:

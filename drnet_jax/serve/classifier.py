@@ -40,7 +40,7 @@ from drnet_jax.serve.streaming import Stream
 if TYPE_CHECKING:
   from drnet_jax.run import workdir
 
-_POOL_BATCHES = 4  # images read ahead, and seen at once by the predictor
+_AHEAD_BATCHES = 4  # that are read ahead, and seen at once by the predictor
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -57,7 +57,7 @@ class Classifier:
   contract: Contract
   engine: Engine
   calibration: Calibration | None = None  # for `set_budget`
-  # They read the models themselves, for `export`.
+  # Each reads one of the models, for `export`.
   members: 'Sequence[Callable[[], workdir.Trained]]' = ()
   runtime: str = ''  # a line about what runs it, for people
 
@@ -107,11 +107,10 @@ class Classifier:
     """
     how = How(runtime, precision, batch, decode)
     path = os.fspath(path) if isinstance(path, os.PathLike) else path
-    several = not isinstance(path, str) or ladder.is_ladder(path)
     calibration = None
     if isinstance(path, str):
       calibration = calibration_lib.read(paths.root(path))
-    if several:
+    if not isinstance(path, str) or ladder.is_ladder(path):
       runs = ladder.members(path)
       loaded = loading.joined(
         {name: loading.of_run(run, how) for name, run in runs.items()}
@@ -130,21 +129,25 @@ class Classifier:
     trained: 'workdir.Trained',
     *,
     calibration: Calibration | None = None,
-    **how: Any,
+    runtime: str = 'auto',
+    precision: str = 'auto',
+    decode: str | None = None,
+    batch: int = 0,
   ) -> 'Classifier':
     """As `load`, of a model that is in memory.
 
     Args:
       trained: the model.
       calibration: of its weights; None for fixed options, or the router alone.
-      **how: `runtime`, `precision`, `decode` and `batch`, as of `load`.
+      runtime, precision, decode, batch: as of `load`.
 
     Raises:
       UserError: weights that are not finite.
     """
     from drnet_jax.serve import compiled
 
-    return cls._of(compiled.of_trained(trained, How(**how)), calibration)
+    how = How(runtime, precision, batch, decode)
+    return cls._of(compiled.of_trained(trained, how), calibration)
 
   @classmethod
   def of_ladder(
@@ -152,20 +155,29 @@ class Classifier:
     members: 'dict[str, workdir.Trained]',
     *,
     calibration: Calibration | None = None,
-    **how: Any,
+    runtime: str = 'auto',
+    precision: str = 'auto',
+    decode: str | None = None,
+    batch: int = 0,
   ) -> 'Classifier':
-    """As `load`, of several models in memory, by their names."""
+    """As `of`, of several models by their names, the cheapest first."""
     from drnet_jax.serve import compiled
 
-    how = How(**how)
+    how = How(runtime, precision, batch, decode)
     parts = {k: compiled.of_trained(x, how) for k, x in members.items()}
     return cls._of(loading.joined(parts), calibration)
 
   @classmethod
-  def _of(cls, x: Loaded, calibration: Calibration | None) -> 'Classifier':
-    found = cls(x.contract, x.engine, calibration, x.members, x.runtime)
-    found.policy = x.policy or found.policy
-    return found
+  def _of(cls, loaded: Loaded, calibration: Calibration | None) -> 'Classifier':
+    made = cls(
+      loaded.contract,
+      loaded.engine,
+      calibration,
+      loaded.members,
+      loaded.runtime,
+    )
+    made.policy = loaded.policy or made.policy
+    return made
 
   # Which policy images follow.
 
@@ -231,8 +243,8 @@ class Classifier:
 
     Args:
       images: paths, bytes, PIL images or arrays, see `Picture`, or what
-        `picture` made of one. A generator will do: two pools, of four batches
-        each, and what waits for an option are held in memory.
+        `picture` made of one. A generator will do: twice four batches, and
+        what waits for an option, are held in memory.
       top_k: classes in an answer's `top`.
       on_error: 'raise' a UserError that names the images that cannot be read,
         or 'return' a `Failure` in the place of each.
@@ -259,7 +271,7 @@ class Classifier:
       return item
 
     schedule = self.schedule(done=done)
-    count = _POOL_BATCHES * self.engine.best_batch
+    count = _AHEAD_BATCHES * self.engine.best_batch
     for items, alone in _ahead(read, images, count):
       schedule.admit(items, alone=alone)
       schedule.work()
@@ -342,8 +354,8 @@ def _ahead(
       some = itertools.islice(sources, count)
       return [threads.submit(read, *one) for one in some]
 
-    pool = begin()
-    while pool:
+    reading = begin()
+    while reading:
       following = begin()
-      yield [item for future in pool if (item := future.result())], False
-      pool = following
+      yield [item for future in reading if (item := future.result())], False
+      reading = following

@@ -89,7 +89,7 @@ def _engine(
   found = choose(graphs, how, folder, contract, tried, reference)
   if found.runtime == 'jax':
     return in_jax(), found.said, graphs
-  engine = choice.engine(*found[:2], folder, contract, how.batch)
+  engine = choice.exported_engine(*found[:2], folder, contract, how.batch)
   return engine, found.said, graphs
 
 
@@ -120,7 +120,8 @@ def exported(
   """The StableHLO programs of a folder that `package.write` wrote.
 
   Args:
-    folder, contract: of it.
+    folder: to read.
+    contract: that it holds.
     shared: for programs that take their weights as arguments, what these are
       called in the folder's `weights.npz`.
     batch: images that are run at once; 0 for what suits the device.

@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
   engine: Engine
   runtime: str  # a line for people
   digests: tuple[str, ...] = ()  # of all weights; () of an exported folder
-  # They read the models themselves, for `export`.
+  # Each reads one of the models, for `export`.
   members: 'tuple[Callable[[], workdir.Trained], ...]' = ()
   graphs: str = ''  # key of a model's graphs in the cache, if it has some
   policy: Policy | None = None  # that an exported folder follows
@@ -69,9 +69,9 @@ def of_folder(folder: str, how: How) -> Loaded:
       f'{folder} was exported to {", ".join(formats)} only, not to {needed}'
     )
   graphs = cache.key(cache.stamps([folder]))
-  # Not JAX's, which would have to be compiled: they agreed when it was written.
+  # Without JAX, which would have to compile: `export` has compared them.
   found = choose(graphs, how, folder, contract, tried or [(needed, 'f32')])
-  engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
+  engine = choice_lib.exported_engine(*found[:2], folder, contract, how.batch)
   return Loaded(contract, engine, found.said, policy=policy)
 
 
@@ -104,7 +104,7 @@ def of_run(path: str, how: How) -> Loaded:
 
 
 def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
-  """A run whose graphs are there, if it is known how to run them."""
+  """A run whose graphs are cached, if it is known what is to run them."""
   folder = cache.folder('models', known['model'])
   if folder is None:
     return None
@@ -117,7 +117,7 @@ def _of_known(known: dict[str, str], how: How, member) -> Loaded | None:
       return None
   else:
     found = choose(known['model'], how, folder, contract, tried)
-  engine = choice_lib.engine(*found[:2], folder, contract, how.batch)
+  engine = choice_lib.exported_engine(*found[:2], folder, contract, how.batch)
   return Loaded(contract, engine, found.said, (known['digest'],), (member,))
 
 
@@ -144,12 +144,12 @@ def choose(
   tried: list[tuple[str, str]],
   in_jax: Callable[[], Engine] | None = None,
 ) -> Choice:
-  """One of the candidates, or JAX, if there is what makes its engine."""
+  """One of those to try, or JAX where `in_jax` makes its engine."""
   makers = {JAX: in_jax} if in_jax else {}
   # float32 first: the others are compared with it.
   for key in sorted(tried, key=lambda key: key[1] != 'f32'):
     makers[key] = functools.partial(
-      choice_lib.engine, *key, folder, contract, how.batch
+      choice_lib.exported_engine, *key, folder, contract, how.batch
     )
   if len(makers) == 1:
     ((runtime, precision),) = makers
@@ -160,7 +160,7 @@ def choose(
 
 
 def _fingerprint(path: str, decode: str) -> str | None:
-  """Of all that a run's weights and contract are read from; None: unreadable.
+  """Key of what a run's weights and contract are read from; None: unreadable.
 
   It need not be known which checkpoint counts: a change of any is a change.
   """

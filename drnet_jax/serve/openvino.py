@@ -21,8 +21,8 @@ from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve.engines import GraphEngine
 
-# What OpenVINO calls an ability of the processor, and what it is asked for by;
-# the fastest first.
+# What OpenVINO calls an ability of the processor, and the precision it is asked
+# for by; the fastest first.
 _ABILITIES = (('BF16', 'bf16'), ('FP16', 'f16'), ('FP32', 'f32'))
 _TELEMETRY = 'openvino_telemetry'
 # Fewer images than these cost more each: a batch is not cut smaller.
@@ -68,7 +68,7 @@ def abilities() -> list[str]:
 
 
 def named(precision: str) -> str:
-  """A path, for people."""
+  """OpenVINO in a precision, for people."""
   return 'openvino' if precision == 'f32' else f'openvino in {precision}'
 
 
@@ -76,8 +76,7 @@ class OpenVinoEngine(GraphEngine):
   """See the module; `batch` is for bulk work, 0 for what suits.
 
   Raises:
-    UserError: OpenVINO is not installed, or the processor has not that
-      precision.
+    UserError: OpenVINO is not installed, or the processor lacks the precision.
   """
 
   def __init__(

@@ -44,6 +44,9 @@ def compare(
   """Runs images through two paths of one model that follow one policy.
 
   What cannot be read is left out, as in evaluation.
+
+  Raises:
+    UserError: none of the images can be read.
   """
   ties = others = unread = 0
   largest = 0.0
@@ -74,7 +77,8 @@ def _is_tie(classifier: Classifier, image: Any) -> bool:
   ]
   ran = set()
   try:
-    for classifier.policy in shaken:
+    for one in shaken:
+      classifier.policy = one
       ran.add(classifier.predict([image])[0].ran)
   finally:
     classifier.policy = policy
@@ -84,7 +88,7 @@ def _is_tie(classifier: Classifier, image: Any) -> bool:
   log_p = np.asarray(classifier.engine.log_p(view[None]))[0]
   known = [contract.routes.index(j) for j in policy.path]
   dial = policy.start
-  for penalty in (dial.low, dial.high)[: 1 + bool(dial.share)]:
+  for penalty in (dial.low, dial.high) if dial.share else (dial.low,):
     best = np.sort(log_p[known] - penalty * np.asarray(dial.costs))
     if best[-1] - best[-2] <= _TIE:
       return True
