@@ -74,7 +74,11 @@ class Contract:
   def of(
     cls, trained: 'workdir.Trained', *, decode: str = 'full'
   ) -> 'Contract':
-    """That of a trained model."""
+    """That of a trained model.
+
+    Raises:
+      UserError: there is no such way to decode.
+    """
     model, data = trained.model, trained.config.data
     if decode not in DECODINGS:
       raise UserError(f'decode = {decode!r} is not one of {DECODINGS}')
@@ -99,7 +103,7 @@ class Contract:
       gmacs=macs.gmacs,
       routes=tuple(range(len(options))) if has_router else (),
       predictor_view=view(model.predictor_px) if has_router else None,
-      predictor_gmacs=has_router * macs.predictor / 1e9,
+      predictor_gmacs=macs.predictor / 1e9 if has_router else 0.0,
       decode=decode,
       class_names=trained.class_names,
       origin=trained.origin,
@@ -149,13 +153,15 @@ class Contract:
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Contract':
     """Inverse of `to_json`; other fields are passed over."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    values = {
-      k: tuple(v) if isinstance(v := fields[k], list) else v for k in names
-    }
-    values['options'] = Options(
-      **{k: tuple(v) for k, v in fields['options'].items()}
-    )
+
+    def tuples(found: Mapping[str, Any]) -> dict[str, Any]:
+      return {
+        k: tuple(v) if isinstance(v, list) else v for k, v in found.items()
+      }
+
+    names = (field.name for field in dataclasses.fields(cls))
+    values = tuples({name: fields[name] for name in names})
+    values['options'] = Options(**tuples(fields['options']))
     values['views'] = tuple(View(**view) for view in fields['views'])
     if fields['predictor_view']:
       values['predictor_view'] = View(**fields['predictor_view'])
@@ -191,7 +197,7 @@ def is_export(folder: str) -> bool:
 
 
 def read_fields(folder: str) -> dict[str, Any]:
-  """What stands in an export's contract file, that of `package.write`.
+  """The fields of an export's contract file, see `package.write`.
 
   Raises:
     UserError: it is damaged, or of another version.
@@ -207,6 +213,6 @@ def usual_policy(fields: Mapping[str, Any]) -> Policy:
   """What an export follows unless another policy is asked for."""
   row = next(row for row in fields['policies'] if row['family'] == 'usual')
   names = [field.name for field in dataclasses.fields(Policy)]
-  # JSON knows no infinity: see `package.write`.
+  # JSON knows no infinity: `package` writes numbers beyond [0, 1] instead.
   stop = [-np.inf if x < 0 else np.inf if x > 1 else x for x in row['stop']]
   return Policy.from_json({name: row[name] for name in names} | {'stop': stop})

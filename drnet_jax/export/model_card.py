@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import describe
+from drnet_jax.data import transforms
 from drnet_jax.export.contract import Contract
 from drnet_jax.run import workdir
 
@@ -96,7 +97,7 @@ def text(
       'it resizes the crop to its own size itself.'
       if contract.decode == 'full'
       else 'a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its short side '
-      f'keeps {2 * contract.decode_px} px.'
+      f'keeps {transforms.DECODE_MARGIN * contract.decode_px} px.'
     ),
     'Networks take uint8 [batch, side, side, 3].',
     '',

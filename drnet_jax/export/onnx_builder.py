@@ -185,7 +185,7 @@ class Builder:
 
 
 def _written(node: Node):
-  """The operators of a node, what is pending put in: name, inputs, ..."""
+  """Yields operators of a node, what is pending put in: type, inputs, ..."""
   operator, inputs, out = node.operator, list(node.inputs), node.output
   scale, bias, attributes = node.scale, node.bias, node.attributes
   if scale is None:
@@ -220,6 +220,7 @@ def _written(node: Node):
 
 
 def onnx_type(dtype: np.dtype) -> int:
+  """ONNX's number of a type; UserError where arrays of it are not written."""
   if dtype.name not in _TYPES:
     raise UserError(f'cannot export arrays of {dtype} to ONNX')
   return helper.np_dtype_to_tensor_dtype(dtype)

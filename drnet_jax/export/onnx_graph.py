@@ -175,10 +175,10 @@ class _Graph(Builder):
     self, name: str, y: Value, left: Value, right: Value
   ) -> bool:
     """Writes max(x, 0) and min(max(x, 0), c) as runtimes fuse them."""
-    x, c = (right, left) if right.constant is None else (left, right)
-    if c.constant is None or c.constant.size != 1:
+    x, limit = (right, left) if right.constant is None else (left, right)
+    if limit.constant is None or limit.constant.size != 1:
       return False
-    tensor, c = self._tensors[x], c.constant
+    tensor, c = self._tensors[x], limit.constant
     if len(tensor.axes) < c.ndim or y.dtype != np.float32:
       return False
     node = tensor.node
@@ -187,8 +187,8 @@ class _Graph(Builder):
       return True
     is_relu = node is not None and node.operator == 'Relu'
     if name == 'min' and x.uses == 1 and is_relu:
-      node.operator, bounds = 'Clip', (np.zeros((), y.dtype), c.reshape(()))
-      node.inputs += bounds
+      node.operator = 'Clip'
+      node.inputs += [np.zeros((), y.dtype), c.reshape(())]
       self._tensors[y] = tensor
       return True
     return False
@@ -257,9 +257,9 @@ class _Graph(Builder):
     made.node.weight_axis, made.node.channel_place = 0, 1
 
   def _add_dot_general(self, params, y: Value, left: Value, right: Value):
-    contract, batch = params['dimension_numbers']
-    if not any(batch) and len(contract[0]) == 1:
-      sides = [(left, contract[0][0]), (right, contract[1][0])]
+    contracting, batch = params['dimension_numbers']
+    if not any(batch) and len(contracting[0]) == 1:
+      sides = [(left, contracting[0][0]), (right, contracting[1][0])]
       for k in (1, 0):
         weight = sides[k][0].constant
         if weight is not None and weight.ndim == 2:
@@ -268,11 +268,11 @@ class _Graph(Builder):
           return
     letters = iter('abcdefghijklmnopqrstuvwxyz')
     names = [[''] * len(x.shape) for x in (left, right)]
-    for pair in (*zip(*batch, strict=True), *zip(*contract, strict=True)):
+    for pair in (*zip(*batch, strict=True), *zip(*contracting, strict=True)):
       names[0][pair[0]] = names[1][pair[1]] = next(letters)
     names = [[n or next(letters) for n in side] for side in names]
     kept = [names[0][i] for i in batch[0]]
-    for side, summed, batched in zip(names, contract, batch, strict=True):
+    for side, summed, batched in zip(names, contracting, batch, strict=True):
       kept += [n for i, n in enumerate(side) if i not in (*summed, *batched)]
     equation = f'{"".join(names[0])},{"".join(names[1])}->{"".join(kept)}'
     inputs = [self._natural(x) for x in (left, right)]

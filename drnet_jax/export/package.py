@@ -110,7 +110,7 @@ def _replaced(folder: str) -> Iterator[str]:
   So that it is never half of one export and half of another.
 
   Raises:
-    UserError: it cannot be written, or holds something else than an export.
+    UserError: it cannot be written, or is neither empty nor an export.
   """
   target = os.path.realpath(folder)  # of '' the working directory
   try:
@@ -166,7 +166,7 @@ def _row(
 def write_onnx(
   folder: str, programs: Mapping[str, Program], *, fold_norms: bool
 ) -> None:
-  """Writes programs and their `weights.bin`."""
+  """Writes programs and their `weights.bin`; needs the package `onnx`."""
   try:
     import onnx
     from onnx import external_data_helper

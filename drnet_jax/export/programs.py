@@ -53,12 +53,12 @@ def programs(
     contract.programs, contract.sizes_px, contract.views, strict=True
   ):
     norm = model.norm_set(size_px)
-    own, own_stats = (
+    own_params, own_stats = (
       {'norm': {norm: x['norm'][norm]}} for x in (params, stats)
     )
     found[name] = Program(
       functools.partial(_probabilities, model, size_px),
-      ({'base': params['base']} | own, own_stats),
+      ({'base': params['base']} | own_params, own_stats),
       view.side_px,
     )
   return found

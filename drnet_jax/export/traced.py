@@ -44,8 +44,8 @@ def _iota(*, dtype, shape, dimension, **_):
   return _broadcast(numbers, shape=shape, broadcast_dimensions=(dimension,))
 
 
-# What numpy computes, of floats and truths: most of what resizes and norms have
-# in constants. For each of these XLA would compile a program.
+# What numpy computes, of floats and booleans: most constants of resizes and
+# norms. For each of these XLA would compile a program.
 _NUMPY: dict[str, Callable] = {
   'abs': np.abs,
   'add': np.add,
