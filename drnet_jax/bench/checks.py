@@ -200,7 +200,7 @@ def dense_step(
 
 def _exits(small: bool) -> Iterator[dict]:
   """RANet: its cost, stages against the whole, and a cascade's answers."""
-  made = functools.partial(
+  create = functools.partial(
     models.create_ranet,
     image_px=32,
     mean=(0.5,) * 3,
@@ -209,9 +209,9 @@ def _exits(small: bool) -> Iterator[dict]:
   )
   if small:
     fields = {'stem': 'cifar', 'width': 8, 'growth': 4, 'layers': 2}
-    model = made(network=fields | {'levels': (1,), 'factors': (1,)})
+    model = create(network=fields | {'levels': (1,), 'factors': (1,)})
   else:
-    model = made(network={'configuration': _RANET})
+    model = create(network={'configuration': _RANET})
     differ = abs(model.macs().sizes[-1] - _RANET_MACS)
     yield _row('RANet, multiply-adds', differ, 0)
   weights = model.init(jax.random.key(0))

@@ -40,7 +40,7 @@ def measure(contract: Contract, engine: Engine, *, batch: int) -> Costs:
 def calls(
   contract: Contract, engine: Engine, batch: int
 ) -> dict[str, Callable[[], Any]]:
-  """By name the predictor and every option on noise; of an exit its stage."""
+  """Jobs on noise: by name the predictor and every option; of exits, stages."""
   jobs, state = {}, None
   if contract.routes:
     views = noise(contract.predictor_view.side_px, batch)

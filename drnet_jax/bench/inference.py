@@ -31,6 +31,7 @@ from drnet_jax.serve.xla import XlaEngine
 PATHS = ('jax', 'onnx', 'openvino', 'torch')
 PLAIN = ', plain'  # of a path: the same graphs, without anything of ours
 AS_IT_COMES = 'the full option, as it comes'
+_FULL = 'the full option'  # that policies are timed against
 _SINGLES = 20  # images of a round one at a time: enough to show the shares
 
 
@@ -147,10 +148,10 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
       }
     for path, parts in calls.items():
       jobs |= {(path, part, batch): job for part, job in parts.items()}
-  added = np.asarray(contract.gmacs)
-  if contract.options.noun == 'exit':  # to what the exit before took
-    added = np.diff(added, prepend=0)
-  gmacs = dict(zip(names, added, strict=True))
+  own = np.asarray(contract.gmacs)
+  if contract.options.noun == 'exit':  # what a stage adds to the exit before
+    own = np.diff(own, prepend=0)
+  gmacs = dict(zip(names, own, strict=True))
   gmacs[PREDICTOR] = contract.predictor_gmacs
   rows = []
   for key, seconds in stopwatch.interleaved(jobs, rounds, 'networks').items():
@@ -187,7 +188,7 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
     'bulk': arrays,
     'bulk, files': subject.files,
   }
-  policies = contenders.policies | {'': policy_lib.fixed(option)}
+  policies = contenders.policies | {_FULL: policy_lib.fixed(option)}
   jobs = {
     (path, mode, name): Predictions(
       classifier, policy, images, singly=mode == 'single'
@@ -207,9 +208,9 @@ def time_predictions(contenders: Contenders, rounds: int) -> list[dict]:
   taken = stopwatch.interleaved(jobs, rounds, 'predictions')
   rows = []
   for (path, mode, name), seconds in taken.items():
-    if not name:
+    if name == _FULL:
       continue
-    fixed = taken[path.removesuffix(PLAIN), mode, '']
+    fixed = taken[path.removesuffix(PLAIN), mode, _FULL]
     # What is not ours runs the full option.
     gmacs = getattr(jobs[path, mode, name], 'gmacs', contract.costs.full)
     count = len(sources[mode])
@@ -253,7 +254,7 @@ def time_parts(contenders: Contenders, rounds: int) -> list[dict]:
   for path in contenders.classifiers:
     whole = ms[path, 'whole'] / len(files)
     decode = ms[path, 'decode'] / len(files)
-    predictor = to_predictor = 0.0 * whole
+    predictor = to_predictor = np.zeros_like(whole)
     if policy.start is not None:
       predictor = ms[path, PREDICTOR]
       to_predictor = ms[path, subject.trained.model.predictor_px]
@@ -348,7 +349,7 @@ def verdict(worth: list[dict]) -> str:
 
 
 def draw(contenders: Contenders, speed: list[dict], path: str) -> None:
-  """Figure 3: accuracy (without a record multiply-adds) against latency.
+  """Figure 3: accuracy (multiply-adds without a record) against latency.
 
   Of `time_networks`, at batch 1; the files' `path` is without ending.
   """

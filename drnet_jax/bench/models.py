@@ -38,8 +38,12 @@ def subject(
   Its policies are so many `settings` of a family (or of 'best'), evenly from
   the cheapest to the most accurate, and as a measure of them the most expensive
   option; so many `images` of the test split are there to time.
+
+  Raises:
+    UserError: it is not evaluated, or not calibrated for its weights.
   """
   run = evaluated.read(path)
+  # The weights may have changed since they were evaluated, and calibrated.
   classifier = run.calibration and Classifier.load(path, runtime=runtime)
   if not (classifier and classifier.calibration):
     raise UserError(
@@ -98,7 +102,7 @@ def measure(
         'timed_gmacs': gmacs,
         'implied': jobs[full].gmacs / gmacs,
         'realised': float(np.median(np.divide(times[full], seconds))),
-        'ms_per_image': stopwatch.ms(seconds, len(first.files)),
+        'ms_per_image': stopwatch.ms(seconds, len(one.files)),
         'top1': promised.top1,
         'policy': describe(policy, one.classifier.contract.options),
       }

@@ -30,14 +30,14 @@ def interleaved(
 
 
 def ms(seconds: np.ndarray, count: int) -> float:
-  """Median milliseconds of one of so many images."""
+  """Median milliseconds of an image, from `seconds` of `count`, [rounds]."""
   return 1e3 * float(np.median(seconds)) / count
 
 
 def speed_up(
   base: np.ndarray, seconds: np.ndarray, implied: float
 ) -> dict[str, float]:
-  """How many times as fast as a base, of both the seconds, [rounds].
+  """How many times as fast as a base; of both the seconds, [rounds], are given.
 
   `implied` is what their multiply-adds say. Returns columns of a table.
   """

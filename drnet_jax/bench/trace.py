@@ -20,8 +20,8 @@ def profile(job: Callable[[], None]) -> list[dict]:
   """Profiles a compiled job, a function that returns only once it is done.
 
   Returns:
-    Rows: how busy the device was; its dearest kernels, of all their calls; the
-    longest gaps between kernels, and what ran before and after.
+    Rows: how busy the device was; its most expensive kernels, all calls of each
+    together; the longest gaps between kernels, and what ran before and after.
   """
   with tempfile.TemporaryDirectory() as folder:
     options = jax.profiler.ProfileOptions()

@@ -96,7 +96,8 @@ class Contender:
     choose the same sizes again, whose buckets alone are compiled.
     """
     self._same = same and isinstance(self._step, RoutedStep)
-    self._step.compile(self._state, batch, *[_KEY] * self._same)
+    key = [_KEY] if self._same else []  # only routed steps take one
+    self._step.compile(self._state, batch, *key)
 
   def take(self, batch: Mapping[str, jax.Array]) -> None:
     """Takes one step, and waits for it."""
