@@ -294,7 +294,7 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
 
   Args:
     path: of it.
-    **asked: see `EvaluatedRun`.
+    **asked: `policy`, `gmacs`, `ms` or `accuracy`, see `EvaluatedRun`.
 
   Raises:
     UserError: it is not a workdir, was not evaluated, or is not calibrated for

@@ -35,13 +35,18 @@ class Table(NamedTuple):
   note: str = ''
 
   @classmethod
-  def of(cls, rows: Sequence[Mapping[str, str]], **options) -> 'Table':
+  def of(cls, rows: Sequence[Mapping[str, str]], note: str = '') -> 'Table':
     """Of rows with the same keys, which make the header."""
-    return cls(list(rows[0]), [list(row.values()) for row in rows], **options)
+    cells = [list(row.values()) for row in rows]
+    return cls(list(rows[0]), cells, note=note)
 
   @classmethod
   def grouped(
-    cls, groups: Mapping[str, Sequence[Mapping[str, str]]], **options
+    cls,
+    groups: Mapping[str, Sequence[Mapping[str, str]]],
+    *,
+    strong: Sequence[int] = (),
+    note: str = '',
   ) -> 'Table':
     """Of several such tables side by side, by their titles."""
     parts = [cls.of(rows) for rows in groups.values()]
@@ -52,7 +57,8 @@ class Table(NamedTuple):
         for row in zip(*(part.rows for part in parts), strict=True)
       ],
       groups=[(title, len(rows[0])) for title, rows in groups.items()],
-      **options,
+      strong=strong,
+      note=note,
     )
 
 

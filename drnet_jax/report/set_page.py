@@ -43,20 +43,20 @@ class Row(NamedTuple):
   over_fixed: Interval | None
 
   @property
-  def found(self) -> Judgement | None:
+  def judgement(self) -> Judgement | None:
     """Its router, or without one its policy, among its rivals; None if none."""
     return self.run.router_judgement or self.run.judgement
 
   @property
   def over_best(self) -> Interval | None:
     """Its top-1 less that of the best fixed size of its weights at its cost."""
-    return self.found and self.found.best_fixed.gain
+    return self.judgement and self.judgement.best_fixed.gain
 
   @property
   def scored(self) -> Scored:
     """Its router, else its policy, or its largest size if nothing chooses."""
-    if self.found:
-      return self.found.policy
+    if self.judgement:
+      return self.judgement.policy
     return self.run.fixed[self.run.record.gmacs.argmax()]
 
 
@@ -95,7 +95,7 @@ def write(runs: RunSet, directory: str) -> Page:
   found = rows(runs)
   each = _each_run(found)
   budgets = set_budgets.of({row.name: row.run for row in each})
-  shown = next((row.run for row in each if row.found), None)
+  shown = next((row.run for row in each if row.judgement), None)
   numbered = _tables(runs).items()
   sections = [
     *(_table_section(number, names, found) for number, names in numbered),
@@ -138,12 +138,12 @@ def _each_run(found: Mapping[str, Row]) -> list[Row]:
   return list(first.values())
 
 
-def _answers(found: Sequence[Row]) -> list[Answer]:
-  choosing = [row for row in found if row.found]
+def _answers(each: Sequence[Row]) -> list[Answer]:
+  choosing = [row for row in each if row.judgement]
   if not choosing:
-    what = 'Fixed sizes' if found else 'Nothing yet'
+    what = 'Fixed sizes' if each else 'Nothing yet'
     return [Answer('What is shown?', what, 'Nothing chooses in any of them.')]
-  savings = sorted(row.found.saving.value for row in choosing)
+  savings = sorted(row.judgement.saving.value for row in choosing)
   ends = dict.fromkeys(percent(x, 0) for x in (savings[0], savings[-1]))
   gains = {row.name: row.over_best for row in choosing}
   better = sum(gain.sign > 0 for gain in gains.values())
@@ -178,9 +178,9 @@ def _listed(gains: Mapping[str, Interval]) -> str:
   return '; '.join(f'{k} {wording.points(gain)}' for k, gain in gains.items())
 
 
-def _settings(found: Iterable[Row]) -> list[str]:
+def _settings(some: Iterable[Row]) -> list[str]:
   """Data sets and networks, each once."""
-  return list(dict.fromkeys(row.run.setting for row in found))
+  return list(dict.fromkeys(row.run.setting for row in some))
 
 
 def _table_section(
@@ -304,18 +304,18 @@ def _figures(
   return figures
 
 
-def _rivals(found: Sequence[Row]) -> Section:
+def _rivals(each: Sequence[Row]) -> Section:
   lines = [
     {
       '': row.name,
-      'saved, %': percent_interval(row.found.saving),
-      'full size': wording.points(row.found.full.gain),
-      'best fixed': wording.points(row.found.best_fixed.gain),
-      'random': wording.points(row.found.random.gain),
-      'oracle (a bound)': wording.points(row.found.oracle.gain),
+      'saved, %': percent_interval(row.judgement.saving),
+      'full size': wording.points(row.judgement.full.gain),
+      'best fixed': wording.points(row.judgement.best_fixed.gain),
+      'random': wording.points(row.judgement.random.gain),
+      'oracle (a bound)': wording.points(row.judgement.oracle.gain),
     }
-    for row in found
-    if row.found
+    for row in each
+    if row.judgement
   ]
   return Section(
     title='Each against its rivals',
@@ -349,7 +349,7 @@ def _galleries(run: EvaluatedRun) -> list[Section]:
   return sections
 
 
-def _made_with(done: Sequence[Row]) -> Section:
+def _made_with(each: Sequence[Row]) -> Section:
   facts = ('time', 'commit', 'device', 'versions')
   return Section(
     title='What made these numbers',
@@ -357,7 +357,7 @@ def _made_with(done: Sequence[Row]) -> Section:
       header=['', 'workdir', 'evaluated', 'commit', 'device', 'versions'],
       rows=[
         [row.name, row.run.path, *(row.run.session.get(k, '') for k in facts)]
-        for row in done
+        for row in each
       ],
     ),
     folded=True,
@@ -369,23 +369,26 @@ def _csv_row(number: int | None, name: str, row: Row | None) -> dict[str, Any]:
   paper = TABLES[number].rows[name] if number else None
   line = {'table': number or '', 'row': name}
   line |= {f'paper_{field}': getattr(paper, field, '') for field in _PAPERS}
-  s, run, found = (row.scored, row.run, row.found) if row else (None,) * 3
-  line |= {
-    'data': run.data if run else '',
-    'network': run.network if run else '',
-    'policy': s.name if s else '',
-    'gmacs': s.gmacs.value if s else '',
-    'full_gmacs': run.record.costs.full if run else '',
-    'top5': s.top5 if s else '',
-  }
+  columns = ('data', 'network', 'policy', 'gmacs', 'full_gmacs', 'top5')
+  line |= dict.fromkeys(columns, '')
+  session, judged = {}, row and row.judgement
+  if row:
+    session, scored = row.run.session, row.scored
+    line |= {
+      'data': row.run.data,
+      'network': row.run.network,
+      'policy': scored.name,
+      'gmacs': scored.gmacs.value,
+      'full_gmacs': row.run.record.costs.full,
+      'top5': scored.top5,
+    }
   intervals = {
-    'top1': s and s.top1,
-    'saving': found and found.saving,
+    'top1': row and row.scored.top1,
+    'saving': judged and judged.saving,
     'over_fixed': row and row.over_fixed,
     'over_best_fixed': row and row.over_best,
-    'over_random': found and found.random.gain,
+    'over_random': judged and judged.random.gain,
   }
   for name, around in intervals.items():
     line |= tables.interval(name, around)
-  last = run.session if run else {}
-  return line | {k: last.get(k, '') for k in ('commit', 'device', 'time')}
+  return line | {k: session.get(k, '') for k in ('commit', 'device', 'time')}

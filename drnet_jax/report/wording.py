@@ -140,8 +140,8 @@ def _gain(judged: Judgement, record: Record, policy: Policy) -> tuple[str, str]:
   rivals |= {f'the {name}': other for name, other in judged.others.items()}
   listed = []
   for name, other in rivals.items():
-    dearer = other.gmacs.value > at_most
-    more = f' (at {cost(other.gmacs.value, record)})' if dearer else ''
+    costs_more = other.gmacs.value > at_most
+    more = f' (at {cost(other.gmacs.value, record)})' if costs_more else ''
     listed.append(f'{name} {100 * other.gain.value:+z.1f}{more}')
   over = ', '.join(listed)
   return short, f'{text} Over {over}. One training run: another may differ.'
