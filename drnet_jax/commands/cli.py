@@ -32,7 +32,7 @@ _REMEDIES = (
   | dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), _FOLDER)
 )
 
-_SHARED = f'{__package__}.flags'  # the module
+_SHARED = f'{__package__}.flags'  # the module whose flags commands `USES`
 
 # One flag for all commands: absl refuses a name that two modules define.
 WORKDIR = flags.DEFINE_string(
@@ -214,7 +214,7 @@ def set_up() -> None:
   for name in ('orbax', 'jax._src.xla_bridge'):
     python_logging.getLogger(name).setLevel(python_logging.ERROR)
   sys.unraisablehook = _report_unraisable
-  # What a process that ends at once leaves to it is no news: it tidies up.
+  # It warns of what it tidies up after a process that ends at once: no news.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     settings = {

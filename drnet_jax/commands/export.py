@@ -67,13 +67,12 @@ def run(arguments: Sequence[str]) -> None:
   print(terminal.table(rows))
   if not images:
     return
-  usual = ours.policy
+  policies = {'as it will run': (ours.policy, images)} | {
+    name: (fixed(j), images[:_IMAGES_OF_AN_OPTION])
+    for j, name in enumerate(ours.contract.options.names)
+  }
   for runtime in formats:
     theirs = Classifier.load(folder, runtime=runtime)
-    policies = {'as it will run': (usual, images)} | {
-      name: (fixed(j), images[:_IMAGES_OF_AN_OPTION])
-      for j, name in enumerate(ours.contract.options.names)
-    }
     for name, (policy, some) in policies.items():
       ours.policy = theirs.policy = policy
       found = parity.compare(ours, theirs, some)

@@ -58,7 +58,6 @@ _SIZE = flags.DEFINE_integer(
 )
 _EXIT = flags.DEFINE_integer('exit', None, 'Run all images to this exit.', 1)
 
-
 A_POLICY = ('policy', *(f'budget_{name}' for name in _BUDGETS))
 AN_OPTION = ('size', 'exit')
 

@@ -51,7 +51,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print the commands.')
 
 # The second: it ended before it noted signals, with nothing to save yet.
 _STOPPED = (PREEMPTED, -signal.SIGTERM)
-_POLL_S = 5  # between looks at what other sweeps of the folder are at
+_POLL_S = 5  # between looks at what other sweeps of the folder run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Job:
       return False
     from drnet_jax.run.workdir import FREE, REMEDIES
 
-    # Where a run may go on with other values, and with which, it tells itself.
+    # Whether it takes such a change when it is resumed, a run checks itself.
     free = FREE + (() if record['done'] else REMEDIES)
 
     def bound(arguments: Sequence[str]) -> list[str]:
@@ -105,7 +105,7 @@ class Job:
 
   @contextlib.contextmanager
   def claimed(self) -> Iterator[IO | None]:
-    """Holds the job by a file; None if it could not, another is at it."""
+    """Holds the job by a file, open; yields None where another sweep does."""
     os.makedirs(self.workdir, exist_ok=True)
     with open(os.path.join(self.workdir, 'sweep.lock'), 'w') as file:
       try:
@@ -170,7 +170,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
 
 
 def sweep(jobs: Sequence[Job]) -> None:
-  """Runs the jobs that are not done, but for those that others are at.
+  """Runs the jobs that are not done, but for those that other sweeps run.
 
   Raises:
     UserError: some failed; the others are done.
@@ -179,7 +179,8 @@ def sweep(jobs: Sequence[Job]) -> None:
   failed: list[Job] = []
   while left := [j for j in jobs if j not in failed and not j.is_done()]:
     ready = [j for j in left if j.needs is None or j.needs.is_done()]
-    failed += (lost := [j for j in left if j.needs in failed])
+    lost = [j for j in left if j.needs in failed]
+    failed += lost
     for job in ready:
       status = _run(job)
       if status is not None:
@@ -187,7 +188,7 @@ def sweep(jobs: Sequence[Job]) -> None:
         break
     else:
       if not lost:
-        time.sleep(_POLL_S)  # others are at all of them
+        time.sleep(_POLL_S)  # other sweeps run all of them
   if failed:
     raise UserError(
       'not done: '
@@ -196,7 +197,7 @@ def sweep(jobs: Sequence[Job]) -> None:
 
 
 def _run(job: Job) -> int | None:
-  """Runs a job to its end; its exit status, None if another is at it."""
+  """Runs a job to its end; its exit status, None if another sweep runs it."""
   from drnet_jax import processes, terminal
 
   with job.claimed() as lock:
@@ -206,7 +207,7 @@ def _run(job: Job) -> int | None:
       return 0
     job.record(done=False)
     terminal.say(f'\n{job.name}: {job.workdir}')
-    # With the file: a child that outlives this process goes on holding the job.
+    # With the file: a child that outlives this process still holds the job.
     child = subprocess.Popen(job.command, pass_fds=[lock.fileno()])
     with processes.signals_noted(child.send_signal):
       status = child.wait()
@@ -214,7 +215,7 @@ def _run(job: Job) -> int | None:
       job.record(done=True)
     if processes.was_stopped() or status in _STOPPED:
       raise processes.Stopped(
-        f'at {job.name}; the same command goes on from there'
+        f'at {job.name}; run the same command again to resume'
       )
     return status
 
@@ -305,7 +306,7 @@ def run(overrides: Sequence[str]) -> None:
 
   from drnet_jax import processes, terminal
 
-  jax.config.update('jax_platforms', 'cpu')  # the accelerator is the rows'
+  jax.config.update('jax_platforms', 'cpu')  # accelerators are for the rows
 
   if not _SET.value:
     raise UserError('--set is missing: name a file, e.g. configs/sets/in1k.py')

@@ -23,7 +23,7 @@ _KEPT_S = 3600  # what was dropped on the page is then deleted
 
 
 def import_gradio():
-  """Gradio, which is not to report home.
+  """Gradio, kept from reporting home.
 
   Raises:
     UserError: it is not installed, or cannot be imported.
@@ -152,8 +152,9 @@ def build(comparer: Comparer, path: str):
           'median of five.'
         )
 
-    def show(paths: list[str], way: str, budget: float):
-      yield from answers.show(paths, way, _within(budget * unit, comparer))
+    def show(dropped: list[str], chosen: str, amount: float):
+      gmacs = _within(amount * unit, comparer)
+      yield from answers.show(dropped, chosen, gmacs)
 
     shown = {
       'fn': show,
