@@ -244,6 +244,7 @@ def test_predict_keeps_to_a_budget_and_a_policy(calibrated, images, capsys):
     ({'budget_gmacs': 7e-5, 'budget_ms': 1.0}, 'one budget'),
     ({'budget_gmacs': 7e-5, 'size': 16}, 'cannot be combined with a policy or'),
     ({'policy': 'cascade', 'size': 16}, 'cannot be combined with a policy or'),
+    ({'size': 16, 'exit': 1}, 'nor with each other'),
     ({'size': 17}, "'17 px' is not one of 16 px, 32 px, 64 px"),
     ({'exit': 1}, "'exit 1' is not one of 16 px"),
   ):

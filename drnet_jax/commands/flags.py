@@ -63,13 +63,18 @@ AN_OPTION = ('size', 'exit')
 
 
 def asked() -> dict[str, Any]:
-  """The policy and the budget that were asked for, as `Calibration.find`'s."""
+  """The policy and the budget that were asked for, as `Calibration.find`'s.
+
+  Raises:
+    UserError: what was asked for contradicts itself.
+  """
   found = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}
   if _POLICY.value:
     found['policy'] = _POLICY.value
-  if found and (_SIZE.value or _EXIT.value):
+  if sum(map(bool, (found, _SIZE.value, _EXIT.value))) > 1:
     raise UserError(
-      '--size and --exit cannot be combined with a policy or a budget'
+      '--size and --exit cannot be combined with a policy or a budget, '
+      'nor with each other'
     )
   return found
 
