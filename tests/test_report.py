@@ -352,7 +352,7 @@ def test_what_a_full_disk_cut_off_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize('name', ['a$b_$', '_x', 'A$AP and Ke$ha', '<b>|'])
 def test_names_are_drawn_and_written_as_they_are(name):
-  curves = [(name, [1.0, 2.0], [50.0, 60.0])]
+  curves = [plots.Curve(name, [1.0, 2.0], [50.0, 60.0])]
   svg = plots.latency(curves)
   assert html.escape(name, quote=False) in svg.replace('\u200b', '')
   table = page.markdown_table(page.Table([name], [['x']]))
@@ -361,7 +361,8 @@ def test_names_are_drawn_and_written_as_they_are(name):
 
 def test_every_curve_is_drawn():
   """Three runtimes, two precisions, and what they are held against."""
-  curves = [(f'curve {k}', [1.0, 2.0], [50.0, 60.0]) for k in range(10)]
+  places = [1.0, 2.0], [50.0, 60.0]
+  curves = [plots.Curve(f'curve {k}', *places) for k in range(10)]
   svg = plots.latency(curves)
   assert all(f'curve {k}' in svg for k in range(10))
 

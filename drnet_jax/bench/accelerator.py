@@ -45,6 +45,7 @@ from drnet_jax.serve.classifier import Classifier
 
 FILE = 'accelerator.csv'
 _ORIGINS = ('from_scratch', 'from_weights')  # folders of part f's runs
+_CEILINGS, _STEPS = 'a ceilings', 'c steps'  # parts that others read
 _CEILING = 'matrix product, TFLOP/s'
 _NETWORK, _CLASSES = 'resnet50', 1000
 _SHARES = (0.3, 0.45, 0.25)  # of images at each size
@@ -182,7 +183,7 @@ def correctness(suite: Suite, left_s: float) -> Iterable[dict]:
 def steps(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part c: training steps of ResNet-50 in bfloat16."""
   ceiling = next(
-    (r['value'] for r in suite.found['a ceilings'] if r['what'] == _CEILING),
+    (r['value'] for r in suite.found[_CEILINGS] if r['what'] == _CEILING),
     math.nan,
   )
   kinds = ('fixed', 'pretrain', 'chosen', 'all')
@@ -376,10 +377,9 @@ def _page(suite: Suite) -> Page:
   return Page('Accelerator suite', mesh_lib.describe(), [answer], sections)
 
 
-_STEPS = 'c steps'
 # By name: seconds at most, and what yields its rows.
 PARTS = {
-  'a ceilings': (20, ceilings),
+  _CEILINGS: (20, ceilings),
   'b correctness': (75, correctness),
   _STEPS: (150, steps),
   'd inference': (75, inference),

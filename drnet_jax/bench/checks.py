@@ -115,7 +115,7 @@ def _gradients(model: DRNet, size: int, *, dense: bool = False) -> dict:
 
 
 def _error(ours, theirs) -> float:
-  """Length of the difference over the length."""
+  """Length of the difference over that of `theirs`."""
 
   def length(tree) -> float:
     return float(

@@ -133,10 +133,10 @@ def device() -> str:
   return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def _bfloat16(device: str):
+def _bfloat16(where: str):
   import torch
 
-  return torch.autocast(device, torch.bfloat16, enabled=device != 'cpu')
+  return torch.autocast(where, torch.bfloat16, enabled=where != 'cpu')
 
 
 def _module(network: str, num_classes: int, *, probabilities: bool = True):

@@ -80,6 +80,9 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
   """The model of a workdir, so many images of its test split, its policies.
 
   `asked` is a policy and a budget, as for `Calibration.find`.
+
+  Raises:
+    UserError: it has not been evaluated or calibrated for what is asked.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   examples = trained.open('test_split')[1].examples

@@ -4,9 +4,9 @@
     python -m drnet_jax calibrate --workdir=runs/quickstart [--measure=onnx]
     python -m drnet_jax calibrate --workdir=runs/small,runs/large --to=runs/both
 
-`main` ends with it. By itself it is for another split (`--split`), for another
+`main` ends with it. By itself it serves another split (`--split`), another
 machine (`--measure` times each option here, in that runtime, for budgets in
-milliseconds), and for a ladder: several runs of the same classes, the cheapest
+milliseconds), or a ladder: several runs of the same classes, the cheapest
 network first, which get a folder of their own (`--to`).
 
 Runs the model over the validation split and searches fixed options, the router,
@@ -14,9 +14,9 @@ cascades and routed cascades; leaves `calibration.json`. Then checks what it
 promises on the test split, beside the best fixed options, and writes the report
 again. Policies are never set on the images that they are tested on.
 
-`--halves=10` is for who has no images but those of the test split: policies are
-set on one half and scored on the other, each half in its turn, so many times.
-It prints means, leaves `halves.csv` (in `--to`, else in the report), and no
+`--halves=10` needs no images but those of the test split: policies are set on
+one half and scored on the other, each half in its turn, so many times. It
+prints means, leaves `halves.csv` (in `--to`, else in the report), and no
 policy to use.
 
 Of a network with exits it also draws the curve of budgeted batch classification

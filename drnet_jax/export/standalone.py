@@ -20,7 +20,7 @@ else:  # beside it, in an export
 
 
 class Model:
-  """An export, by the best policy of a family in contract.json for gmacs."""
+  """An export, run by the best policy of a family for an average of gmacs."""
 
   def __init__(self, folder, *, policy=None, gmacs=np.inf):
     policy = policy or ('usual' if gmacs == np.inf else 'best')

@@ -113,9 +113,7 @@ class EvaluatedRun:
 
   @functools.cached_property
   def found(self) -> search.Point | None:
-    """The calibrated policy; None where the router as trained is asked for, or
-    nothing can be chosen.
-    """
+    """The calibrated policy; None without one, or for the router as trained."""
     as_trained = self.asked == {'policy': 'router'}
     if as_trained or not self.calibration or len(self.record.options) < 2:
       return None

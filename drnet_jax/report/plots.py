@@ -354,7 +354,7 @@ def _groups(
 
 def _draw(axes, curves: Sequence[Curve], x: str, y: str = 'top-1, %') -> None:
   """Curves over a cost; what is drawn later may lie outside of the axes."""
-  for name, costs, values, look in itertools.starmap(Curve, curves):
+  for name, costs, values, look in curves:
     axes.plot(costs, values, label=_in_legend(name), **look)
   axes.set_xlim(left=0)
   axes.set_xlabel(x)

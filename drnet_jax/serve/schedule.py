@@ -91,7 +91,7 @@ class Schedule:
   """Images under way, run in batches of at most `batch`; see the module.
 
   `done` is called with each item that leaves, and its answer [K]. `asked` are
-  the crops that may be asked for of an image; it is let in with these cut.
+  the views that an image may be asked for; it is let in with these cut.
   """
 
   def __init__(
@@ -137,7 +137,7 @@ class Schedule:
       self.queues[self._entries[position]].waiting.append(item)
 
   def _ask(self, views: Sequence[np.ndarray]) -> np.ndarray:
-    """log p [N, R] of all options, -inf of those the predictor has not."""
+    """log p [N, R] of all options, -inf of those that the predictor lacks."""
     most = self._engine.best_batch
     parts = [views[i : i + most] for i in range(0, len(views), most)]
     said = [self._engine.log_p(np.stack(part)) for part in parts]
