@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drnet_jax import losses, models, routing
+from drnet_jax import losses, routing
 from drnet_jax import mesh as mesh_lib
-from drnet_jax.bench.subjects import drnet, pictures, untrained
+from drnet_jax.bench.subjects import drnet, pictures, ranet, untrained
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.export.contract import Contract
 from drnet_jax.models.drnet import DRNet
@@ -200,18 +200,12 @@ def dense_step(
 
 def _exits(small: bool) -> Iterator[dict]:
   """RANet: its cost, stages against the whole, and a cascade's answers."""
-  create = functools.partial(
-    models.create_ranet,
-    image_px=32,
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
-    num_classes=10,
-  )
+  network = {'configuration': _RANET}
   if small:
-    fields = {'stem': 'cifar', 'width': 8, 'growth': 4, 'layers': 2}
-    model = create(network=fields | {'levels': (1,), 'factors': (1,)})
-  else:
-    model = create(network={'configuration': _RANET})
+    network = {'stem': 'cifar', 'width': 8, 'growth': 4, 'layers': 2}
+    network |= {'levels': (1,), 'factors': (1,)}
+  model = ranet(network, 32, 10)
+  if not small:
     differ = abs(model.macs().sizes[-1] - _RANET_MACS)
     yield _row('RANet, multiply-adds', differ, 0)
   weights = model.init(jax.random.key(0))

@@ -43,7 +43,6 @@ def subject(
     UserError: it is not evaluated, or not calibrated for its weights.
   """
   run = evaluated.read(path)
-  # The weights may have changed since they were evaluated, and calibrated.
   classifier = run.calibration and Classifier.load(path, runtime=runtime)
   if not (classifier and classifier.calibration):
     raise UserError(

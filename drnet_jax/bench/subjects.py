@@ -80,9 +80,6 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
   """The model of a workdir, so many images of its test split, its policies.
 
   `asked` is a policy and a budget, as for `Calibration.find`.
-
-  Raises:
-    UserError: it has not been evaluated or calibrated for what is asked.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   examples = trained.open('test_split')[1].examples
@@ -131,13 +128,7 @@ def of_network(
 def _of_ranet(name: str, images: int) -> Subject:
   is_cifar = ranet_network.CONFIGURATIONS[name]['stem'] == 'cifar'
   classes = 10 if is_cifar else 1000
-  model = models.create_ranet(
-    network={'configuration': name},
-    image_px=32 if is_cifar else 224,
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
-    num_classes=classes,
-  )
+  model = ranet({'configuration': name}, 32 if is_cifar else 224, classes)
   trained = untrained(model, model.init(jax.random.key(0)), classes)
   return Subject(trained, pictures(images, model.image_px))
 
@@ -156,6 +147,19 @@ def drnet(sizes: Sequence[int], **changes: Any) -> DRNet:
     'num_classes': 1000,
   }
   return models.create_drnet(**usual | changes)
+
+
+def ranet(
+  network: Mapping[str, Any], image_px: int, num_classes: int
+) -> models.Model:
+  """A RANet; `network` as of `models.create_ranet`."""
+  return models.create_ranet(
+    network=network,
+    image_px=image_px,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    num_classes=num_classes,
+  )
 
 
 def pictures(count: int, side_px: int) -> list[np.ndarray]:

@@ -96,8 +96,7 @@ class Contender:
     choose the same sizes again, whose buckets alone are compiled.
     """
     self._same = same and isinstance(self._step, RoutedStep)
-    key = [_KEY] if self._same else []  # only routed steps take one
-    self._step.compile(self._state, batch, *key)
+    self._step.compile(self._state, batch, *([_KEY] if self._same else []))
 
   def take(self, batch: Mapping[str, jax.Array]) -> None:
     """Takes one step, and waits for it."""

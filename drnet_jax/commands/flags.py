@@ -63,11 +63,7 @@ AN_OPTION = ('size', 'exit')
 
 
 def asked() -> dict[str, Any]:
-  """The policy and the budget that were asked for, as `Calibration.find`'s.
-
-  Raises:
-    UserError: what was asked for contradicts itself.
-  """
+  """The policy and the budget that were asked for, as `Calibration.find`'s."""
   found = {k: f.value for k, f in _BUDGETS.items() if f.value is not None}
   if _POLICY.value:
     found['policy'] = _POLICY.value

@@ -74,11 +74,7 @@ class Contract:
   def of(
     cls, trained: 'workdir.Trained', *, decode: str = 'full'
   ) -> 'Contract':
-    """That of a trained model.
-
-    Raises:
-      UserError: there is no such way to decode.
-    """
+    """That of a trained model."""
     model, data = trained.model, trained.config.data
     if decode not in DECODINGS:
       raise UserError(f'decode = {decode!r} is not one of {DECODINGS}')

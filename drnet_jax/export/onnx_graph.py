@@ -121,8 +121,6 @@ class _Graph(Builder):
         'StableHLO only'
       )
 
-  # Elementwise operations.
-
   def _add_affine(self, name: str, y: Value, left: Value, right: Value) -> bool:
     """Merges x (+, -, *, /) c per channel into what made x, if it can be."""
     if right.constant is None and name in ('add', 'mul'):
@@ -226,8 +224,6 @@ class _Graph(Builder):
       raise UserError('cannot export a select of more than two cases to ONNX')
     (test, no, yes), axes = self._operands([which, *cases])
     self._emit('Where', [test, yes, no], y, axes)
-
-  # Products and pooling.
 
   def _add_conv_general_dilated(self, params, y: Value, x: Value, kernel):
     if (
@@ -336,8 +332,6 @@ class _Graph(Builder):
       pads=[params['padding'][i][side] for side in (0, 1) for i in spatial],
       **attributes,
     )
-
-  # What moves, cuts and reduces.
 
   def _add_transpose(self, params, y: Value, x: Value) -> None:
     tensor = self._tensors[x]

@@ -42,11 +42,7 @@ class Table(NamedTuple):
 
   @classmethod
   def grouped(
-    cls,
-    groups: Mapping[str, Sequence[Mapping[str, str]]],
-    *,
-    strong: Sequence[int] = (),
-    note: str = '',
+    cls, groups: Mapping[str, Sequence[Mapping[str, str]]], strong=(), note=''
   ) -> 'Table':
     """Of several such tables side by side, by their titles."""
     parts = [cls.of(rows) for rows in groups.values()]

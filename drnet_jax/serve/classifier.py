@@ -168,18 +168,10 @@ class Classifier:
     return cls._of(loading.joined(parts), calibration)
 
   @classmethod
-  def _of(cls, loaded: Loaded, calibration: Calibration | None) -> 'Classifier':
-    made = cls(
-      loaded.contract,
-      loaded.engine,
-      calibration,
-      loaded.members,
-      loaded.runtime,
-    )
-    made.policy = loaded.policy or made.policy
+  def _of(cls, one: Loaded, calibration: Calibration | None) -> 'Classifier':
+    made = cls(one.contract, one.engine, calibration, one.members, one.runtime)
+    made.policy = one.policy or made.policy
     return made
-
-  # Which policy images follow.
 
   def set_budget(
     self,
@@ -229,8 +221,6 @@ class Classifier:
   def set_exit(self, exit_number: int) -> None:
     """Lets every image leave at one exit from now on, numbered from 1."""
     self.set_option(f'exit {exit_number}')
-
-  # Many images, or one.
 
   def predict(
     self, images: Iterable[Any], *, top_k: int = 5, on_error: str = 'raise'
@@ -316,8 +306,6 @@ class Classifier:
       formats=formats,
       weights=weights,
     )
-
-  # Parts, for streams and benchmarks.
 
   def picture(self, source: Any) -> Picture:
     """An image, to be decoded as this model needs it; once if handed on."""
