@@ -361,8 +361,7 @@ def test_names_are_drawn_and_written_as_they_are(name):
 
 def test_every_curve_is_drawn():
   """Three runtimes, two precisions, and what they are held against."""
-  places = [1.0, 2.0], [50.0, 60.0]
-  curves = [plots.Curve(f'curve {k}', *places) for k in range(10)]
+  curves = [plots.Curve(f'curve {k}', [1, 2], [50, 60]) for k in range(10)]
   svg = plots.latency(curves)
   assert all(f'curve {k}' in svg for k in range(10))
 

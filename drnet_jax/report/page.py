@@ -37,8 +37,7 @@ class Table(NamedTuple):
   @classmethod
   def of(cls, rows: Sequence[Mapping[str, str]], note: str = '') -> 'Table':
     """Of rows with the same keys, which make the header."""
-    cells = [list(row.values()) for row in rows]
-    return cls(list(rows[0]), cells, note=note)
+    return cls(list(rows[0]), [list(row.values()) for row in rows], note=note)
 
   @classmethod
   def grouped(

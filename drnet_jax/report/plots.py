@@ -18,13 +18,6 @@ from matplotlib.figure import Figure
 
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.record import Record
-from drnet_jax.choosing.scores import (
-  ClassEffect,
-  Interval,
-  Judgement,
-  Score,
-  Scored,
-)
 from drnet_jax.report import wording
 
 _INK, _GRID = '#222222', '#d4d4d4'
@@ -83,7 +76,7 @@ class Curve(NamedTuple):
 
   @classmethod
   def of(
-    cls, name: str, points: Sequence[Score], scale: float, **look: Any
+    cls, name: str, points: Sequence[scores.Score], scale: float, **look: Any
   ) -> 'Curve':
     """Top-1 in % over cost, in GMACs times a scale."""
     x = [scale * point.gmacs for point in points]
@@ -114,9 +107,9 @@ def write(
 @matplotlib.rc_context(_STYLE)
 def accuracy_cost(
   record: Record,
-  fixed: Sequence[Scored],
-  judged: Judgement | None,
-  curves: Mapping[str, Sequence[Score]],
+  fixed: Sequence[scores.Scored],
+  judged: scores.Judgement | None,
+  curves: Mapping[str, Sequence[scores.Score]],
 ) -> str:
   """Top-1 against average cost, with 95 % intervals (the paper's Figure 3).
 
@@ -185,7 +178,7 @@ def sizes(record: Record, ends: np.ndarray | None) -> str:
 
 
 @matplotlib.rc_context(_STYLE)
-def classes(effects: Sequence[ClassEffect], record: Record) -> str:
+def classes(effects: Sequence[scores.ClassEffect], record: Record) -> str:
   """What a policy does to each class: change of top-1, and cost."""
   change = np.array([100 * e.change.value for e in effects])
   cost = np.array([100 * e.gmacs / record.costs.full for e in effects])
@@ -298,7 +291,7 @@ def budgets(
 
 @matplotlib.rc_context(_STYLE)
 def numbered_rows(
-  named: Mapping[str, tuple[int, float, float, Interval | None]],
+  named: Mapping[str, tuple[int, float, float, scores.Interval | None]],
   name: str,
   label: str,
 ) -> str:
@@ -336,7 +329,7 @@ def numbered_rows(
 
 
 def _groups(
-  rows: Sequence[tuple[int, float, float, Interval | None]],
+  rows: Sequence[tuple[int, float, float, scores.Interval | None]],
 ) -> list[tuple[list[int], float, float]]:
   """Numbers of rows that lie nearly at one place, with the first one's."""
   places = np.array([row[1:3] for row in rows])
@@ -361,7 +354,7 @@ def _draw(axes, curves: Sequence[Curve], x: str, y: str = 'top-1, %') -> None:
   axes.set_ylabel(y)
 
 
-def _point(axes, scored: Scored, scale, mark, colour, label, size=7) -> None:
+def _point(axes, scored: scores.Scored, scale, mark, colour, label, size=7):
   cost, top1 = scored.gmacs, scored.top1
   xerr, yerr = (
     # By rounding, a number may lie just outside of an interval of no width.

@@ -166,8 +166,6 @@ def choose(
 ) -> Choice:
   """Tries runtimes; remembers the fastest that agrees with the first of them.
 
-  `model` is the key of its graphs, `tried` makes the engine of each runtime.
-
   Raises:
     UserError: the reference returns NaN or infinity.
   """

@@ -62,10 +62,9 @@ def _engine(
       engine = exported(folder, contract, shared, how.batch)
     return engine, 'stablehlo', ''
   in_jax = functools.partial(_in_jax, trained, contract, how.batch)
-  has_exits = isinstance(trained.model, RANet)
-  if how.is_beside_jax and (has_exits or jax.default_backend() != 'cpu'):
-    return in_jax(), 'jax', ''  # nothing else need be tried
-  tried = choice.candidates(how)
+  has_exits, backend = isinstance(trained.model, RANet), jax.default_backend()
+  jax_is_best = has_exits or backend != 'cpu'
+  tried = [] if jax_is_best and how.is_beside_jax else choice.candidates(how)
   if not tried:
     return in_jax(), 'jax', ''
   made = programs(trained, contract)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far two paths of one model are apart."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -71,17 +72,11 @@ def _is_tie(classifier: Classifier, image: Any) -> bool:
   """Whether a choice for an image changes when it is shaken a little."""
   policy, contract = classifier.policy, classifier.contract
   limits = np.asarray(policy.stop)
-  shaken = [
-    dataclasses.replace(policy, stop=tuple((limits + x).tolist()))
-    for x in (_TIE, -_TIE)
-  ]
-  ran = set()
-  try:
-    for one in shaken:
-      classifier.policy = one
-      ran.add(classifier.predict([image])[0].ran)
-  finally:
-    classifier.policy = policy
+  shaken, ran = copy.copy(classifier), set()
+  for shift in (_TIE, -_TIE):
+    stop = tuple((limits + shift).tolist())
+    shaken.policy = dataclasses.replace(policy, stop=stop)
+    ran.add(shaken.predict([image])[0].ran)
   if len(ran) > 1 or policy.start is None:
     return len(ran) > 1
   view = classifier.picture(image).crop(contract.predictor_view)

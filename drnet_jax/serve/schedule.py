@@ -231,10 +231,7 @@ class Schedule:
     if len(kept):
       self._go_on(place + 1, items, kept, state)
 
-  def _go_on(
-    self, place: int, items: list[Item], kept: np.ndarray, state: Any
-  ) -> None:
-    """Lets those `kept` of a batch's images wait, or run, at the next place."""
+  def _go_on(self, place: int, items, kept: np.ndarray, state) -> None:
     queue = self.queues[place]
     if isinstance(queue, Waiting):
       queue.waiting.extend(items[i] for i in kept)
