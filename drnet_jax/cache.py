@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine need not work out twice: programs, graphs, measurements.
 
-All of it is under `$XDG_CACHE_HOME/drnet_jax` (by default `~/.cache`), may be
-deleted at any time, and is in its place whole or not at all, whoever else
-writes it. A file's key says all that it depends on, so nothing is ever changed.
+All of it is under `$XDG_CACHE_HOME/drnet_jax` (by default `~/.cache`) and may
+be deleted at any time. An entry is there whole or not at all, also where
+several processes write it. Its key covers all that it depends on, so no entry
+is ever changed.
 """
 
 import atexit
@@ -29,16 +30,16 @@ def path(*parts: str) -> str:
 
 def key(*parts: Any) -> str:
   """A name for what depends on these: bytes, or what JSON can hold."""
-  found = hashlib.sha256()
+  whole = hashlib.sha256()
   for part in parts:
     if not isinstance(part, bytes):
       part = json.dumps(part, sort_keys=True).encode()
-    found.update(hashlib.sha256(part).digest())
-  return found.hexdigest()[:32]
+    whole.update(hashlib.sha256(part).digest())
+  return whole.hexdigest()[:32]
 
 
 def stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
-  """Name, bytes and time of change of files, and of all files in folders."""
+  """Name, bytes and time of change (ns) of files, and of all in folders."""
   found = []
   for start in paths:
     files = [start] if os.path.isfile(start) else []
@@ -46,9 +47,9 @@ def stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
       files += [os.path.join(folder, name) for name in names]
     parent = os.path.dirname(start)
     for file in files:
-      about = os.stat(file)
+      status = os.stat(file)
       name = os.path.relpath(file, parent)
-      found.append((name, about.st_size, about.st_mtime_ns))
+      found.append((name, status.st_size, status.st_mtime_ns))
   return sorted(found)
 
 
@@ -61,20 +62,20 @@ def code() -> str:
 
 
 def read_json(kind: str, name: str) -> Any:
-  """What `write_json` left; None if nothing, or nothing that can be read."""
+  """What `write_json` left; None if there is nothing, or it is damaged."""
   file = path(kind, f'{name}.json')
   try:
     with open(file) as opened:
       found = json.load(opened)
   except (OSError, ValueError):
     return None
-  with contextlib.suppress(OSError):  # another's
+  with contextlib.suppress(OSError):  # it may be another user's
     os.utime(file)
   return found
 
 
 def write_json(kind: str, name: str, value: Any) -> None:
-  """Keeps a value, if there is room and leave to."""
+  """Keeps a value, unless the disk is full or may not be written to."""
   with contextlib.suppress(OSError):
     os.makedirs(path(kind), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path(kind)) as place:
@@ -89,16 +90,17 @@ def folder(kind: str, name: str) -> str | None:
   found = path(kind, name)
   if not os.path.isdir(found):
     return None
-  with contextlib.suppress(OSError):  # another's
+  with contextlib.suppress(OSError):  # it may be another user's
     os.utime(found)
   return found
 
 
 def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
-  """Makes a folder of the cache, and clears away what was long not asked for.
+  """Makes a folder of the cache, and removes those long unused of its kind.
 
-  `write` is called with an empty folder to fill. Returns where that is then: in
-  the cache, or, where it cannot be written, elsewhere until this process ends.
+  `write` is called with an empty folder to fill. Returns the path of the filled
+  one: in the cache or, where that cannot be written to, a temporary one that
+  goes when this process ends.
   """
   try:
     os.makedirs(path(kind), exist_ok=True)
@@ -113,15 +115,15 @@ def make_folder(kind: str, name: str, write: Callable[[str], None]) -> str:
     finally:
       shutil.rmtree(partial, ignore_errors=True)
     return path(kind, name)
-  except OSError:  # no leave, or no room
+  except OSError:  # no permission, or no room
     made = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     write(made)
     return made
 
 
-def _clear(kind: str) -> None:
-  for entry in os.scandir(kind):
-    with contextlib.suppress(FileNotFoundError):  # another clears as well
+def _clear(directory: str) -> None:
+  for entry in os.scandir(directory):
+    with contextlib.suppress(FileNotFoundError):  # another process clears, too
       if time.time() - entry.stat().st_mtime > _KEPT_S:
         shutil.rmtree(entry.path, ignore_errors=True)

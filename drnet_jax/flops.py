@@ -43,7 +43,7 @@ def count_macs(function: Callable, *args, **kwargs) -> int:
 
   Returns:
     The count. A loop counts its length times; of a conditional's branches the
-    dearest counts.
+    most expensive one counts.
 
   Raises:
     ValueError: the function holds a `while` loop, whose length is unknown.

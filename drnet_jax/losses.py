@@ -39,7 +39,7 @@ def cross_entropy(
 
 
 def has_label(labels: jax.Array) -> jax.Array:
-  """Which images have one, bool [...]: it is not a distribution of zeros."""
+  """Which images have a label, bool [...]: all but distributions of zeros."""
   if _are_distributions(labels):
     return labels.any(-1)
   return jnp.ones(labels.shape, bool)

@@ -100,12 +100,12 @@ def shardings(tree, mesh: Mesh):
   return jax.tree.map(sharding, tree)
 
 
-def placed(abstract, shardings):
-  """Shapes and dtypes, with the shardings that the arrays have."""
+def placed(abstract, by_leaf):
+  """Shapes and dtypes of a tree, each with its sharding from another tree."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
-    shardings,
+    by_leaf,
   )
 
 

@@ -174,7 +174,7 @@ def should_stop() -> bool:
   """
   # JAX has them agree on the number that the furthest of them asks for next,
   # and says yes to no other. So numbers must follow one another without a gap,
-  # also over stages and where a run goes on: steps would not do.
+  # also across stages and in a resumed run: steps would not do.
   if multihost_utils.reached_preemption_sync_point(next(_asked)):
     _noted.add(signal.SIGTERM)
   return was_stopped()
@@ -215,7 +215,7 @@ def exit_if_peer_was_lost(error: BaseException | None) -> None:
       _last_words(
         f'process {jax.process_index()} has lost another one, whose output '
         f'tells more ({str(error).splitlines()[0]}). Run the same command '
-        'again on all: it goes on from the latest checkpoint.'
+        'again on all: it resumes from the latest checkpoint.'
       )
       _end(LOST_PEER)
     error = error.__cause__ or error.__context__

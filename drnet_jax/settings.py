@@ -123,7 +123,7 @@ def check(
   """Checks what `call` would hand on; returns each field's annotation.
 
   Raises:
-    UserError: a field is missing or unknown, or no value of its kind.
+    UserError: a field is missing or unknown, or its value is not of its kind.
   """
   if not _is_section(section):
     raise UserError(f'{path} should be a section of fields, not {section!r}')
@@ -251,7 +251,7 @@ def overridden(
     fields: which may be given so, see `matches`.
 
   Raises:
-    UserError: another field is given, or no value that can be read.
+    UserError: another field is given, or a value that cannot be read.
   """
   for override in overrides:
     field, is_given, _ = override.removeprefix('--').partition('=')
@@ -270,7 +270,7 @@ def overridden(
       config,
       flag_values=values,
       lock_config=False,
-      accept_new_attributes=True,  # that configs of older runs do without
+      accept_new_attributes=True,  # which configs of older runs lack
       sys_argv=list(overrides),
     )
     values(['', *overrides])

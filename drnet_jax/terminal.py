@@ -25,7 +25,7 @@ def _is_main() -> bool:
 
 
 def progress(*args, **kwargs) -> tqdm:
-  """A progress bar, on terminals only."""
+  """`tqdm.tqdm`, on terminals only, and of the main process alone."""
   return tqdm(*args, disable=None if _is_main() else True, **kwargs)
 
 

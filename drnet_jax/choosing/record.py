@@ -41,12 +41,12 @@ class Record:
     top5: bool [N, A], the label is among the five likeliest classes.
     log_p: float32 [N, R], the predictor's log-probabilities, -inf of options it
       does not know; None where no predictor has been trained.
-    draw: float64 [N] in [0, 1), a checksum of the predictor's view, by which a
-      dial that mixes two settings tells images apart; None in older records.
+    draw: float64 [N] in [0, 1), a checksum of the pixels, by which a dial that
+      mixes two settings tells images apart; None in older records.
     extra: other fields of the examples, [N] each; 'index' is the place in the
       split.
-    origin: which weights and which images, see `run.evaluate`; '' in older
-      records.
+    origin: which weights and which images, see `run.recording.Subject.origin`;
+      '' in older records.
     probabilities: float32 [N, R, K], kept for `join`; not stored.
   """
 
@@ -86,7 +86,7 @@ class Record:
 
   @property
   def groups(self) -> np.ndarray:
-    """int [N], images of one number are not independent of each other."""
+    """int [N] from 0: images of one number are not independent."""
     found = self.extra.get(_GROUP)
     if found is None:
       return np.arange(len(self.label))
@@ -156,9 +156,9 @@ def signals(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return two[:, 1], two[:, 1] - two[:, 0]
 
 
-def checksum(view: np.ndarray) -> float:
-  """Of the pixels that a predictor sees, in [0, 1)."""
-  return zlib.crc32(view) / 2**32
+def checksum(image: np.ndarray) -> float:
+  """Of an image's pixels, uint8 [H, W, 3], in [0, 1)."""
+  return zlib.crc32(image) / 2**32
 
 
 def join(records: Mapping[str, Record]) -> Record:

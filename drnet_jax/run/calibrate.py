@@ -19,7 +19,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.run import ladder, workdir
 from drnet_jax.run.recording import Subject
 
-_SHARED = 0.01  # of the images of two splits may look alike by chance
+_ALIKE = 0.01  # share of two splits' images that may be alike by chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,9 @@ def calibrate(
     record = None
   if not subject.is_current(record, split):
     record = subject.record(split, 'calibrate')
-  _check_others(record, test, split)
-  return _found(subject.path, test, record, f'{subject.data.name}/{split}', ms)
+  _check_disjoint(record, test, split)
+  shown = f'{subject.data.name}/{split}'
+  return _calibrated(subject.path, test, record, shown, ms)
 
 
 def calibrate_ladder(
@@ -106,10 +107,10 @@ def calibrate_ladder(
     tempfile.TemporaryFile(dir=folder).close()
   held_out = joined_record(subjects, split)
   test = joined_record(subjects, first.data.test_split)
-  _check_others(held_out, test, split)
+  _check_disjoint(held_out, test, split)
   if processes.is_main():
     ladder.write(folder, paths)
-  return _found(folder, test, held_out, f'{first.data.name}/{split}', ms)
+  return _calibrated(folder, test, held_out, f'{first.data.name}/{split}', ms)
 
 
 def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
@@ -138,7 +139,7 @@ def joined_record(subjects: Mapping[str, Subject], split: str) -> Record:
     ) from error
 
 
-def _found(
+def _calibrated(
   folder: str, test: Record, held_out: Record, split: str, ms: Costs | None
 ) -> Calibrated:
   try:
@@ -152,7 +153,7 @@ def _found(
 
 
 def check_held_out(split: str, subject: Subject) -> None:
-  """UserError where policies would be set on the images they are tested on."""
+  """Raises UserError if policies would be set on the test split."""
   if split == subject.data.test_split:
     raise UserError(
       f'policies would be set on {split!r}, the images that they are to be '
@@ -162,12 +163,12 @@ def check_held_out(split: str, subject: Subject) -> None:
     )
 
 
-def _check_others(record: Record, test: Record, split: str) -> None:
-  """UserError where a split of another name holds images of the test split."""
+def _check_disjoint(record: Record, test: Record, split: str) -> None:
+  """Raises UserError if a split of another name holds test images."""
   if test.draw is None:
     return
   shared = float(np.isin(record.draw, test.draw).mean())
-  if shared > _SHARED:
+  if shared > _ALIKE:
     raise UserError(
       f'{shared:.0%} of the images of {split!r} are also in the test split: '
       'policies would be set on images that they are to be tested on. Name '

@@ -24,7 +24,7 @@ from jax.sharding import Sharding
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import processes, settings
-from drnet_jax.data import classes as names
+from drnet_jax.data import classes as classes_lib
 from drnet_jax.errors import UserError
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.state import TrainState, Weights
@@ -33,7 +33,7 @@ _OVERHEAD = 2**19  # bytes of a checkpoint that are not of its arrays
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, but that it leaves it to us to ask for signals to stop.
+  """Orbax's, but it never asks whether a signal has come: we do.
 
   It would ask with the steps that it saves: see `processes.should_stop`.
   """
@@ -54,10 +54,8 @@ class Checkpoints:
     self.directory = os.path.abspath(
       os.path.join(workdir, 'checkpoints', stage)
     )
-    classes = os.path.join(workdir, 'classes.json')
-    self._classes = (
-      settings.read_json(classes) if os.path.exists(classes) else []
-    )
+    names = os.path.join(workdir, 'classes.json')
+    self._classes = settings.read_json(names) if os.path.exists(names) else []
     if keep is not None:
       self._remove_unfinished()
     self._manager = _Manager(
@@ -74,11 +72,11 @@ class Checkpoints:
     )
 
   def latest_step(self) -> int | None:
-    """Step of the newest whole checkpoint, or None."""
+    """Step of the newest complete checkpoint, or None."""
     return self._manager.latest_step()
 
   def steps(self) -> list[int]:
-    """Steps of all whole checkpoints, ascending."""
+    """Steps of all complete checkpoints, ascending."""
     return sorted(self._manager.all_steps())
 
   def save(
@@ -99,7 +97,7 @@ class Checkpoints:
     self._save(step, items | {'optimizer': _optimizer(state)}, row=row)
 
   def save_weights(self, step: int, params, batch_stats) -> None:
-    """Saves weights alone: enough to evaluate, not to go on training."""
+    """Saves weights alone: enough to evaluate, not to resume training."""
     self._save(step, {'weights': _weights(params, batch_stats)})
 
   def _save(self, step: int, trees: dict[str, Any], **values: Any) -> None:
@@ -154,10 +152,10 @@ class Checkpoints:
   def restore_weights(
     self, step: int, params, batch_stats, sharding: Sharding
   ) -> Weights:
-    """Loads weights to use: the averages, where there are.
+    """Loads weights to use: the averages, where there are any.
 
-    Their shapes and dtypes are expected to be those given; every leaf gets the
-    sharding.
+    Their shapes and dtypes must be those of `params` and `batch_stats`; every
+    leaf gets the sharding.
 
     Raises:
       UserError: as `restore`.
@@ -185,7 +183,7 @@ class Checkpoints:
     processes.wait_for_all('unfinished checkpoints')
 
   def _check_room(self, trees: dict[str, Any]) -> None:
-    """UserError, on every process, if there is no room for another checkpoint.
+    """Raises UserError, on every process, if there is no room for another one.
 
     One process that cannot write keeps the others waiting for Orbax's time-out,
     ten minutes.
@@ -227,21 +225,21 @@ class Checkpoints:
       ) from error
 
   def _check_model(self, path: str, trees: dict[str, Any]) -> None:
-    """UserError if the saved weights are not of these shapes."""
+    """Raises UserError if the saved weights are not of these shapes."""
     for item in trees.keys() - {'optimizer'}:
       saved = ocp.StandardCheckpointHandler().metadata(epath.Path(path) / item)
       if different := differences(saved.tree, trees[item]):
         raise UserError(f'checkpoint {path} holds another model: {different}')
 
   def _check_classes(self, path: str, step: int) -> None:
-    """UserError if classes.json is not that of the run that saved."""
+    """Raises UserError if classes.json is not that of the run that saved."""
     metadata = self._manager.metadata(step).custom_metadata or {}
     classes = metadata.get('classes', self._classes)
     if classes != self._classes:
       raise UserError(
         f'checkpoint {path} is of a model with other classes than classes.json '
-        f'lists: {names.difference(classes, self._classes)}. Put back the '
-        'classes.json of that run.'
+        f'lists: {classes_lib.difference(classes, self._classes)}. Put back '
+        'the classes.json of that run.'
       )
 
   def __enter__(self) -> 'Checkpoints':
@@ -258,7 +256,7 @@ class Checkpoints:
 
 
 def differences(there, here) -> str:
-  """In which leaves two trees have other shapes, in words; '' if in none."""
+  """Where the shapes of two trees' leaves differ, in words; '' if nowhere."""
   there, here = _shapes(there), _shapes(here)
   different = [
     f'{name}: {there.get(name, "nothing")} there, '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model of a config weighs and costs, without images or weights."""
+"""Parameter count and cost of a config's model, without images or weights."""
 
 import jax
 import ml_collections
@@ -31,7 +31,8 @@ def _sizes(model: DRNet) -> list[str]:
   routed = []
   if model.predictor is not None:
     costs[f'predictor ({model.predictor_px} px)'] = macs.predictor
-    low, high = ((x + macs.predictor) / 1e9 for x in (min(macs.sizes), full))
+    low = (min(macs.sizes) + macs.predictor) / 1e9
+    high = (full + macs.predictor) / 1e9
     routed = [
       f'Routed, predictor counted: {low:.4g} to {high:.4g} GMACs an image.'
     ]

@@ -34,7 +34,7 @@ def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   `overrides` ('--config.data.<field>=<value>') are for data that has moved.
 
   Raises:
-    UserError: the workdir holds no trained model, or the data is not its.
+    UserError: the workdir holds no trained model, or the data does not fit it.
   """
   subject = Subject(path, overrides)
   record = subject.record(subject.data.test_split, 'evaluate')

@@ -37,7 +37,7 @@ def fitted(
 ) -> Mapping[str, Any]:
   """Params with a classifier that is fitted to the largest size's features.
 
-  A classifier that is no dense layer with a bias is left as it is.
+  A classifier that is not a dense layer with a bias is left as it is.
 
   Args:
     model: whose base network ends with the layer HEAD.
@@ -47,7 +47,7 @@ def fitted(
   layer, size_px = params['base'][HEAD], max(model.resolutions)
   if jax.tree.map(jnp.ndim, layer) != {'kernel': 2, 'bias': 1}:
     terminal.say(
-      f'{HEAD!r} is no dense layer with a bias: the new classifier is random'
+      f'{HEAD!r} is not a dense layer with a bias: the new classifier is random'
     )
     return params
   whole = mesh_lib.replicated(mesh)

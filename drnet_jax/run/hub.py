@@ -3,9 +3,8 @@
 
 A hub's folder is as timm and the Hugging Face Hub lay it out: model.safetensors
 or pytorch_model.bin, and a config.json that says which network this is and how
-its images were prepared. What is said there and not true of ours is refused
-where the network computes something else, and named where images look another
-way.
+its images were prepared. Where ours differs, a network that computes something
+else is refused, and images that look different are warned of.
 """
 
 import dataclasses
@@ -22,8 +21,8 @@ from drnet_jax.models.drnet import DRNet
 
 _HUB = 'hf-hub:'
 _FILES = ('model.safetensors', 'pytorch_model.bin')
-# Of networks: what may differ without another answer in evaluation.
-_OURS = 'parent name num_classes dtype dropout drop zero_init'.split()
+# Fields of networks that do not change what they compute in evaluation.
+_IRRELEVANT = 'parent name num_classes dtype dropout drop zero_init'.split()
 
 
 def is_weights(origin: str) -> bool:
@@ -125,12 +124,11 @@ def _check_network(origin: str, architecture: str, ours) -> None:
     ) from error
   unlike = ['another network']
   if type(theirs) is type(ours):
+    there, here = _fields(theirs), _fields(ours)
     unlike = [
-      f'{f.name} = {there!r} there, {here!r} here'
-      for f in dataclasses.fields(theirs)
-      if f.name not in _OURS
-      for there, here in [(getattr(theirs, f.name), getattr(ours, f.name))]
-      if there != here
+      f'{field} = {value!r} there, {here[field]!r} here'
+      for field, value in there.items()
+      if value != here[field]
     ]
   if unlike:
     raise UserError(
@@ -140,8 +138,14 @@ def _check_network(origin: str, architecture: str, ours) -> None:
     )
 
 
+def _fields(network) -> dict[str, Any]:
+  """Of a network, those that matter in evaluation."""
+  names = (field.name for field in dataclasses.fields(network))
+  return {x: getattr(network, x) for x in names if x not in _IRRELEVANT}
+
+
 def _compare_images(origin: str, told: Mapping, model: DRNet) -> None:
-  """Says how the images of these weights looked, and what is otherwise here."""
+  """Says how the images of these weights looked, and what differs here."""
   size = told.get('input_size')
   ways = [
     f'{size[-1]} px' if size else '',
@@ -159,6 +163,6 @@ def _compare_images(origin: str, told: Mapping, model: DRNet) -> None:
   ]
   if flags:
     terminal.say(
-      f'warning: {origin} was trained on pixels normalised otherwise; set '
+      f'warning: {origin} was trained on pixels normalised differently; set '
       f'{" ".join(flags)}'
     )

@@ -42,7 +42,7 @@ def members(paths: str | Sequence[str]) -> dict[str, str]:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-  """Of folders, as short as tells them apart, from wherever they are named.
+  """Names of folders, as short as tells them apart, however they are written.
 
   Raises:
     UserError: one is named twice.

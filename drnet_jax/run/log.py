@@ -25,8 +25,8 @@ class MetricWriter:
   Args:
     workdir: of the run.
     stage: name of the stage, first column and prefix in TensorBoard.
-    start_step: what a run that was cut off logged for this stage beyond this
-      step is dropped: those steps are about to be taken again.
+    start_step: rows of this stage beyond it, which a run that was cut off
+      logged, are dropped: those steps are about to be taken again.
     later_stages: stages of which nothing may be left.
   """
 

@@ -64,7 +64,8 @@ class Evaluator:
 
     Args:
       data: that reads the images of the split, `source`.
-      description: for the progress bar.
+      description: for the progress bar and for errors.
+      params, batch_stats: of the model.
       batch_size: images at a time, over all devices.
       has_router: whether the predictor has been trained.
       keep_probabilities: for records that will be joined.
@@ -206,7 +207,7 @@ class Subject:
 def _judge(
   model: Model, mesh: Mesh, has_router: bool, params, batch_stats, batch
 ):
-  """What a `Record` holds, for one batch."""
+  """Of one batch, all that `_fetch` makes fields of a `Record` from."""
   images, labels = batch['image'], batch['label']
   params = mesh_lib.gathered(params, mesh)
   logits = model.all_logits(params, batch_stats, images)  # [B, R, K]
@@ -228,13 +229,13 @@ def _judge(
 def _fetch(
   judged: dict[str, jax.Array], columns, keep_probabilities: bool
 ) -> dict[str, np.ndarray]:
-  """What a record holds of a batch."""
+  """Fields of a `Record` for the valid images of a batch."""
   valid = np.asarray(judged['valid'])
   found = {k: np.asarray(v)[valid] for k, v in judged.items() if k != 'valid'}
   probabilities, alone = found.pop('probabilities'), found.pop('top5')
   if keep_probabilities:
     found['probabilities'] = probabilities
   said = record_lib.said(probabilities, found['label'], columns)
-  # Of an option alone by its logits: small probabilities may be equal.
+  # For single options by the logits: small probabilities may be equal.
   said['top5'][:, : alone.shape[1]] = alone
   return found | said

@@ -11,7 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -227,14 +227,14 @@ class StageRunner:
     return average or state_lib.weights(state)
 
   def _loop(self, state, average, row, batches, checkpoints, writer, evaluate):
-    """Steps from `state` to the end, or to SIGTERM: (state, average)."""
+    """Takes steps to the end, or to SIGTERM; returns (state, average)."""
     start, last = int(state.step), self._last
     eval_every = self._every(self._stage.eval_every_epochs)
     save_every = self._every(self._run.checkpoint_every_epochs)
     batch = next(batches)
     self._step.compile(state, batch)
     processes.wait_for_all('compiled')
-    epoch = []  # its rows
+    epoch_means = []  # of the rows of this epoch
     timed_from, clock = start, time.perf_counter()
     with terminal.progress(
       total=last * self._step_images,
@@ -268,22 +268,22 @@ class StageRunner:
         if ends_row:
           seconds = (time.perf_counter() - clock) / (step - timed_from)
           means = self._write_row(step, row, seconds, writer)
-          epoch.append(means)
+          epoch_means.append(means)
           row = []
           bar.set_postfix_str(f'loss {means["loss"]:.3f}', refresh=False)
         if step % self.steps_per_epoch == 0:
-          self._warn_of_collapse(step, epoch)
-          epoch = []
+          self._warn_of_collapse(step, epoch_means)
+          epoch_means = []
         if evaluates:
-          weights = average or state_lib.weights(state)
+          shown = average or state_lib.weights(state)
           try:
-            record = evaluate(*weights, has_router=self._has_router)
+            record = evaluate(*shown, has_router=self._has_router)
           except NotFinite as error:
-            self._stop(str(error), step, checkpoints)
+            self._give_up(str(error), step, checkpoints)
           self._report(step, record, writer, means)
         if ends_row:
           timed_from, clock = step, time.perf_counter()
-        # Saved last: whoever goes on from here finds all rows up to here.
+        # Saved last: whoever resumes from here finds all rows up to here.
         if saves or stops:
           checkpoints.save(step, state, average, row)
         if stops:
@@ -352,7 +352,7 @@ class StageRunner:
     terminal.say('  '.join(parts))
 
   def _first_state(self, checkpoints: Checkpoints, weights):
-    """State, average (or None) and open row, as saved or at the beginning."""
+    """State, average (or None) and unwritten row, as saved or fresh ones."""
     averages = self._stage.ema_decay > 0
     step = checkpoints.latest_step()
     if step is not None:
@@ -372,18 +372,20 @@ class StageRunner:
     return state, average, []
 
   def _check_finite(self, step, row, weights, checkpoints) -> None:
-    """UserError if a loss of the last steps, or a weight, is not finite."""
+    """Raises UserError if a loss of the row, or a weight, is not finite."""
     for i, metrics in enumerate(row, step + 1 - len(row)):
       if not np.isfinite(metrics['loss']):
         # It is of the weights after the step before, which are broken too.
         what = f'the loss of step {i} is {metrics["loss"]}'
-        self._stop(what, i - 1, checkpoints)
+        self._give_up(what, i - 1, checkpoints)
     if weights and not _all_finite(weights):
-      self._stop(
-        f'the weights after step {step} are not finite', step, checkpoints
-      )
+      what = f'the weights after step {step} are not finite'
+      self._give_up(what, step, checkpoints)
 
-  def _stop(self, what: str, broken: int, checkpoints: Checkpoints) -> None:
+  def _give_up(
+    self, what: str, broken: int, checkpoints: Checkpoints
+  ) -> NoReturn:
+    """Removes the checkpoints from step `broken` on, and raises UserError."""
     step = checkpoints.forget(broken)
     good = 'there is none yet' if step is None else f'step {step} is kept'
     raise UserError(
@@ -392,9 +394,9 @@ class StageRunner:
       f'config.{self.name}.optimizer.clip_norm.'
     )
 
-  def _warn_of_collapse(self, step, rows) -> None:
-    for name in rows[0] if rows else ():
-      share = np.mean([row[name] for row in rows])
+  def _warn_of_collapse(self, step, epoch_means) -> None:
+    for name in epoch_means[0] if epoch_means else ():
+      share = np.mean([means[name] for means in epoch_means])
       if name.startswith('share') and share > 0.95:
         terminal.say(
           f'warning: {self.name}, epoch {step // self.steps_per_epoch}: '

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run: reads what a config asks for, and runs its stages in order.
 
-Running the same command on the same workdir takes up the latest checkpoint;
+Running the same command on the same workdir resumes from the latest checkpoint;
 randomness and data depend on the step alone, so the numbers are those of a run
 never cut off, also on another number of processes or devices.
 """
@@ -123,7 +123,11 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def read(config: ml_collections.ConfigDict) -> Run:
-  """Checks the fields of a config and of its stages."""
+  """Checks the fields of a config and of its stages.
+
+  Raises:
+    UserError: a field is missing, unknown or cannot work.
+  """
   sections = dict(config)
   names = sections.pop('stages', ())
   settings.check_values({'stages': Sequence[str]}, {'stages': names}, 'config')

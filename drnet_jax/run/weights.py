@@ -70,7 +70,7 @@ def load(
       params = params | {'base': params.get('base', {}) | head}
     found = params, trained.batch_stats
     if isinstance(model, DRNet) and not has_router:
-      # An untrained predictor is nothing to keep: ours may be another network.
+      # Theirs is untrained, and ours may be another network.
       found = tuple(
         theirs | {'predictor': ours['predictor']}
         for theirs, ours in zip(found, fresh, strict=True)
@@ -141,7 +141,14 @@ def import_torch(
 def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
   """Writes a workdir's latest weights, with the norms of one size, for PyTorch.
 
-  How they can be named, `torch_weights.to_state_dict` says.
+  Args:
+    path: the workdir.
+    file: to write, see `torch_weights.write`.
+    size_px: one of the model's sizes.
+    naming: see `torch_weights.to_state_dict`.
+
+  Raises:
+    UserError: the model is not a DRNet, or as for these two functions.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   if not isinstance(trained.model, DRNet):
