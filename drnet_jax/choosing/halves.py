@@ -48,7 +48,7 @@ def halves(
 
 
 def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
-  """Policies set on some images, scored on others: a row for each."""
+  """Policies set on `ours`, scored on `theirs`: yields a row for each."""
   found = search.frontiers(ours, ours.costs)
   largest = float(theirs.top1[:, theirs.gmacs.argmax()].mean())
   for budget in budgets:
@@ -68,26 +68,33 @@ def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Means by budget and family; 'gain_least' and 'gain_most' of the splits."""
+  """Means of the rows of `halves`, a row for each budget and family.
+
+  'gain' is top-1 less that of the best fixed option; 'gain_least' and
+  'gain_most' are the extremes of its means over a split, of which there are
+  'splits'.
+  """
   several = collections.defaultdict(list)
   for row in rows:
     several[row['budget'], row['family']].append(row)
   found = []
   for (budget, family), some in several.items():
-    gains = collections.defaultdict(list)
+    by_split = collections.defaultdict(list)
     for row in some:
-      gains[row['split']].append(row['top1'] - row['best_fixed'])
-    means = [float(np.mean(gain)) for gain in gains.values()]
-    row = {'budget': budget, 'family': family}
-    for name in ('gmacs', 'top1', 'best_fixed', 'largest'):
-      row[name] = float(np.mean([one[name] for one in some]))
+      by_split[row['split']].append(row['top1'] - row['best_fixed'])
+    gains = [float(np.mean(both)) for both in by_split.values()]
+    means = {
+      name: float(np.mean([row[name] for row in some]))
+      for name in ('gmacs', 'top1', 'best_fixed', 'largest')
+    }
     found.append(
-      row
+      {'budget': budget, 'family': family}
+      | means
       | {
-        'gain': float(np.mean(means)),
-        'gain_least': min(means),
-        'gain_most': max(means),
-        'splits': len(means),
+        'gain': float(np.mean(gains)),
+        'gain_least': min(gains),
+        'gain_most': max(gains),
+        'splits': len(gains),
       }
     )
   return found

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FEW = 4  # options of which cascades try all sets
-MOST_TRIED = 3  # options of a cascade's path, where there are more than FEW
+FEW = 4  # up to so many options, cascades try all sets
+MOST_TRIED = 3  # options that a cascade tries, where there are more than FEW
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,12 @@ class Options:
   def columns(self) -> tuple[tuple[int, ...], ...]:
     """Each option alone, then the sets of options whose mean may answer.
 
-    Those are of neighbours, and, but for many exits, which follow one another,
-    of all options that a cascade may try.
+    Those are all runs of neighbours and, but for more than FEW exits, which are
+    tried one after another, all sets that a cascade may try.
     """
     count, sets = len(self), []
-    if count <= FEW:
-      longest = count
-    else:
+    longest = count
+    if count > FEW:
       longest = 1 if self.noun == 'exit' else MOST_TRIED
     for length in range(1, longest + 1):
       sets += itertools.combinations(range(count), length)

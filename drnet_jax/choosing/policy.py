@@ -159,8 +159,8 @@ def describe(policy: Policy, options: Options) -> str:
 def name(policy: Policy, options: Options) -> str:
   """'cascade 64, 112, 160 px'."""
   names = [options.names[j] for j in policy.path]
-  if all(name.endswith(' px') for name in names):
-    names = [name.removesuffix(' px') for name in names]
+  if all(one.endswith(' px') for one in names):
+    names = [one.removesuffix(' px') for one in names]
     names[-1] += ' px'
   return f'{policy.family.replace("_", " ")} {", ".join(names)}'
 

@@ -225,14 +225,14 @@ def judge(
 ) -> Judgement:
   """Scores a policy and its rivals, `others` by name among them."""
   policies = {name: policy} | dict(others or {})
-  options, table = len(record.options), record.gmacs
+  num_options, table = len(record.options), record.gmacs
   decided = [decide(p, record, record.costs) for p in policies.values()]
   parts = [
     record.top1,
     np.stack([d.right for d in decided], 1),
     np.stack([d.cost for d in decided], 1),
     # Which option an image would get blindly: the one where the policy ends.
-    np.eye(options)[decided[0].option],
+    np.eye(num_options)[decided[0].option],
     np.stack([record.top1.any(1), table[_oracle_choice(record)]], 1),
   ]
   columns = np.concatenate(parts, 1, dtype=np.float64)
@@ -240,18 +240,18 @@ def judge(
 
   def scores(means: np.ndarray) -> np.ndarray:
     """[scores, 2]: cost and top-1 of each, from means of the columns."""
-    fixed, right, cost, shares, bound = np.split(means, ends)
-    hull_cost, hull = upper_hull(table, fixed)
+    top1, right, cost, shares, bound = np.split(means, ends)
+    hull_cost, hull = upper_hull(table, top1)
     blind = blind_shares(shares, table, cost[0])
     return np.array(
       [
-        *zip(table, fixed, strict=True),
+        *zip(table, top1, strict=True),
         *zip(cost, right, strict=True),
         (
           np.clip(cost[0], hull_cost[0], hull_cost[-1]),
           np.interp(cost[0], hull_cost, hull),
         ),
-        (blind @ table, blind @ fixed),
+        (blind @ table, blind @ top1),
         (bound[1], bound[0]),
       ]
     )
@@ -260,7 +260,7 @@ def judge(
   samples = np.array(
     [scores(m) for m in resampled_means(columns, record.groups, resamples)]
   )
-  undefined = np.nan, np.nan, None, np.full(options, np.nan)
+  undefined = np.nan, np.nan, None, np.full(num_options, np.nan)
   plain = [
     *fixed_scores(record),
     *(score(p, record, k) for k, p in policies.items()),
@@ -268,32 +268,29 @@ def judge(
     Score('random', *undefined),
     oracle(record),
   ]
+  cost, top1 = whole[num_options]  # of the policy
+  costs, top1s = samples[:, num_options].T
   found = [
     Scored(
       name=one.name,
       gmacs=interval(whole[i, 0], samples[:, i, 0]),
       top1=interval(whole[i, 1], samples[:, i, 1]),
       top5=one.top5,
-      gain=interval(
-        whole[options, 1] - whole[i, 1],
-        samples[:, options, 1] - samples[:, i, 1],
-      ),
+      gain=interval(top1 - whole[i, 1], top1s - samples[:, i, 1]),
       shares=one.shares,
     )
     for i, one in enumerate(plain)
   ]
-  policy, *others, best_fixed, random, bound = found[options:]
+  judged, *further, best_fixed, random, bound = found[num_options:]
+  full = record.costs.full
   return Judgement(
-    policy=policy,
-    fixed=tuple(found[:options]),
+    policy=judged,
+    fixed=tuple(found[:num_options]),
     best_fixed=best_fixed,
     random=random,
     oracle=bound,
-    others={one.name: one for one in others},
-    saving=interval(
-      1 - whole[options, 0] / record.costs.full,
-      1 - samples[:, options, 0] / record.costs.full,
-    ),
+    others={one.name: one for one in further},
+    saving=interval(1 - cost / full, 1 - costs / full),
   )
 
 

@@ -142,9 +142,9 @@ def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
 
 
 def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
-  """Lambdas, ascending, one between any two at which some image moves.
+  """Lambdas, ascending: one between any two at which some image moves.
 
-  Of log_p [N, P] and the cost of each option, `table` [P].
+  The images are of `log_p` [N, P]; `table` [P] holds the options' costs.
   """
   moves = [
     (log_p[:, i] - log_p[:, j]) / (table[i] - table[j])
@@ -157,13 +157,18 @@ def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
 
 
 def _dials(
-  record: Record, costs: Costs, routes: tuple[int, ...], count: int, **spread
+  record: Record,
+  costs: Costs,
+  routes: tuple[int, ...],
+  count: int,
+  *,
+  endpoint: bool = True,
 ) -> list[dict[str, float]]:
-  """Dials of evenly spread costs."""
+  """Dials of evenly spread costs, the largest of them with `endpoint`."""
   table = np.asarray(costs.options)[list(routes)]
   log_p = record.log_p[:, routes].astype(np.float64)
   lambdas = turns(log_p, table)
-  budgets = np.linspace(table.min(), table.max(), count, **spread)
+  budgets = np.linspace(table.min(), table.max(), count, endpoint=endpoint)
   return [met(log_p, table, lambdas, budget) for budget in budgets]
 
 
@@ -322,7 +327,7 @@ class _Walk:
     return tuple(cuts)
 
   def _leaves(self, i: int, cut: int) -> np.ndarray:
-    """bool [N]."""
+    """Whether each image leaves at option i, should it come there, bool [N]."""
     leaves = np.zeros(len(self._order[i]), bool)
     leaves[self._order[i][:cut]] = True
     return leaves

@@ -35,8 +35,8 @@ def load(
 ) -> tuple[Files, tuple[str, ...]]:
   """Returns the examples of a split and the names of its classes.
 
-  A class is a folder with an image in it. What else lies there is counted, in
-  one line for a split and process.
+  A class is a folder with an image in it. What else lies there is counted in
+  one line, once for a split in each process.
 
   Args are those of `sources.load`: `root` is its `data_dir`, `kept` the names
   that its `classes` lists.

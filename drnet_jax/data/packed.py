@@ -24,9 +24,9 @@ _KINDS = {'data': 'u', 'offsets': 'iu', 'label': 'iu', 'class_name': 'SU'}
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """All images of a packed file: its arrays, but for the labels.
+  """All images of a packed file, `data` and `offsets` as it holds them.
 
-  Those are a model's; -1 of classes that are left out.
+  The labels are a model's; -1 of classes that are left out.
   """
 
   path: str
@@ -64,7 +64,8 @@ def load(
   # From the file's labels to ours; -1 for classes left out.
   ours = np.full(len(found), -1)
   ours[indices] = np.arange(len(names))
-  label, chosen = ours[file['label']], []
+  label = ours[file['label']]
+  chosen = []
   for j in range(len(names)):
     of_class = np.flatnonzero(label[rows] == j)
     drawn = selection.drawn(len(of_class), images_per_class, j)

@@ -195,7 +195,7 @@ class Data:
     return found
 
   def steps_per_epoch(self, source: sources.Source, batch_size: int) -> int:
-    """Whole batches in one epoch, at least one."""
+    """Full batches in one epoch, at least one."""
     images = max(len(source.examples), self.least_epoch_images)
     return max((self.epoch_images or images) // batch_size, 1)
 
@@ -298,7 +298,7 @@ class Data:
         found['unreadable'] = str(error)
       if not blank:
         whole = self._first_readable(examples, 0, show)
-        # At once: other threads look at it, too.
+        # In one call: other threads read it.
         blank.update({k: np.zeros_like(v) for k, v in whole.items()})
       return blank | found | {'valid': False}
 
@@ -334,8 +334,7 @@ class Data:
   ) -> Iterator[Example]:
     """Makes batches ahead, in threads or in worker processes.
 
-    Of what each batch says could not be read (see `_first_readable`) the source
-    takes note.
+    The source takes note of what could not be read, see `_first_readable`.
     """
     options = grain.ReadOptions(
       num_threads=self.threads, prefetch_buffer_size=_BUFFERED
@@ -366,8 +365,8 @@ class Data:
   ) -> Example:
     """`prepare` of example i, or of the next that can be read.
 
-    With i as 'first' and, as 'unreadable', what is wrong with those from there
-    on that cannot be read.
+    Two fields are added: 'first', which is i, and 'unreadable', the reasons why
+    those from there on cannot be read.
     """
     reasons = []
     while len(reasons) <= self.max_bad_images:

@@ -108,22 +108,22 @@ def with_pillow(image: Image.Image, shrink: int) -> np.ndarray:
 
 def with_turbo(image: Image.Image, shrink: int) -> np.ndarray:
   """See `Codec.decode`."""
-  least = {}
+  sides = {}
   if shrink > 1:
-    least['min_width'] = image.width // shrink
-    least['min_height'] = image.height // shrink
+    sides['min_width'] = image.width // shrink
+    sides['min_height'] = image.height // shrink
   image.fp.seek(0)
   try:
-    return optional('simplejpeg').decode_jpeg(image.fp.read(), 'RGB', **least)
+    return optional('simplejpeg').decode_jpeg(image.fp.read(), 'RGB', **sides)
   except Exception:
     # Pillow forgives more. What it refuses is unreadable.
     return with_pillow(image, shrink)
 
 
-def with_opencv(part: np.ndarray, size_px: int) -> np.ndarray:
+def with_opencv(image: np.ndarray, size_px: int) -> np.ndarray:
   """See `Codec.enlarge`; the weights are those of Pillow."""
   cv2 = optional('cv2')
-  return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+  return cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -157,11 +157,11 @@ def _resized(
   """A box bilinearly resized, with a low-pass before shrinking."""
   left, top = math.floor(box[0]), math.floor(box[1])
   right, bottom = math.ceil(box[2]), math.ceil(box[3])
-  part = decoded[top:bottom, left:right]
+  cut = decoded[top:bottom, left:right]
   is_whole = (left, top, right, bottom) == box
-  if codec.enlarge and is_whole and max(right - left, bottom - top) <= size_px:
-    return codec.enlarge(part, size_px)
+  if codec.enlarge and is_whole and max(cut.shape[:2]) <= size_px:
+    return codec.enlarge(cut, size_px)
   inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-  image = Image.fromarray(part)
+  image = Image.fromarray(cut)
   side = (size_px, size_px)
   return np.asarray(image.resize(side, Image.Resampling.BILINEAR, box=inner))

@@ -2,8 +2,8 @@
 """Writes a TFDS data set as ArrayRecord, shard by shard, without TensorFlow.
 
 A shard is there whole or not at all, and the data set cannot be opened before
-the last one is: a writer that is killed and started again takes up at the shard
-it was at, and leaves byte for byte what one never killed would.
+the last one is. A writer that was killed resumes, when started again, at the
+shard it was at, and leaves byte for byte what one never killed would.
 """
 
 import concurrent.futures
@@ -52,7 +52,7 @@ def write(
     threads: shards to write at a time.
 
   Raises:
-    UserError: that, or a file cannot be written.
+    UserError: the plan is another, or a file cannot be written.
   """
   try:
     sums = _begin(directory, json.dumps(plan, indent=2))
@@ -119,7 +119,10 @@ def write(
 
 
 def _begin(directory: str, plan: str) -> dict[str, str]:
-  """Returns the checksums of the shards that are there, by name."""
+  """Returns the checksums of the shards that are there, by name.
+
+  Raises UserError if the directory was begun under another plan.
+  """
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, _PLAN)
   if not os.path.exists(path):

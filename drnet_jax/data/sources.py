@@ -138,13 +138,10 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
     builder.download_and_prepare()
-  # What TFDS raises where files of a kind it cannot read without TensorFlow lie
-  # there, where downloads by hand are missing, and where it cannot write.
-  # And, of data sets whose preparation needs TensorFlow, ImportError.
   except (
-    NotImplementedError,
-    AssertionError,
-    ImportError,
+    NotImplementedError,  # there are files that it reads with TensorFlow only
+    AssertionError,  # downloads by hand are missing
+    ImportError,  # to prepare this one takes TensorFlow
     OSError,
     tfds.core.download.DownloadError,
   ) as error:
@@ -165,9 +162,10 @@ def class_names(
   classes: str,
   keys: Sequence[str] = ('image', 'label'),
 ) -> tuple[str, ...]:
-  """Names of the classes; of a TFDS data set that has names without having it.
+  """Names of the classes, in label order.
 
-  Args and errors are those of `load`; the split counts in a folder only.
+  A TFDS data set whose labels have names need not be prepared for that. Args
+  and errors are those of `load`; only a folder's classes depend on the split.
   """
   if kept := read_classes(classes):
     return kept

@@ -178,7 +178,8 @@ def _network(
     )
   # What a name stands for is not to be changed under it: the depth of resnet18.
   fixed = set(getattr(make, 'keywords', ())) - {'dropout'}
-  if strange := sorted(fixed & {*arguments} or {*arguments} - {*hints}):
+  strange = sorted(arguments.keys() & fixed or arguments.keys() - hints.keys())
+  if strange:
     raise UserError(
       f'{where}.{strange[0]} is not a field of network = {name!r}. For another '
       f'network replace the whole section: '

@@ -52,17 +52,14 @@ class EfficientNet(nn.Module):
   @property
   def stages(self) -> tuple[tuple[int, int, int, int, int], ...]:
     """(expansion, channels, blocks, stride, kernel) of each stage."""
-    return tuple(
-      (
-        expansion,
-        layers.round_channels(channels * self.width),
-        blocks if kept else math.ceil(blocks * self.depth),
-        stride,
-        kernel,
-      )
-      for i, (expansion, channels, blocks, stride, kernel) in enumerate(_STAGES)
-      for kept in [self.lite and i in (0, len(_STAGES) - 1)]
-    )
+    found = []
+    for stage in _STAGES:
+      expansion, channels, blocks, stride, kernel = stage
+      channels = layers.round_channels(channels * self.width)
+      if not (self.lite and stage in (_STAGES[0], _STAGES[-1])):
+        blocks = math.ceil(blocks * self.depth)
+      found.append((expansion, channels, blocks, stride, kernel))
+    return tuple(found)
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -31,8 +31,7 @@ Padding = Literal['symmetric', 'same']
 DType = Literal['float32', 'bfloat16', 'float16']
 HEAD = 'head'  # name of every classifier
 
-# Of an image, from which on `_dense` pays for what more there is to compile.
-_MANY_PIXELS = 400
+_MANY_PIXELS = 400  # of an image, from which `_dense` is worth its compilation
 
 # He initialisation over the outputs, as torchvision's networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -51,7 +50,8 @@ def conv(
 ) -> nn.Conv:
   """A square convolution without bias; see the module on `padding`.
 
-  Computed by `convolve` in place of `lax.conv_general_dilated`.
+  `convolve`, with the arguments of `lax.conv_general_dilated`, computes it;
+  None for our own choice.
   """
   if not convolve and groups in (1, features):
     convolve = _dense if groups == 1 else _depthwise
@@ -95,18 +95,24 @@ def conv_norm(
   stride: int = 1,
   *,
   train: bool,
+  padding: str,
   dtype: Any,
   name: str,
+  groups: int = 1,
+  convolve: Callable | None = None,
   activation: Callable[[jax.Array], jax.Array] | None = None,
   epsilon: float = 1e-5,
-  **options: Any,
 ) -> jax.Array:
-  """Convolution `<name>_conv`, norm `<name>_norm`, activation.
-
-  The options are those of `conv`.
-  """
+  """Convolution `<name>_conv`, norm `<name>_norm`, activation; see `conv`."""
   x = conv(
-    features, kernel, stride, dtype=dtype, name=f'{name}_conv', **options
+    features,
+    kernel,
+    stride,
+    padding=padding,
+    dtype=dtype,
+    name=f'{name}_conv',
+    groups=groups,
+    convolve=convolve,
   )(x)
   x = norm(train, dtype=dtype, name=f'{name}_norm', epsilon=epsilon)(x)
   return activation(x) if activation else x
@@ -173,7 +179,7 @@ def narrow_conv(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of stride 1, for few output channels.
 
   XLA's convolutions for CPUs are slow then: one matrix product to the channels
-  of all rows of the kernel at once, and the sum of its shifts, takes half the
+  of all rows of the kernel at once, and the sum of its shifts, take half the
   time (below 16 channels; see results/ranet_speed.md).
   """
 
@@ -185,9 +191,9 @@ def narrow_conv(x, kernel, strides, padding, **options):
     x = _padded(x, kernel, strides, padding)
     height, width = x.shape[1] - side + 1, x.shape[2] - side + 1
     columns = [x[:, :, j : j + width] for j in range(side)]
-    rows = jnp.concatenate(columns, -1) @ kernel.transpose(1, 2, 0, 3).reshape(
-      side * channels, side * features
-    )
+    by_column = kernel.transpose(1, 2, 0, 3)
+    by_column = by_column.reshape(side * channels, side * features)
+    rows = jnp.concatenate(columns, -1) @ by_column
     return sum(
       rows[:, i : i + height, :, i * features : (i + 1) * features]
       for i in range(side)
@@ -199,9 +205,9 @@ def narrow_conv(x, kernel, strides, padding, **options):
 def _dense(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of filters over all channels.
 
-  Computed as it is, but on CPUs for the gradient of the filters, which of many
-  pixels takes XLA 2 to 10 times as long as the rest, and for 1x1, which is a
-  matrix product.
+  On CPUs there are two exceptions: the gradient of the filters, which for many
+  pixels takes XLA 2 to 10 times as long as the rest, and 1x1, which is a matrix
+  product.
   """
 
   def convolve(x, kernel):

@@ -180,7 +180,7 @@ class Exit(nn.Module):
     return nn.Dense(self.num_classes, name='head')(Mean()(x))
 
 
-# Modules of their own, although without parameters, to be found by who counts.
+# Modules of their own, although without parameters, for `RANet` to count them.
 
 
 class MaxPool(nn.Module):

@@ -88,7 +88,7 @@ def configured(
 
 @struct.dataclass
 class State:
-  """All that is needed to go on after an exit; arrays lead with the batch.
+  """All that is needed to go on after an exit; the batch is the first axis.
 
   Attributes:
     bases: base maps of the sub-networks to come.
@@ -138,7 +138,7 @@ class ResolutionAdaptiveNetwork(nn.Module):
 
   @property
   def num_exits(self) -> int:
-    """E."""
+    """E, of all sub-networks together."""
     return self.num_blocks(len(self.levels))
 
   def num_blocks(self, scale: int) -> int:
@@ -231,7 +231,8 @@ class ResolutionAdaptiveNetwork(nn.Module):
     coarser = ()
     for plan in self.stage_plan(exit_number):
       if plan.index == 1:
-        (x, *bases), coarser, taps = bases, taps, ()
+        x, *bases = bases
+        coarser, taps = taps, ()
       low = coarser[plan.index - 1] if plan.fused else None
       x, found = Block(
         plan=plan,

@@ -14,7 +14,7 @@ from drnet_jax.models import layers
 
 
 class BasicBlock(nn.Module):
-  """Two 3x3 convolutions and a shortcut."""
+  """Two 3x3 convolutions and a shortcut; fields are as `ResNet` sets them."""
 
   features: int
   stride: int

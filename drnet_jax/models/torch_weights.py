@@ -155,7 +155,8 @@ def to_variables(
   variables, wrong = dict(flat), {}
   for path in flat.keys() - heads:
     name, shape = table[path], flat[path].shape
-    variables[path] = value = _from_torch(state[name], len(shape))
+    value = _from_torch(state[name], len(shape))
+    variables[path] = value
     if value.shape != shape:
       wrong[path] = f'{name}: {value.shape} there, {shape} here'
   listed = '; '.join(sorted(wrong.values()))

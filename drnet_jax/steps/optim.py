@@ -116,7 +116,7 @@ def create(
     'predictor': rule(predictor_lr),
     'frozen': optax.set_to_zero(),
   }
-  if head_lr != 1:  # one group less: checkpoints of old are as they were
+  if head_lr != 1:  # else as in older runs, whose checkpoints lack the group
     rules['head'] = rule(head_lr)
   optimizer = optax.multi_transform(
     rules, functools.partial(jax.tree_util.tree_map_with_path, group)

@@ -55,7 +55,7 @@ class PretrainStep(WholeStep):
     labels = targets = batch['label']
 
     def forward(index, size_px):
-      """Logits of one size, and how their gradient reaches the parameters."""
+      """A size, its set, its logits, and their pullback to the parameters."""
       name = model.norm_set(size_px)
 
       def classify(shared, norm):
@@ -88,7 +88,8 @@ class PretrainStep(WholeStep):
     passes = (forward(index, size_px) for index, size_px in sizes)
     if has_ensemble:
       passes = [*passes]
-      teacher = losses.ensemble(jnp.stack([p[2] for p in passes]), labels)
+      answers = jnp.stack([logits for _, _, logits, _ in passes])
+      teacher = losses.ensemble(answers, labels)
       targets = losses.blended(labels, teacher, share=distill)
     for size_px, name, logits, pullback in passes:
       loss, of_logits = jax.value_and_grad(loss_fn)(logits, targets)

@@ -140,7 +140,7 @@ class RoutedObjective:
   def explored_loss(
     self, h: jax.Array, p: jax.Array, logits: jax.Array, labels: jax.Array
   ) -> jax.Array:
-    """What the router loses on images that every size was run on.
+    """The task's loss, a scalar, on images that every size was run on.
 
     Args:
       h: [B, R], the one-hot choice.
@@ -207,9 +207,10 @@ class RoutedStep(Step):
         f'objective.explore = {objective.explore} of {local} images per device '
         'rounds to zero images'
       )
-    self._explored = routing.evenly_spread(num_explored, local)
+    # Places within a device's part of the batch.
+    self._explored_at = routing.evenly_spread(num_explored, local)
     num_refreshed = max(round(REFRESHED * local), 1)
-    self._refreshed = routing.evenly_spread(num_refreshed, local)
+    self._refreshed_at = routing.evenly_spread(num_refreshed, local)
     self._ladder = routing.bucket_ladder(
       local,
       growth=objective.bucket_growth,
@@ -264,7 +265,7 @@ class RoutedStep(Step):
       explored = [
         compiling(self._explore, j, state.params, state.batch_stats, images)
         for j in sizes
-        if self._explored.size
+        if self._explored_at.size
       ]
       rungs = [self._ladder] * len(sizes)
       if key is not None:
@@ -298,7 +299,8 @@ class RoutedStep(Step):
     routed, learned, norm_grads = self._route(state, images, key)
     explored = [
       self._explore(j, state.params, state.batch_stats, images)
-      for j in range(len(model.resolutions) if self._explored.size else 0)
+      for j in range(len(model.resolutions))
+      if self._explored_at.size
     ]
     # Dispatched before this wait, the exploring hides it.
     counts = np.asarray(routed.counts)
@@ -328,6 +330,7 @@ class RoutedStep(Step):
     )
 
   def _route_batch(self, state, images, key):
+    """What a batch is routed to, and zeros for `learn` to add gradients to."""
     model = self.model
     key = jax.random.fold_in(key, state.step)
     noise_key, dropout_key = jax.random.split(key)
@@ -370,7 +373,10 @@ class RoutedStep(Step):
   def _learn_size(
     self, size_index, num_slots, learned, norm_grads, of_size, batch, key, step
   ):
-    """Adds one size's images to `learned` and to its set's gradients."""
+    """One size's images added to `learned` and its set's gradients; statistics.
+
+    The statistics are the set's new ones.
+    """
     model, size_px = self.model, self.model.resolutions[size_index]
     batch_size = len(batch[0])
     dropout_key = _dropout_key(key, step, size_index)
@@ -421,7 +427,7 @@ class RoutedStep(Step):
     sizes = self.model.resolutions
     # Not the key that the size's own images have.
     key = _dropout_key(key, step, len(sizes) + size_index)
-    images = self._on_each_device(lambda x: x[self._refreshed])(images)
+    images = self._on_each_device(lambda x: x[self._refreshed_at])(images)
     *weights, stats = of_size
     shared, norm = mesh_lib.gathered(weights, self.mesh)
     _, stats = self.model.classify(
@@ -430,7 +436,7 @@ class RoutedStep(Step):
     return stats
 
   def _explore_size(self, size_index, params, batch_stats, images):
-    """Logits [E, K] of the explored images at one size, running statistics."""
+    """Logits of the explored images at one size, with running statistics."""
     size_px = self.model.resolutions[size_index]
     images = self._explored_part(images)
     params = mesh_lib.gathered(params, self.mesh)
@@ -494,8 +500,8 @@ class RoutedStep(Step):
     return chosen
 
   def _explored_part(self, x):
-    """Images of each device, at the same places: a random part of a batch."""
-    return self._on_each_device(lambda x: x[self._explored])(x)
+    """The images to explore with, of each device as many: a random part."""
+    return self._on_each_device(lambda x: x[self._explored_at])(x)
 
   def _on_each_device(self, function):
     """`function` on each device's own part of batch-sharded arrays."""
