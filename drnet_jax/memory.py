@@ -29,8 +29,7 @@ def use_large_pages() -> None:
   accelerators = map(importlib.util.find_spec, ('jax_plugins', 'libtpu'))
   if any(accelerators) or not _are_for_who_asks():
     return
-  told = [*filter(None, [tunables]), f'{_TUNABLE}=1']
-  os.environ['GLIBC_TUNABLES'] = ':'.join(told)
+  os.environ['GLIBC_TUNABLES'] = f'{tunables}:{_TUNABLE}=1'.lstrip(':')
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -72,7 +72,7 @@ class Calibration:
       costs=costs,
       points={k: search.frontiers(record, c) for k, c in costs.items()},
       split=split,
-      images=len(record.label),
+      images=used,
       origin=record.origin,
     )
 

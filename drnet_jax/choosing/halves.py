@@ -70,9 +70,8 @@ def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Means of the rows of `halves`, a row for each budget and family.
 
-  'gain' is top-1 less that of the best fixed option; 'gain_least' and
-  'gain_most' are the extremes of its means over a split, of which there are
-  'splits'.
+  'gain' is over the best fixed option, in top-1; 'gain_least' and 'gain_most'
+  are that of one split, of 'splits'.
   """
   several = collections.defaultdict(list)
   for row in rows:

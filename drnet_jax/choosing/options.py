@@ -32,7 +32,8 @@ class Options:
   def of(cls, names: Sequence[str]) -> 'Options':
     """Of one network: exits if they are named so, else sizes."""
     names = tuple(str(name) for name in names)
-    return cls(names, tuple(-1 + name.startswith('exit ') for name in names))
+    chain = (0 if name.startswith('exit ') else -1 for name in names)
+    return cls(names, tuple(chain))
 
   @classmethod
   def join(cls, several: 'dict[str, Options]') -> 'Options':

@@ -138,9 +138,6 @@ def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
   return found
 
 
-# A router's dial.
-
-
 def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
   """Lambdas, ascending: one between any two at which some image moves.
 
@@ -156,15 +153,8 @@ def turns(log_p: np.ndarray, table: Sequence[float]) -> np.ndarray:
   return np.concatenate([ends[:1], (found[1:] + found[:-1]) / 2, ends[1:]])
 
 
-def _dials(
-  record: Record,
-  costs: Costs,
-  routes: tuple[int, ...],
-  count: int,
-  *,
-  endpoint: bool = True,
-) -> list[dict[str, float]]:
-  """Dials of evenly spread costs, the largest of them with `endpoint`."""
+def _dials(record, costs, routes, count: int, *, endpoint: bool = True):
+  """Dials, as `met` gives them, of evenly spread costs."""
   table = np.asarray(costs.options)[list(routes)]
   log_p = record.log_p[:, routes].astype(np.float64)
   lambdas = turns(log_p, table)
@@ -196,9 +186,6 @@ def met(log_p, table, lambdas, budget: float) -> dict[str, float]:
     'high': float(lambdas[high]),
     'share': float(np.clip(share, 0, 1)),
   }
-
-
-# Cascades.
 
 
 def _cascades(record: Record, costs: Costs) -> list[Policy]:

@@ -119,10 +119,7 @@ def write(
 
 
 def _begin(directory: str, plan: str) -> dict[str, str]:
-  """Returns the checksums of the shards that are there, by name.
-
-  Raises UserError if the directory was begun under another plan.
-  """
+  """Returns checksums of the shards there, by name; UserError: another plan."""
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, _PLAN)
   if not os.path.exists(path):

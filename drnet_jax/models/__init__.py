@@ -96,13 +96,13 @@ def create_drnet(
       f'config.model.resolutions = {sizes} are not sizes in px, in ascending '
       'order and without repeats'
     )
+  network = _network('base', base, num_classes, sizes[0])
+  router = None
+  if predictor is not None:
+    router = _network('predictor', predictor, len(sizes), predictor_px)
   return DRNet(
-    base=_network('base', base, num_classes, sizes[0]),
-    predictor=(
-      None
-      if predictor is None
-      else _network('predictor', predictor, len(sizes), predictor_px)
-    ),
+    base=network,
+    predictor=router,
     resolutions=sizes,
     predictor_px=predictor_px,
     image_px=image_px,

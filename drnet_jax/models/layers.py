@@ -190,10 +190,9 @@ def narrow_conv(x, kernel, strides, padding, **options):
     side, _, channels, features = kernel.shape
     x = _padded(x, kernel, strides, padding)
     height, width = x.shape[1] - side + 1, x.shape[2] - side + 1
-    columns = [x[:, :, j : j + width] for j in range(side)]
-    by_column = kernel.transpose(1, 2, 0, 3)
-    by_column = by_column.reshape(side * channels, side * features)
-    rows = jnp.concatenate(columns, -1) @ by_column
+    x = jnp.concatenate([x[:, :, j : j + width] for j in range(side)], -1)
+    kernel = kernel.transpose(1, 2, 0, 3)
+    rows = x @ kernel.reshape(side * channels, side * features)
     return sum(
       rows[:, i : i + height, :, i * features : (i + 1) * features]
       for i in range(side)

@@ -250,9 +250,8 @@ def _halved(x: jax.Array, axis: int) -> jax.Array:
   share = np.arange(half) / (half - 1)
   others = [i for i in range(x.ndim) if i != axis]
   share = jnp.asarray(np.expand_dims(share, others), x.dtype)
-  even, odd = (
-    jax.lax.slice_in_dim(x, first, None, 2, axis) for first in (0, 1)
-  )
+  even = jax.lax.slice_in_dim(x, 0, None, 2, axis)
+  odd = jax.lax.slice_in_dim(x, 1, None, 2, axis)
   return even * (1 - share) + odd * share
 
 

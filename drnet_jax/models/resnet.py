@@ -150,18 +150,16 @@ def _space_to_depth(x: jax.Array, block: int) -> jax.Array:
   return x.reshape(b, h // block, w // block, block * block * c)
 
 
+_basic = partial(ResNet, block=BasicBlock)
+_bottleneck = partial(ResNet, block=BottleneckBlock)
 NETWORKS = {
-  'resnet': partial(ResNet, block=BasicBlock),
-  'resnet10': partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
-  'resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
-  'resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
-  'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),
-  'resnet101': partial(
-    ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock
-  ),
-  'resnet152': partial(
-    ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock
-  ),
+  'resnet': _basic,
+  'resnet10': partial(_basic, stage_sizes=(1, 1, 1, 1)),
+  'resnet18': partial(_basic, stage_sizes=(2, 2, 2, 2)),
+  'resnet34': partial(_basic, stage_sizes=(3, 4, 6, 3)),
+  'resnet50': partial(_bottleneck, stage_sizes=(3, 4, 6, 3)),
+  'resnet101': partial(_bottleneck, stage_sizes=(3, 4, 23, 3)),
+  'resnet152': partial(_bottleneck, stage_sizes=(3, 8, 36, 3)),
 }
 NETWORKS |= {
   f'resnet{depth}d': partial(NETWORKS[f'resnet{depth}'], stem='deep')

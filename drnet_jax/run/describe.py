@@ -20,11 +20,11 @@ def describe(config: ml_collections.ConfigDict) -> str:
   """
   names = settings.call(Data, config.data, 'config.data').class_names()
   model = models.create(config.model, num_classes=len(names))
-  tables = _exits(model) if isinstance(model, RANet) else _sizes(model)
+  tables = _of_exits(model) if isinstance(model, RANet) else _of_sizes(model)
   return '\n\n'.join([f'{len(names)} classes', *tables])
 
 
-def _sizes(model: DRNet) -> list[str]:
+def _of_sizes(model: DRNet) -> list[str]:
   macs = model.macs()
   full = max(macs.sizes)
   costs = dict(zip(model.options, macs.sizes, strict=True))
@@ -51,7 +51,7 @@ def _sizes(model: DRNet) -> list[str]:
   return [terminal.table(parameters), terminal.table(rows), *routed]
 
 
-def _exits(model: RANet) -> list[str]:
+def _of_exits(model: RANet) -> list[str]:
   costs = model.macs_and_parameters
   full = costs[-1][0]
   rows = [

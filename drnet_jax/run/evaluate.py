@@ -133,8 +133,8 @@ def summary(run: evaluated.EvaluatedRun) -> str:
     )
     + '.',
   ]
-  for name, rho in run.rank_correlations().items():
-    lines.append(
-      f'Rank correlation of {name} and where images end: {rho:+.2f}.'
-    )
+  lines += [
+    f'Rank correlation of {name} and where images end: {rho:+.2f}.'
+    for name, rho in run.rank_correlations().items()
+  ]
   return '\n'.join(lines)

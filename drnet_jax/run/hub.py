@@ -124,11 +124,11 @@ def _check_network(origin: str, architecture: str, ours) -> None:
     ) from error
   unlike = ['another network']
   if type(theirs) is type(ours):
-    there, here = _fields(theirs), _fields(ours)
+    there, here = vars(theirs), vars(ours)
     unlike = [
-      f'{field} = {value!r} there, {here[field]!r} here'
-      for field, value in there.items()
-      if value != here[field]
+      f'{x.name} = {there[x.name]!r} there, {here[x.name]!r} here'
+      for x in dataclasses.fields(theirs)
+      if x.name not in _IRRELEVANT and there[x.name] != here[x.name]
     ]
   if unlike:
     raise UserError(
@@ -136,12 +136,6 @@ def _check_network(origin: str, architecture: str, ours) -> None:
       f'not that: {"; ".join(unlike)}. Set --config.model.base='
       f'"{ {"network": name} | fields }"'
     )
-
-
-def _fields(network) -> dict[str, Any]:
-  """Of a network, those that matter in evaluation."""
-  names = (field.name for field in dataclasses.fields(network))
-  return {x: getattr(network, x) for x in names if x not in _IRRELEVANT}
 
 
 def _compare_images(origin: str, told: Mapping, model: DRNet) -> None:

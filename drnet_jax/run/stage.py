@@ -368,8 +368,7 @@ class StageRunner:
     of_state = self._step.shardings
     of_average = state_lib.weights(of_state) if averages else None
     begin = jax.jit(begin, out_shardings=(of_state, of_average))
-    state, average = begin(*weights)
-    return state, average, []
+    return *begin(*weights), []
 
   def _check_finite(self, step, row, weights, checkpoints) -> None:
     """Raises UserError if a loss of the row, or a weight, is not finite."""

@@ -82,10 +82,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   with processes.main_first('data'):
     is_new = not workdir.has_run(path)
     names = data.class_names() if is_new else workdir.class_names(path)
-    source, validation = (
-      data.open(split, names)
-      for split in (data.train_split, data.validation_split)
-    )
+    source = data.open(data.train_split, names)
+    validation = data.open(data.validation_split, names)
   source = data.with_unlabelled(source)
   model = models.create(run.model, num_classes=len(names))
   data.check_side(model.image_px)

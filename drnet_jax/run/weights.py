@@ -141,14 +141,10 @@ def import_torch(
 def export_torch(path: str, file: str, size_px: int, naming: str) -> None:
   """Writes a workdir's latest weights, with the norms of one size, for PyTorch.
 
-  Args:
-    path: the workdir.
-    file: to write, see `torch_weights.write`.
-    size_px: one of the model's sizes.
-    naming: see `torch_weights.to_state_dict`.
+  For `file` and `naming` see `torch_weights.write` and `to_state_dict`.
 
   Raises:
-    UserError: the model is not a DRNet, or as for these two functions.
+    UserError: as these two, or the model is not a DRNet of this size.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   if not isinstance(trained.model, DRNet):

@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # a model is read without its data
   from drnet_jax.data.pipeline import Data
   from drnet_jax.data.sources import Source
 
-# Fields that may differ from those a run was begun with. What is computed does
-# not depend on these:
+# Fields that may differ from those a run was begun with. These change nothing
+# that is computed:
 FREE = (
   'config.checkpoint_every_epochs',
   'config.data.class_map',
@@ -53,9 +53,9 @@ FREE = (
   'config.parameter_shards',
   'config.*.eval_every_epochs',
 )
-# These are what helps where a loss is not finite:
+# These help where a loss is not finite:
 REMEDIES = ('config.*.schedule.lr', 'config.*.optimizer.clip_norm')
-# And these where a trained model is evaluated:
+# And these may differ where a trained model is evaluated:
 _OF_EVALUATION = ('config.data.*', 'config.eval_batch_size')
 
 # What was recorded of the test split, in a workdir.

@@ -49,9 +49,8 @@ class ExitsStep(WholeStep):
       top1 = losses.right(logits, labels).mean(0)
       return each.mean(0).sum(), (stats, top1)
 
-    (loss, (stats, top1)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      whole
-    )
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (stats, top1)), grads = value_and_grad(whole)
     new_state = state_lib.advanced(state, self.optimizer, grads, stats)
     accuracies = {f'top1_exit{k}': x for k, x in enumerate(top1, start=1)}
     return new_state, {'loss': loss} | accuracies

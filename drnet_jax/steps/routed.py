@@ -358,9 +358,8 @@ class RoutedStep(Step):
       pullback=pullback,
       stats=stats,
     )
-    shared, norm_grads = (
-      jax.tree.map(jnp.zeros_like, state.params[k]) for k in ('base', 'norm')
-    )
+    shared = jax.tree.map(jnp.zeros_like, state.params['base'])
+    norm_grads = jax.tree.map(jnp.zeros_like, state.params['norm'])
     learned = Learned(
       shared, jnp.zeros_like(h), loss=jnp.zeros(()), top1=jnp.zeros(())
     )
@@ -373,10 +372,7 @@ class RoutedStep(Step):
   def _learn_size(
     self, size_index, num_slots, learned, norm_grads, of_size, batch, key, step
   ):
-    """One size's images added to `learned` and its set's gradients; statistics.
-
-    The statistics are the set's new ones.
-    """
+    """`learned` and the set's gradients with one size's images; statistics."""
     model, size_px = self.model, self.model.resolutions[size_index]
     batch_size = len(batch[0])
     dropout_key = _dropout_key(key, step, size_index)
