@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What command lines turn into a message, not a traceback; and their status."""
+"""Errors that command lines show without a traceback, and exit statuses."""
 
 import signal
 import zipfile

@@ -2,8 +2,8 @@
 """Large pages for commands that train on CPUs.
 
 On CPUs XLA takes the memory of each step afresh and gives it back after. The
-kernel then clears it page by page, which in pages of 4 KiB is a quarter of the
-time of a step that needs gigabytes; in pages of 2 MiB it is hardly seen.
+kernel then clears it page by page, which with pages of 4 KiB takes a quarter of
+the time of a step that needs gigabytes; with pages of 2 MiB it hardly counts.
 """
 
 import importlib.util
@@ -19,9 +19,9 @@ def use_large_pages() -> None:
   """Starts this command again, in memory of large pages.
 
   The C library has to be told before it begins, so call this before anything
-  that takes long. Returns where it has been told, or where it would be of no
-  use: beside an accelerator, and where the kernel gives no such pages to those
-  who ask (or gives them to all).
+  that takes long. Returns if it has been told, or if that would be of no use:
+  beside an accelerator, and where the kernel does not give such pages on
+  request (or gives them to all).
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
   if _TUNABLE in tunables or not sys.executable:

@@ -55,7 +55,7 @@ def create(
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
-  """Of its devices, in JAX's words; an abstract mesh stands for TPUs."""
+  """Of its devices, as JAX names it; an abstract mesh stands for TPUs."""
   if isinstance(mesh, AbstractMesh):
     return 'tpu'
   return mesh.devices[0, 0].platform

@@ -57,7 +57,7 @@ def bucket_ladder(
   Args:
     largest: slots needed when every image picks the same size.
     growth: > 1; padding wastes about (growth - 1) / 2 of a sub-batch.
-    platform: of the devices, in JAX's words.
+    platform: of the devices, as JAX names it.
   """
   multiple = 8 if platform == 'tpu' else 4
   least = max(largest / 8, 1 if platform == 'cpu' else 16)

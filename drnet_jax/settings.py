@@ -153,8 +153,8 @@ def check_values(
   """Raises UserError unless each value is of the kind its hint says.
 
   Args:
-    hints: what fields are annotated with; what is none of the kinds here
-      (`Any`, a string) passes everything.
+    hints: what fields are annotated with; one of no kind known here (`Any`, a
+      string) lets everything pass.
     section: values of some of them.
     path: of the section.
   """

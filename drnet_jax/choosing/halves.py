@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies set on one half of some images, scored on the other, many times.
 
-For who has one set of labelled images: no image is scored by a policy that was
-set on it. What comes out is an estimate, not a policy to use.
+For those who have one set of labelled images: no image is scored by a policy
+that was set on it. The result is an estimate, not a policy to use.
 """
 
 import collections

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What policies score, beside honest rivals, and how sure the figures are.
 
-What every policy scores is a function of means of a few columns, one row an
-image. So resampling the images means averaging the columns with other weights,
-and a difference of two policies is always taken on the same images. Images made
-of one original are drawn together. An interval says what another draw of test
-images might have given; it says nothing of another training run.
+What every policy scores is a function of means of a few columns, in which each
+image has a row. So to resample the images is to average the columns with other
+weights, and a difference of two policies is always taken on the same images.
+Images made of one original are drawn together. An interval says what another
+draw of test images might have given; it says nothing of another training run.
 """
 
 import dataclasses

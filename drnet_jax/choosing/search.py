@@ -2,10 +2,10 @@
 """The best policy of each family for every budget, on held-out images.
 
 A family's policies form a cloud of (cost, top-1). Its frontier, from the
-cheapest to the most accurate, is found for a price of cost after another: with
-all else given, the best threshold of an option is a cut through the images that
-reach it, sorted by how sure their answer is; so thresholds are set in turn, the
-last option's first, until no cut helps.
+cheapest to the most accurate, is found for one price of cost after another:
+with all else given, the best threshold of an option is a cut through the images
+that reach it, sorted by how sure their answer is. So thresholds are set in
+turn, the last option's first, until no cut helps.
 """
 
 import dataclasses

@@ -69,7 +69,7 @@ def read_map(path: str) -> dict[str, str]:
   """What `config.data.class_map` says; {} for ''.
 
   Raises:
-    UserError: it cannot be read, or is no map from names to names.
+    UserError: it cannot be read, or is not a map from names to names.
   """
   if not path:
     return {}

@@ -77,9 +77,9 @@ def class_names(root: str, split: str) -> tuple[str, ...]:
 def images(path: str, left_out: collections.Counter) -> list[str]:
   """Paths of all images in a folder and the folders in it, sorted.
 
-  Links are followed, to a folder once. By its ending a file counts as an image
-  or not; one whose name begins with a dot does not. What else is there is
-  counted in `left_out`, see `describe`.
+  Links are followed, to a folder once. The ending of its name makes a file an
+  image, unless the name begins with a dot. All other entries are counted in
+  `left_out`, see `describe`.
   """
   return sorted(_walk(path, left_out))
 

@@ -70,7 +70,7 @@ class Data:
       a teacher says what they show, see `steps.pretrain`; '' for none.
     held_out: images of the training split that are set aside, drawn with a
       fixed seed; they are the split 'held_out'. Below 1 it is a share of them.
-    max_bad_images: unreadable images to do without, in each split and process;
+    max_bad_images: unreadable images to tolerate, in each split and process;
       one more ends the run.
     max_pixels: the most that an image may have, see `pixels.opened`; 0 for the
       usual.

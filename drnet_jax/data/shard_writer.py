@@ -91,7 +91,7 @@ def write(
         _write(os.path.join(directory, SUMS), ''.join(lines))
     except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
       raise UserError(
-        f'cannot write to {directory}: {error}. The same command goes on from '
+        f'cannot write to {directory}: {error}. The same command resumes from '
         'here.'
       ) from error
     finally:

@@ -101,7 +101,7 @@ def check_norms(network: nn.Module, images: jax.ShapeDtypeStruct) -> None:
     images: [B, H, W, 3].
 
   Raises:
-    UserError: it has statistics that cannot be masked.
+    UserError: it has batch statistics that cannot be masked.
     ValueError: a layer is empty. (Not all versions of JAX fail on one.)
   """
   maskable = set()

@@ -197,8 +197,8 @@ class Checkpoints:
 
   def _cannot_save(self, error: Exception | str) -> UserError:
     return UserError(
-      f'cannot save in {self.directory}: {error}. Checkpoints there are whole; '
-      'run the same command again once there is room.'
+      f'cannot save in {self.directory}: {error}. Checkpoints there are '
+      'intact; run the same command again once there is room.'
     )
 
   def _restore(self, step: int, trees: dict[str, Any], **others: Any):
@@ -220,8 +220,8 @@ class Checkpoints:
           f'checkpoint {path} cannot be loaded: {unreadable} ({reason})'
         ) from error
       raise UserError(
-        f'checkpoint {path} is damaged ({reason}). Delete {path} to go on from '
-        f'the checkpoint before it, or {self.directory} to repeat the stage.'
+        f'checkpoint {path} is damaged ({reason}). Delete {path} to resume '
+        f'from the one before it, or {self.directory} to repeat the stage.'
       ) from error
 
   def _check_model(self, path: str, trees: dict[str, Any]) -> None:

@@ -222,7 +222,7 @@ class StageRunner:
     if int(state.step) < self._last:
       raise processes.Stopped(
         f'at step {int(state.step)} of {self._last} of {self.name}; all is '
-        'saved. The same command goes on from there.'
+        'saved. The same command resumes from there.'
       )
     return average or state_lib.weights(state)
 
@@ -356,7 +356,7 @@ class StageRunner:
     averages = self._stage.ema_decay > 0
     step = checkpoints.latest_step()
     if step is not None:
-      terminal.say(f'{self.name}: going on from step {step} of {self._last}')
+      terminal.say(f'{self.name}: resuming from step {step} of {self._last}')
       return checkpoints.restore(
         step, self._step.abstract, self._step.shardings, averages=averages
       )

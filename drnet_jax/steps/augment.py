@@ -3,7 +3,7 @@
 
 Before any size is run, so that all sizes see the same pixels. What is drawn
 depends on the step and on an image's place in the global batch, and on nothing
-else: not on devices, processes, or where a run was taken up again.
+else: not on devices, processes, or where a run was resumed.
 """
 
 import dataclasses

@@ -372,7 +372,10 @@ class RoutedStep(Step):
   def _learn_size(
     self, size_index, num_slots, learned, norm_grads, of_size, batch, key, step
   ):
-    """`learned` and the set's gradients with one size's images; statistics."""
+    """Adds one size's images to `learned` and to its set's gradients.
+
+    Returns these two, and the set's new statistics.
+    """
     model, size_px = self.model, self.model.resolutions[size_index]
     batch_size = len(batch[0])
     dropout_key = _dropout_key(key, step, size_index)
