@@ -31,9 +31,8 @@ def cross_entropy(
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   if label_smoothing:
-    uniform = jnp.where(
-      has_label(labels), -jax.nn.log_softmax(logits).mean(-1), 0.0
-    )
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    uniform = jnp.where(has_label(labels), uniform, 0.0)
     loss = (1 - label_smoothing) * loss + label_smoothing * uniform
   return loss
 

@@ -177,9 +177,8 @@ def _fits(hint: Any, value: Any) -> bool:
   if origin is Sequence or inner[1:] == (...,):  # tuple[X, ...]
     return is_list and all(_fits(inner[0], x) for x in value)
   if origin is tuple:
-    return (
-      is_list and len(value) == len(inner) and all(map(_fits, inner, value))
-    )
+    is_as_long = is_list and len(value) == len(inner)
+    return is_as_long and all(map(_fits, inner, value))
   if origin is Mapping:
     return _is_section(value)
   if hint is float:
@@ -187,9 +186,8 @@ def _fits(hint: Any, value: Any) -> bool:
     return is_number and -float('inf') < value < float('inf')
   if hint is int:
     return isinstance(value, int) and not isinstance(value, bool)
-  return (
-    not isinstance(hint, type) or hint not in _KINDS or isinstance(value, hint)
-  )
+  is_known = isinstance(hint, type) and hint in _KINDS
+  return not is_known or isinstance(value, hint)
 
 
 def _words(hint: Any) -> str:

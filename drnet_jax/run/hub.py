@@ -94,9 +94,8 @@ def _read_config(path: str) -> dict[str, Any]:
   try:
     with open(path) as file:
       told = json.load(file)
-    if not isinstance(told, dict) or not isinstance(
-      told.get('architecture'), str
-    ):
+    network = told.get('architecture') if isinstance(told, dict) else None
+    if not isinstance(network, str):
       raise ValueError("it names no 'architecture', as timm's do")
   except (OSError, ValueError) as error:
     raise UserError(
@@ -146,10 +145,8 @@ def _compare_images(origin: str, told: Mapping, model: DRNet) -> None:
     told.get('interpolation', ''),
     f'crop {told["crop_pct"]:g}' if 'crop_pct' in told else '',
   ]
-  if any(ways):
-    terminal.say(
-      f'{origin}: trained on images of {", ".join(filter(None, ways))}'
-    )
+  if known := ', '.join(filter(None, ways)):
+    terminal.say(f'{origin}: trained on images of {known}')
   flags = [
     f'--config.model.{field}="{tuple(told[field])}"'
     for field in ('mean', 'std')

@@ -14,7 +14,7 @@ import jax
 
 
 def now() -> dict[str, str]:
-  """Of this process, at this moment."""
+  """Command, commit, device and versions of this process, and the time."""
   return {
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
@@ -25,7 +25,7 @@ def now() -> dict[str, str]:
 
 
 def commit() -> str:
-  """Of the checkout that the code runs from; else the installed version."""
+  """Commit of the checkout that the code runs from; else its version."""
   folder = os.path.dirname(os.path.abspath(__file__))
   # A package installed into somebody's checkout is none of its files.
   if _git(folder, 'ls-files', os.path.basename(__file__)):
