@@ -548,6 +548,14 @@ def test_a_cancelled_image_leaves_its_neighbours_alone(classifier):
       assert future.result(timeout=10).name in 'abcde'
 
 
+def test_a_stream_that_has_ended_takes_no_images(classifier):
+  with classifier.stream(deadline_ms=20, batch=4) as stream:
+    pass
+  with pytest.raises(RuntimeError, match='after shutdown'):
+    stream.submit(pictures(1)[0])
+  assert not stream._open
+
+
 def test_what_fails_in_a_batch_fails_its_images_alone(classifier, monkeypatch):
   run = classifier.engine.run
 

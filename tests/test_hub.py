@@ -89,6 +89,18 @@ def test_a_folder_of_a_hub(folder, model, fresh, state, capsys):
   assert 'warning' not in said
 
 
+@pytest.mark.parametrize(
+  'told',
+  [
+    {'pretrained_cfg': None},
+    {'pretrained_cfg': {'mean': None, 'input_size': 224, 'crop_pct': 'all'}},
+  ],
+)
+def test_what_is_null_is_absent(folder, model, fresh, state, told):
+  (folder / 'config.json').write_text(json.dumps(TOLD | told))
+  check(load(folder, model, fresh), state)
+
+
 def test_other_pixels_are_named(folder, model, fresh, capsys):
   told = TOLD | {'pretrained_cfg': {'mean': [0.4, 0.5, 0.5], 'std': [0.25] * 3}}
   (folder / 'config.json').write_text(json.dumps(told))

@@ -58,7 +58,8 @@ def read(origin: str, model: DRNet) -> torch_weights.StateDict:
     told = {'architecture': name[0]} if name else {}
   if 'architecture' in told:
     _check_network(origin, told['architecture'], model.base)
-  _compare_images(origin, told.get('pretrained_cfg', told), model)
+  images = told.get('pretrained_cfg')
+  _compare_images(origin, images if isinstance(images, dict) else told, model)
   return torch_weights.read(path)
 
 
@@ -139,18 +140,20 @@ def _check_network(origin: str, architecture: str, ours) -> None:
 
 def _compare_images(origin: str, told: Mapping, model: DRNet) -> None:
   """Says how the images of these weights looked, and what differs here."""
-  size = told.get('input_size')
+  # What is null, or of another kind, is as good as absent.
+  size, crop = told.get('input_size'), told.get('crop_pct')
   ways = [
-    f'{size[-1]} px' if size else '',
-    told.get('interpolation', ''),
-    f'crop {told["crop_pct"]:g}' if 'crop_pct' in told else '',
+    f'{size[-1]} px' if isinstance(size, list) and size else '',
+    str(told.get('interpolation') or ''),
+    f'crop {crop:g}' if isinstance(crop, int | float) else '',
   ]
   if known := ', '.join(filter(None, ways)):
     terminal.say(f'{origin}: trained on images of {known}')
   flags = [
-    f'--config.model.{field}="{tuple(told[field])}"'
+    f'--config.model.{field}="{tuple(there)}"'
     for field in ('mean', 'std')
-    if field in told and tuple(told[field]) != tuple(getattr(model, field))
+    if isinstance(there := told.get(field), list)
+    and tuple(there) != tuple(getattr(model, field))
   ]
   if flags:
     terminal.say(

@@ -135,7 +135,11 @@ class Stream:
     item = Item(request, self._classifier.picture(source))
     self._open.add(item)
     request.future.add_done_callback(lambda _: self._open.discard(item))
-    self._readers.submit(self._read, item)
+    try:
+      self._readers.submit(self._read, item)
+    except RuntimeError:  # the stream has ended
+      request.future.cancel()
+      raise
     return request.future
 
   def latency_ms(self, percentiles: Sequence[float] = (50, 95, 99)) -> list:
