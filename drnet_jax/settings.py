@@ -125,7 +125,7 @@ def check(
   Raises:
     UserError: a field is missing or unknown, or its value is not of its kind.
   """
-  if not _is_section(section):
+  if not is_section(section):
     raise UserError(f'{path} should be a section of fields, not {section!r}')
   fields = {
     name: parameter
@@ -180,7 +180,7 @@ def _fits(hint: Any, value: Any) -> bool:
     is_as_long = is_list and len(value) == len(inner)
     return is_as_long and all(map(_fits, inner, value))
   if origin is Mapping:
-    return _is_section(value)
+    return is_section(value)
   if hint is float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and -float('inf') < value < float('inf')
@@ -206,7 +206,15 @@ def _words(hint: Any) -> str:
   return _KINDS.get(hint, 'a section of fields')
 
 
-def _is_section(value: Any) -> bool:
+def field(config: 'ml_collections.ConfigDict', name: str) -> Any:
+  """What a config holds under a name; UserError if it holds nothing there."""
+  if name not in config:
+    raise UserError(f'config.{name} is missing; see configs/quickstart.py')
+  return config[name]
+
+
+def is_section(value: Any) -> bool:
+  """Whether a config's value holds fields of its own."""
   import ml_collections
 
   return isinstance(value, Mapping | ml_collections.ConfigDict)

@@ -565,8 +565,15 @@ def test_a_damaged_record_is_one_error(tmp_path):
     with pytest.raises(UserError, match='is damaged .*: delete it, then'):
       record.load(path)
   made = synthetic(50)
-  for short in ({'log_p': made.log_p[1:]}, {'extra': {'px': np.zeros(49)}}):
-    record.save(dataclasses.replace(made, **short), path)
+  columns = (*made.columns[:-1], ('first', 'last'))
+  costs = dataclasses.replace(made.costs, options=('a', 'b', 'c'))
+  for changes in (
+    {'log_p': made.log_p[1:]},
+    {'extra': {'px': np.zeros(49)}},
+    {'columns': columns},
+    {'costs': costs},
+  ):
+    record.save(dataclasses.replace(made, **changes), path)
     with pytest.raises(UserError, match='do not fit together: delete it'):
       record.load(path)
 

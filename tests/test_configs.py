@@ -16,7 +16,7 @@ from configs import cifar10_ranet_tiny, quickstart
 from drnet_jax import models, settings
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
-from drnet_jax.run import describe, train, workdir
+from drnet_jax.run import describe, train, weights, workdir
 from drnet_jax.run.stage import STEPS
 
 pytestmark = [
@@ -148,6 +148,22 @@ def test_describe_prints_the_whole_of_it():
   for expected in ('10 classes', '151,690', '3 x 832', '33,891', '188,077'):
     assert expected in text
   assert 'Routed, predictor counted: 0.003966 to 0.01409 GMACs' in text
+
+
+@pytest.mark.parametrize('name', ['data', 'model', 'seed', 'reset_head'])
+def test_a_config_without_a_field_is_named(tmp_path, name):
+  config = quickstart.get_config()
+  del config[name]
+
+  def convert():
+    weights.import_torch(config, 'no.safetensors', str(tmp_path / 'run'))
+
+  reads = [convert]
+  if name in ('data', 'model'):
+    reads.append(lambda: describe.describe(config))
+  for read in reads:
+    with pytest.raises(UserError, match=f'config.{name} is missing'):
+      read()
 
 
 def test_describe_prints_the_exits():

@@ -312,6 +312,22 @@ def test_an_exported_folder_is_run_as_exported(folder):
   ]
 
 
+def test_a_damaged_contract_is_one_error(folder, tmp_path):
+  shutil.copytree(folder, tmp_path / 'of')
+  file = tmp_path / 'of' / 'contract.json'
+  fields = json.loads(file.read_text())
+  no_usual = [row for row in fields['policies'] if row['family'] != 'usual']
+  for damage in (
+    {'policies': no_usual},
+    {'policies': [{'family': 'usual'}]},
+    {'options': {'names': []}},
+    {'views': [{'px': 3}]},
+  ):
+    file.write_text(json.dumps(fields | damage))
+    with pytest.raises(UserError, match='is damaged: export the run again'):
+      Classifier.load(str(file.parent))
+
+
 def test_an_export_does_what_it_was_exported_for(ours, tmp_path):
   """Here and in run.py, unless another policy is asked for."""
   usual = ours.policy

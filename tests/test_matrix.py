@@ -16,6 +16,7 @@ import pytest
 from absl.testing import flagsaver
 from test_trust import base, change, spoil, takes_over  # noqa: F401
 
+from drnet_jax import settings
 from drnet_jax.commands import calibrate, cli, export, predict, report
 from drnet_jax.run import evaluate, train, workdir
 
@@ -74,6 +75,16 @@ def stale_record(path, patch):
   np.savez(file, **fields)
 
 
+def config_without(section):
+  def spoil_config(path, patch):
+    del patch
+    config = settings.read_json(path / 'config.json')
+    del config[section]
+    settings.write_json(path / 'config.json', config)
+
+  return spoil_config
+
+
 def read_only(path, patch):
   """As a file system that is mounted so; chmod does not stop root."""
 
@@ -109,6 +120,8 @@ FAULTS = {
   'empty_workdir': empty_workdir,
   'damaged_checkpoint': lambda path, patch: spoil(path),
   'stale_record': stale_record,
+  'config_without_data': config_without('data'),
+  'config_without_model': config_without('model'),
 }
 # Of these a command makes all it promises; of the rest it says what is wrong.
 WORKS = {

@@ -243,36 +243,51 @@ def load(path: str) -> Record:
   needed = {'options', 'gmacs', 'predictor_gmacs', *_ALWAYS}
   if missing := needed - arrays.keys():
     raise UserError(f'{path} lacks {", ".join(sorted(missing))}: {_REMEDY}')
+  try:
+    record = _of_arrays(arrays)
+    fits = _fits_together(record)
+  except (TypeError, ValueError):  # of one kind where another should be
+    fits = False
+  if not fits:
+    raise UserError(
+      f'{path} is damaged, its parts do not fit together: {_REMEDY}'
+    )
+  return record
+
+
+def _of_arrays(arrays: Mapping[str, np.ndarray]) -> Record:
   options = Options.of(arrays['options'])
   if 'chain' in arrays:
     options = Options(options.names, tuple(arrays['chain'].tolist()))
   columns = tuple((j,) for j in range(len(options)))
   if 'columns' in arrays:
     columns = tuple(tuple(map(int, c.split())) for c in arrays['columns'])
-  extra = {
-    k.removeprefix(_EXTRA): v for k, v in arrays.items() if k.startswith(_EXTRA)
-  }
-  shape = (len(arrays['label']), len(columns))
-  fits = len(arrays['gmacs']) == len(options) > max(max(c) for c in columns)
-  of_image = [arrays[k] for k in ('log_p', 'draw') if k in arrays]
-  if (
-    not fits
-    or any(arrays[k].shape != shape for k in _SAID if k in arrays)
-    or any(x.shape[:1] != shape[:1] for x in (*of_image, *extra.values()))
-  ):
-    raise UserError(
-      f'{path} is damaged, its parts do not fit together: {_REMEDY}'
-    )
   return Record(
     options=options,
     costs=Costs(
       unit='GMACs',
-      options=tuple(arrays['gmacs'].tolist()),
+      options=tuple(map(float, arrays['gmacs'])),
       predictor=float(arrays['predictor_gmacs']),
       source=str(arrays.get('source', 'multiply-adds of the jaxpr')),
     ),
     columns=columns,
     **{name: arrays.get(name) for name in (*_ALWAYS, *_SOMETIMES)},
-    extra=extra,
+    extra={
+      name.removeprefix(_EXTRA): value
+      for name, value in arrays.items()
+      if name.startswith(_EXTRA)
+    },
     origin=str(arrays.get('origin', '')),
+  )
+
+
+def _fits_together(record: Record) -> bool:
+  options = len(record.options)
+  shape = (len(record.label), len(record.columns))
+  by_column = [getattr(record, name) for name in _SAID]
+  by_image = [record.log_p, record.draw, *record.extra.values()]
+  return (
+    len(record.costs.options) == options > max(map(max, record.columns))
+    and all(x.shape == shape for x in by_column if x is not None)
+    and all(x.shape[:1] == shape[:1] for x in by_image if x is not None)
   )

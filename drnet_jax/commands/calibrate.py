@@ -54,20 +54,29 @@ parse_flags = cli.keep_overrides
 
 def run(arguments: Sequence[str]) -> None:
   from drnet_jax import processes, terminal
+  from drnet_jax.models.ranet import RANet
   from drnet_jax.report import evaluated, exit_tables, run_page
   from drnet_jax.run import calibrate
   from drnet_jax.run.recording import Subject
 
   path = cli.model()
   if _HALVES.value:
+    cli.refuse_beside('--halves', _MEASURE, _BATCH, _SPLIT, _COMPARE)
     _halves([path] if isinstance(path, str) else path, arguments)
     return
-  if not isinstance(path, str) and not TO.value:
-    raise UserError('--to is missing: name a folder for the ladder')
-  how = {'split': _SPLIT.value, 'ms': _measured(path)}
+  if not _MEASURE.value:
+    cli.refuse_beside('options that are not timed (--measure)', _BATCH)
   if isinstance(path, str):
-    done = calibrate.calibrate(Subject(path, arguments), **how)
+    cli.refuse_beside('one --workdir, but for --halves', TO)
+    subject = Subject(path, arguments)
+    if not isinstance(subject.trained.model, RANet):
+      cli.refuse_beside('a network without exits', _COMPARE)
+    done = calibrate.calibrate(subject, split=_SPLIT.value, ms=_measured(path))
   else:
+    cli.refuse_beside('a ladder', _COMPARE)
+    if not TO.value:
+      raise UserError('--to is missing: name a folder for the ladder')
+    how = {'split': _SPLIT.value, 'ms': _measured(path)}
     done = calibrate.calibrate_ladder(path, TO.value, arguments, **how)
   found = evaluated.EvaluatedRun(done.folder, done.test, done.calibration)
   terminal.say(run_page.budget_table(found))

@@ -62,6 +62,13 @@ def model() -> str | list[str]:
   return paths[0] if len(paths) == 1 else paths
 
 
+def refuse_beside(what: str, *others: flags.FlagHolder) -> None:
+  """Raises UserError if flags are given that do not go with `what`."""
+  given = [f'--{x.name}' for x in others if x.value != x.default]
+  if given:
+    raise UserError(f'{" and ".join(given)} cannot be combined with {what}')
+
+
 def start(module: ModuleType) -> None:
   """Runs the command line of a module of this package.
 

@@ -51,6 +51,10 @@ def create(section: Mapping[str, Any], *, num_classes: int) -> Model:
   Raises:
     UserError: a value that cannot work, named as in the config.
   """
+  if not settings.is_section(section):
+    raise UserError(
+      f'config.model should be a section of fields, not {section!r}'
+    )
   fields = dict(section)
   # Configs of DRNet are older than the choice.
   method = fields.pop('method', 'drnet')

@@ -18,8 +18,10 @@ def describe(config: ml_collections.ConfigDict) -> str:
   Raises:
     UserError: a model that cannot be built.
   """
-  names = settings.call(Data, config.data, 'config.data').class_names()
-  model = models.create(config.model, num_classes=len(names))
+  data = settings.call(Data, settings.field(config, 'data'), 'config.data')
+  names = data.class_names()
+  section = settings.field(config, 'model')
+  model = models.create(section, num_classes=len(names))
   tables = _of_exits(model) if isinstance(model, RANet) else _of_sizes(model)
   return '\n\n'.join([f'{len(names)} classes', *tables])
 

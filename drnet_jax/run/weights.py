@@ -125,13 +125,16 @@ def import_torch(
     raise UserError(f'{path} holds a run already: choose another --workdir')
   config = config.copy_and_resolve_references()
   config.init_from = file
-  names = settings.call(Data, config.data, 'config.data').class_names()
-  model = models.create(config.model, num_classes=len(names))
+  data = settings.call(Data, settings.field(config, 'data'), 'config.data')
+  names = data.class_names()
+  section = settings.field(config, 'model')
+  model = models.create(section, num_classes=len(names))
+  key = jax.random.key(settings.field(config, 'seed'))
   weights = _from_torch(
     file,
     model,
-    models.initial_weights(model, jax.random.key(config.seed)),
-    reset_head=config.reset_head,
+    models.initial_weights(model, key),
+    reset_head=settings.field(config, 'reset_head'),
   )
   workdir.begin(path, config, names)
   with Checkpoints(path, workdir.INITIAL, keep=1) as checkpoints:

@@ -61,6 +61,8 @@ _OF_EVALUATION = ('config.data.*', 'config.eval_batch_size')
 # What was recorded of the test split, in a workdir.
 TEST_RECORD = os.path.join('report', 'record.npz')
 
+_NEEDED = ('data', 'eval_batch_size', 'model', 'stages')  # of every config
+
 # In place of a stage's name: weights that no stage of this run has trained.
 INITIAL = 'initial'
 
@@ -215,7 +217,7 @@ def read_config(
   `overrides` ('--config.data.<field>=<value>') are for data that has moved.
 
   Raises:
-    UserError: no run was begun there.
+    UserError: no run was begun there, or its config is damaged.
   """
   file = os.path.join(path, 'config.json')
   if not os.path.exists(file):
@@ -224,6 +226,8 @@ def read_config(
       'with python -m drnet_jax.main --config=... --workdir=...'
     )
   config = settings.completed(settings.read_json(file))
+  if missing := [name for name in _NEEDED if name not in config]:
+    raise UserError(f'{file} is damaged: it lacks {", ".join(missing)}')
   config = ml_collections.ConfigDict(config)
   return settings.overridden(config, overrides, _OF_EVALUATION)
 

@@ -44,12 +44,16 @@ def of_folder(folder: str, how: How) -> Loaded:
   """What `export` wrote.
 
   Raises:
-    UserError: it was not exported to that runtime's format, or for that way to
-      decode.
+    UserError: it is damaged, or was not exported to that runtime's format, or
+      for that way to decode.
   """
   fields = contract_lib.read_fields(folder)
-  contract, formats = Contract.from_json(fields), fields['formats']
-  policy = contract_lib.usual_policy(fields)
+  try:
+    contract, formats = Contract.from_json(fields), fields['formats']
+    policy = contract_lib.usual_policy(fields)
+  except (KeyError, StopIteration, TypeError, ValueError) as error:
+    file = os.path.join(folder, contract_lib.FILE)
+    raise UserError(f'{file} is damaged: export the run again') from error
   if how.decode not in (None, contract.decode):
     raise UserError(
       f'{folder} was exported for decode={contract.decode}: export it again '
