@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -289,6 +290,68 @@ def test_export_checks_itself_and_is_predicted_from(
   exported = Classifier.load(folder, runtime='onnx')
   assert exported.calibration == calibration_lib.read(calibrated)
   assert exported.set_budget(gmacs=7e-5).gmacs <= 7e-5
+
+
+def exported_to_int8(path, folder, capsys, **flags):
+  with flagsaver.flagsaver(
+    workdir=path, to=folder, int8=True, formats=['onnx'], **flags
+  ):
+    export.run([])
+  return capsys.readouterr().out
+
+
+def test_int8_says_what_it_loses_and_keeps_what_loses_too_much(
+  small, images, capsys, tmp_path
+):
+  if not choice.is_installed('nncf'):
+    pytest.skip('NNCF is not installed')
+  folder = str(tmp_path / 'exported')
+  flags = {'check_images': 0}
+  with pytest.raises(UserError, match='at every option: .* stays in float32'):
+    exported_to_int8(small, folder, capsys, max_drop=-50.0, **flags)
+  assert 'int8' not in settings.read_json(f'{folder}/contract.json')
+
+  text = exported_to_int8(small, folder, capsys, max_drop=50.0, **flags)
+  parts = settings.read_json(f'{folder}/contract.json')['int8']
+  names = ['16 px', '32 px', '64 px', 'predictor', 'as it will run']
+  assert [part['name'] for part in parts] == names
+  assert all(part['is_int8'] and part['images'] == 200 for part in parts)
+  card = pathlib.Path(folder, 'README.md').read_text()
+  for part in parts:
+    line = next(x for x in text.splitlines() if x.startswith(part['name']))
+    assert f'{part["changed"]} of 200' in line
+    assert f'{100 * part["float32"]:.1f} | {100 * part["int8"]:.1f}' in card
+    # Of random weights next to nothing is right, but int8 is the same network.
+    assert 0 < part['changed'] < 0.3 * part['images']
+  assert not os.path.exists(f'{folder}/weights.bin')
+
+  # What loses more than the least of the sizes stays as it was.
+  mixed = str(tmp_path / 'mixed')
+  least = min(100 * (x['float32'] - x['int8']) for x in parts[:3])
+  exported_to_int8(small, mixed, capsys, max_drop=least, **flags)
+  kept = settings.read_json(f'{mixed}/contract.json')['int8']
+  for part, name in zip(kept[:3], ('r16', 'r32', 'r64'), strict=True):
+    assert part['is_int8'] == (100 * (part['float32'] - part['int8']) <= least)
+    graph = pathlib.Path(mixed, f'{name}.onnx').read_bytes()
+    assert part['is_int8'] == (b'QuantizeLinear' in graph)
+  assert os.path.exists(f'{mixed}/weights.bin') == (
+    not all(part['is_int8'] for part in kept)
+  )
+
+  # It runs as it was measured, in both runtimes and in run.py.
+  held_out = subjects.of_workdir(small, 40, {}).files
+  reference = Classifier.load(small, runtime='jax')
+  reference.set_option('64 px')
+  expected = [x.probabilities for x in reference.predict(held_out)]
+  for runtime in ('openvino', 'onnx'):
+    ours = Classifier.load(folder, runtime=runtime)
+    assert f'{runtime} in int8' in ours.runtime
+    ours.set_option('64 px')
+    found = [x.probabilities for x in ours.predict(held_out)]
+    assert 1e-5 < np.abs(np.subtract(found, expected)).max() < 0.2
+  with pytest.raises(UserError, match='was exported to int8: precision'):
+    Classifier.load(folder, runtime='openvino', precision='f32')
+  predicted(folder, images, capsys, format='json')
 
 
 def test_benchmark_adds_up(run, tmp_path):

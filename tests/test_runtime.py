@@ -299,7 +299,7 @@ def test_half_precision_gives_the_same_answers(trained):
   images = list(pictures(40))
   reference = Classifier.of(trained, runtime='jax', batch=8)
   halved = Classifier.of(trained, runtime='openvino', precision=precision)
-  assert halved.engine.name == openvino.named(precision)
+  assert halved.engine.name == f'openvino in {precision}'
   found = parity.compare(reference, halved, images)
   assert not found.others
   assert 0 < found.largest <= choice.TOLERANCE[precision]

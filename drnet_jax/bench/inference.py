@@ -16,13 +16,14 @@ from drnet_jax.bench.subjects import Predictions, Subject, policies_for
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, package
+from drnet_jax.export import contract as contract_lib
 from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import latencies, plots
 from drnet_jax.serve import choice, engines, openvino
 from drnet_jax.serve.classifier import Classifier
-from drnet_jax.serve.engines import Engine, OnnxEngine
+from drnet_jax.serve.engines import INT8, Engine, OnnxEngine
 from drnet_jax.serve.openvino import OpenVinoEngine
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.stages import StageEngine
@@ -44,6 +45,7 @@ class Contenders:
       it has no rival to offer. A network with exits has 'jax'.
     batches: sizes of batch to time.
     rival: name of the network that PyTorch should run beside.
+    int8: a folder that the subject was exported to in int8, for OpenVINO.
   """
 
   def __init__(
@@ -53,6 +55,7 @@ class Contenders:
     batches: Sequence[int],
     *,
     rival: str = '',
+    int8: str | None = None,
   ):
     paths = paths or [
       path
@@ -71,6 +74,8 @@ class Contenders:
     self.resizers: dict[str, dict[int, Callable]] = {}
     if isinstance(subject.trained.model, DRNet):
       self._add_sizes(paths, rival)
+      if int8:
+        self._add_int8(int8)
     else:
       self._add(StageEngine(subject.trained, batches=self.batches), {})
     if not self.classifiers:
@@ -127,6 +132,21 @@ class Contenders:
       self.plain[engine.name + PLAIN] = rivals.PlainOpenVino(
         folder, contract, precision
       )
+
+  def _add_int8(self, folder: str) -> None:
+    contract, _, fields = contract_lib.read(folder)
+    if contract.options != self.contract.options or not fields.get('int8'):
+      raise UserError(
+        f'--int8={folder}: it is no int8 export of these '
+        f'{", ".join(self.contract.options.names)}'
+      )
+    precision = openvino.precisions(openvino.abilities())[0]
+    beside = engines.full_name('openvino', precision)
+    if beside not in self.resizers:
+      raise UserError('--int8 needs openvino among --paths')
+    batch = self.batches[-1]
+    engine = OpenVinoEngine(folder, contract, precision=INT8, batch=batch)
+    self._add(engine, self.resizers[beside])
 
 
 def time_networks(contenders: Contenders, rounds: int) -> list[dict]:

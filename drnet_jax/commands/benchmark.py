@@ -60,6 +60,9 @@ _PATHS = flags.DEFINE_list(
   [],
   'Runtimes to time: jax, onnx, openvino, torch; default all installed.',
 )
+_INT8 = flags.DEFINE_string(
+  'int8', None, 'Folder that `export --int8` made of the workdir, to time too.'
+)
 _BATCHES = flags.DEFINE_list(
   'batches', ['1', '8'], 'Batch sizes to time each option at.'
 )
@@ -92,13 +95,19 @@ def run(arguments: Sequence[str]) -> None:
     raise UserError('--batches begin at 1, --shares at 0')
   if not path and asked():
     raise UserError('--policy and --budget_* are for a --workdir')
+  if not path:
+    cli.refuse_beside('--network', _INT8)
   if path:
     subject = subjects.of_workdir(path, _IMAGES.value, asked())
   else:
     subject = subjects.of_network(_NETWORK.value, sizes, shares, _IMAGES.value)
   os.makedirs(to, exist_ok=True)  # before the long work
   contenders = inference.Contenders(
-    subject, _PATHS.value, batches, rival=_NETWORK.value or ''
+    subject,
+    _PATHS.value,
+    batches,
+    rival=_NETWORK.value or '',
+    int8=_INT8.value,
   )
   speed = inference.time_networks(contenders, _ROUNDS.value)
   worth = inference.time_predictions(contenders, _ROUNDS.value)

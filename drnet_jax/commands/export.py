@@ -14,6 +14,11 @@ The result runs without JAX:
     python exported/run.py photo.jpg
 
 or with it: `python -m drnet_jax predict --workdir=exported photo.jpg`.
+
+`--int8` then quantises every graph (NNCF) with images of the validation split,
+measures on others of them what each size and the predictor lose, and leaves
+those in floating point that lose more than `--max_drop` points; if all sizes do
+so it refuses.
 """
 
 import os
@@ -38,35 +43,70 @@ _WEIGHTS = flags.DEFINE_enum(
 _CHECK_IMAGES = flags.DEFINE_integer(
   'check_images', 1000, 'Images of the test split to compare on; 0 for none.', 0
 )
+_INT8 = flags.DEFINE_bool(
+  'int8', False, 'Also put the ONNX graphs into int8, where little is lost.'
+)
+_MAX_DROP = flags.DEFINE_float(
+  'max_drop', 0.5, 'With --int8: points of top-1 that a part may lose.'
+)
 
 # Images to compare at each option: the policy may never choose some of them.
 _IMAGES_OF_AN_OPTION = 100
+_MOST_HELD_OUT = 5000  # that int8 is set and measured on
 
 parse_flags = cli.keep_overrides
 
 
 def run(arguments: Sequence[str]) -> None:
   from drnet_jax import terminal
-  from drnet_jax.choosing.policy import fixed
-  from drnet_jax.serve import parity
   from drnet_jax.serve.classifier import Classifier
 
   path, folder = cli.model(), TO.value
   if not folder:
     raise UserError('--to is missing: name a folder to write')
-  # Before the long work: data may be missing.
-  images = _check_images(path, arguments)
   decode, formats = DECODE.value or 'full', tuple(_FORMATS.value)
+  # Before the long work: data may be missing.
+  images = []
+  if _CHECK_IMAGES.value:
+    examples = _examples(path, 'test_split', '--check_images=0', arguments)
+    count = min(_CHECK_IMAGES.value, len(examples))
+    images = [examples[i]['image'] for i in range(count)]
+  if _INT8.value:
+    cli.refuse_beside('--int8', _WEIGHTS)
+    if 'onnx' not in formats:
+      raise UserError('--int8 needs onnx among --formats')
+    held_out = _examples(path, 'validation_split', '--noint8', arguments)
   ours = Classifier.load(path, runtime='jax', decode=decode)
   set_policy(ours)
   ours.export(folder, formats=formats, weights=_WEIGHTS.value)
+  if images:
+    _compare(ours, folder, formats, images)
+  if _INT8.value:
+    from drnet_jax.serve import int8
+
+    # Evenly: in a folder they stand class by class.
+    every = max(1, len(held_out) // _MOST_HELD_OUT)
+    chosen = [held_out[i] for i in range(0, len(held_out), every)]
+    parts = int8.quantize(
+      folder,
+      [example['image'] for example in chosen],
+      [example['label'] for example in chosen],
+      _MAX_DROP.value,
+    )
+    print(terminal.table([part.row() for part in parts]))
   rows = []
   for name in sorted(os.listdir(folder)):
     size = os.path.getsize(os.path.join(folder, name))
     rows.append({'file': name, 'MB': f'{size / 1e6:.3f}'})
   print(terminal.table(rows))
-  if not images:
-    return
+
+
+def _compare(ours, folder: str, formats: Sequence[str], images: list) -> None:
+  """Raises UserError if a format does not answer as JAX does."""
+  from drnet_jax.choosing.policy import fixed
+  from drnet_jax.serve import parity
+  from drnet_jax.serve.classifier import Classifier
+
   policies = {'as it will run': (ours.policy, images)} | {
     name: (fixed(j), images[:_IMAGES_OF_AN_OPTION])
     for j, name in enumerate(ours.contract.options.names)
@@ -81,12 +121,14 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f'{folder}: {runtime} does not agree with JAX')
 
 
-def _check_images(
-  path: str | list[str], overrides: Sequence[str]
-) -> list[bytes | str]:
-  """Images to compare on; none where none are wanted."""
-  if not _CHECK_IMAGES.value:
-    return []
+def _examples(
+  path: str | list[str], split: str, without: str, overrides: Sequence[str]
+) -> Sequence:
+  """A split of the run, or of the first of a ladder.
+
+  Raises:
+    UserError: it cannot be opened; `without` is the flag to do without it.
+  """
   from drnet_jax import settings
   from drnet_jax.data.pipeline import Data
   from drnet_jax.run import ladder, paths, workdir
@@ -98,10 +140,6 @@ def _check_images(
   config = workdir.read_config(path, overrides)
   data = settings.call(Data, config.data, 'config.data')
   try:
-    examples = data.open(data.test_split, names).examples
+    return data.open(getattr(data, split), names).examples
   except UserError as error:
-    raise UserError(
-      f'{error}. To export without comparing: --check_images=0'
-    ) from error
-  count = min(_CHECK_IMAGES.value, len(examples))
-  return [examples[i]['image'] for i in range(count)]
+    raise UserError(f'{error}. To export without it: {without}') from error

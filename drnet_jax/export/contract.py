@@ -205,7 +205,21 @@ def read_fields(folder: str) -> dict[str, Any]:
   return fields
 
 
-def usual_policy(fields: Mapping[str, Any]) -> Policy:
+def read(folder: str) -> tuple[Contract, Policy, dict[str, Any]]:
+  """Of an export: its contract, the usual policy, and all fields.
+
+  Raises:
+    UserError: as `read_fields`.
+  """
+  fields = read_fields(folder)
+  try:
+    return Contract.from_json(fields), _usual_policy(fields), fields
+  except (KeyError, StopIteration, TypeError, ValueError) as error:
+    path = os.path.join(folder, FILE)
+    raise UserError(f'{path} is damaged: export the run again') from error
+
+
+def _usual_policy(fields: Mapping[str, Any]) -> Policy:
   """What an export follows unless another policy is asked for."""
   row = next(row for row in fields['policies'] if row['family'] == 'usual')
   names = [field.name for field in dataclasses.fields(Policy)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README of an exported model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import describe
@@ -29,6 +29,26 @@ def about(trained: workdir.Trained, contract: Contract) -> str:
     f'`{config.data.name}/{config.data.train_split}` with drnet_jax '
     f'({contract.origin}); it normalises pixels itself (mean {mean}, deviation '
     f'{std}).'
+  )
+
+
+def int8_section(rows: Sequence[Mapping[str, str]]) -> str:
+  """What int8 changes, as Markdown; of each row every field is shown."""
+  columns = [*rows[0]]
+  table = [columns, ['---'] * len(columns), *(row.values() for row in rows)]
+  return '\n'.join(
+    [
+      '',
+      '## int8',
+      '',
+      'Top-1 on images held out from training, other ones than those that set '
+      'the ranges, measured in OpenVINO where this was exported; the predictor '
+      'by the sizes that it chooses. A processor without VNNI may round '
+      'otherwise.',
+      '',
+      *(f'| {" | ".join(cells)} |' for cells in table),
+      '',
+    ]
   )
 
 

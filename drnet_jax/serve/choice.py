@@ -24,12 +24,13 @@ from drnet_jax.errors import UserError
 from drnet_jax.export import PRECISIONS, RUNTIMES
 from drnet_jax.export.contract import Contract, read_fields
 from drnet_jax.serve import openvino
-from drnet_jax.serve.engines import Engine, OnnxEngine
+from drnet_jax.serve.engines import INT8, Engine, OnnxEngine, full_name
 
 # How far a probability may be from the reference's. In half precision the third
 # digit is rounded, and dozens of layers add that up: it is held to the same
 # answers rather than to the same digits.
-TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05}
+# Runtimes round int8 so differently that only what is broken can be told.
+TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05, INT8: 0.3}
 MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
 BATCH = 8  # that is timed where none is asked for
 _PICTURES = 8  # whose answers are compared
@@ -181,7 +182,7 @@ def choose(
       if key == reference:
         raise
       why = ' '.join(str(error).split())[:200]
-      out.append(f'{name(*key)} is left out: {why}')
+      out.append(f'{full_name(*key)} is left out: {why}')
   apart = {
     key: float(np.abs(found - answers[reference]).max())
     for key, found in answers.items()
@@ -190,25 +191,20 @@ def choose(
     raise UserError('the network returns NaN or infinity')
   good = {k: e for k, e in engines.items() if apart[k] <= TOLERANCE[k[1]]}
   out += [
-    f'{name(*key)} is left out: a probability is {apart[key]:.1g} off'
+    f'{full_name(*key)} is left out: a probability is {apart[key]:.1g} off'
     for key in engines
     if key not in good
   ]
   ms = _time(good, contract, batch)
   ranked = sorted(ms, key=ms.get)
-  times = ', '.join(f'{name(*key)} {ms[key]:.3g} ms' for key in ranked)
+  times = ', '.join(f'{full_name(*key)} {ms[key]:.3g} ms' for key in ranked)
   said = (
-    f'{name(*ranked[0])}, the fastest here {how.mode} (all options of an '
+    f'{full_name(*ranked[0])}, the fastest here {how.mode} (all options of an '
     f'image: {"; ".join([times, *out])})'
   )
   choice = Choice(*ranked[0], said)
   cache.write_json('choices', _key(model, how, tried), choice._asdict())
   return choice
-
-
-def name(runtime: str, precision: str) -> str:
-  """Of a candidate, for people."""
-  return openvino.named(precision) if runtime == 'openvino' else runtime
 
 
 def _answers(engine: Engine, contract: Contract, batch: int) -> np.ndarray:

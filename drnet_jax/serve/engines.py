@@ -24,6 +24,13 @@ import numpy as np
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import PREDICTOR, Contract
 
+INT8 = 'int8'  # the precision of graphs that were exported so, see `int8`
+
+
+def full_name(runtime: str, precision: str) -> str:
+  """Of a runtime in a precision, for people."""
+  return runtime if precision == 'f32' else f'{runtime} in {precision}'
+
 
 class Engine(Protocol):
   """See the module."""

@@ -19,7 +19,7 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.run import paths
 from drnet_jax.serve import choice as choice_lib
 from drnet_jax.serve.choice import Choice, How
-from drnet_jax.serve.engines import Engine, LadderEngine
+from drnet_jax.serve.engines import INT8, Engine, LadderEngine, full_name
 
 if TYPE_CHECKING:
   from drnet_jax.run import workdir
@@ -47,13 +47,8 @@ def of_folder(folder: str, how: How) -> Loaded:
     UserError: it is damaged, or was not exported to that runtime's format, or
       for that way to decode.
   """
-  fields = contract_lib.read_fields(folder)
-  try:
-    contract, formats = Contract.from_json(fields), fields['formats']
-    policy = contract_lib.usual_policy(fields)
-  except (KeyError, StopIteration, TypeError, ValueError) as error:
-    file = os.path.join(folder, contract_lib.FILE)
-    raise UserError(f'{file} is damaged: export the run again') from error
+  contract, policy, fields = contract_lib.read(folder)
+  formats, is_int8 = fields['formats'], bool(fields.get('int8'))
   if how.decode not in (None, contract.decode):
     raise UserError(
       f'{folder} was exported for decode={contract.decode}: export it again '
@@ -64,7 +59,14 @@ def of_folder(folder: str, how: How) -> Loaded:
       f"{folder} was exported: run it with runtime 'onnx', 'openvino' or "
       "'stablehlo'"
     )
+  if is_int8 and how.precision != 'auto':
+    raise UserError(
+      f'{folder} was exported to int8: precision = {how.precision!r} cannot be '
+      'had of it'
+    )
   tried = choice_lib.candidates(how) if 'onnx' in formats else []
+  if is_int8:  # nothing else to compute in
+    tried = list(dict.fromkeys((runtime, INT8) for runtime, _ in tried))
   needed = 'stablehlo' if how.runtime == 'stablehlo' else 'onnx'
   if not tried and how.is_beside_jax and 'stablehlo' in formats:
     needed = 'stablehlo'
@@ -157,7 +159,7 @@ def choose(
     )
   if len(makers) == 1:
     ((runtime, precision),) = makers
-    return Choice(runtime, precision, choice_lib.name(runtime, precision))
+    return Choice(runtime, precision, full_name(runtime, precision))
   return choice_lib.remembered(graphs, how, makers) or choice_lib.choose(
     graphs, how, makers, contract
   )

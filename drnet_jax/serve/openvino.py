@@ -8,18 +8,19 @@ to sizes, or ways to run them, that nobody asks for.
 """
 
 import collections
+import contextlib
 import functools
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
-from drnet_jax.serve.engines import GraphEngine
+from drnet_jax.serve.engines import INT8, GraphEngine, full_name
 
 # What OpenVINO calls an ability of the processor, and the precision it is asked
 # for by; the fastest first.
@@ -36,21 +37,30 @@ def core() -> Any:
   Raises:
     UserError: it is not installed.
   """
-  # OpenVINO reports over the network, from a forked process, that it was
-  # imported. Where it finds no telemetry it keeps to itself.
-  hidden = _TELEMETRY not in sys.modules
-  if hidden:
-    sys.modules[_TELEMETRY] = None
   try:
-    import openvino
+    with without_telemetry():
+      import openvino
   except ImportError as error:
     raise UserError(
       "runtime='openvino' needs OpenVINO: pip install 'drnet_jax[openvino]'"
     ) from error
+  return openvino.Core()
+
+
+@contextlib.contextmanager
+def without_telemetry() -> Iterator[None]:
+  """For imports that would report over the network, from a forked process.
+
+  Where OpenVINO and NNCF find no telemetry they keep to themselves.
+  """
+  hidden = _TELEMETRY not in sys.modules
+  if hidden:
+    sys.modules[_TELEMETRY] = None
+  try:
+    yield
   finally:
     if hidden:
       del sys.modules[_TELEMETRY]
-  return openvino.Core()
 
 
 def precisions(abilities: Iterable[str]) -> list[str]:
@@ -67,11 +77,6 @@ def abilities() -> list[str]:
   return list(core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))
 
 
-def named(precision: str) -> str:
-  """OpenVINO in a precision, for people."""
-  return 'openvino' if precision == 'f32' else f'openvino in {precision}'
-
-
 class OpenVinoEngine(GraphEngine):
   """See the module; `batch` is for bulk work, 0 for what suits.
 
@@ -83,12 +88,14 @@ class OpenVinoEngine(GraphEngine):
     self, folder: str, contract: Contract, *, precision: str, batch: int
   ):
     there = [name for ability, name in _ABILITIES if ability in abilities()]
-    if precision not in (*there, 'f32'):
+    if precision not in (*there, 'f32', INT8):
       raise UserError(
         f'precision = {precision!r}: this processor has {", ".join(there)} only'
       )
-    super().__init__(folder, contract, lambda path: Network(path, precision))
-    self.name = named(precision)
+    # What is not in int8 in such graphs is computed as fast as it can be.
+    rest = precisions(abilities())[0] if precision == INT8 else precision
+    super().__init__(folder, contract, lambda path: Network(path, rest))
+    self.name = full_name('openvino', precision)
     self.best_batch = batch or 16
     # One for each core, and one that waits for the first to be free.
     self.in_flight = (os.cpu_count() or 1) + 1
