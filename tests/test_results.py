@@ -174,6 +174,52 @@ def inference():
   ]
 
 
+def inference_half():
+  """Policies in OpenVINO, in each precision, against the full size in it."""
+  precisions = {
+    'openvino': 'float32',
+    'openvino in bf16': 'bfloat16',
+    'openvino in int8': 'int8',
+  }
+  policies = {
+    'routed': 'routed',
+    'cascade, a third goes on': 'a third goes on',
+    'best': 'best policy',
+  }
+  modes = {
+    'single': 'one at a time',
+    'bulk': 'bulk',
+    'bulk, files': 'bulk, JPEG files',
+  }
+  return [
+    [
+      f'{network}, {said}, {policies[r["policy"]]}, {modes[r["mode"]]}',
+      *(f'{float(r[k]):.1f}' for k in ('fixed_ms', 'policy_ms')),
+      *(
+        bare(float(r[k]))
+        for k in ('implied', 'realised', 'realised_of_implied')
+      ),
+    ]
+    for network in ('ResNet-50', 'MobileNetV2')
+    for path, said in precisions.items()
+    for r in raw('inference_half_worth')
+    if (r['network'], r['path']) == (network, path)
+  ]
+
+
+def int8():
+  """What int8 loses, of each network and option."""
+  return [
+    [
+      f'{r["network"]}, {r["name"]}',
+      *(f'{100 * float(r[k]):.1f}' for k in ('float32', 'int8')),
+      f'{100 * (float(r["float32"]) - float(r["int8"])):+.1f}',
+      f'{r["changed"]} of {int(r["images"]):,}',
+    ]
+    for r in raw('inference_int8')
+  ]
+
+
 def ladder_speed():
   """Policies of the ladder in onnxruntime against the ResNet-50."""
   return [
@@ -241,9 +287,9 @@ def photos_training():
   return [[names[key], *top1] for key, top1 in found.items()]
 
 
-def photos_whole():
+def photos_whole(name='photos_whole', chosen=(0, 1, 2, 7, 10, 14, 18, 20)):
   """Fixed sizes, then some budgets, of a run on all training images."""
-  rows = raw('photos_whole')
+  rows = raw(name)
   return [
     [
       r['policy'].partition(', on while')[0],
@@ -251,8 +297,14 @@ def photos_whole():
       f'{100 * float(r["top1"]):.1f}',
       *(gains(r, 'over_best_fixed') if r['over_best_fixed'] else ['']),
     ]
-    for r in (rows[i] for i in (0, 1, 2, 7, 10, 14, 18, 20))
+    for r in (rows[i] for i in chosen)
   ]
+
+
+def photos_whole_fitted():
+  """The same of a run whose classifier was fitted first."""
+  chosen = (0, 1, 2, 9, 12, 15, 18, 20, 21, 22)
+  return photos_whole('photos_whole_fitted', chosen)
 
 
 def photos_halves():
@@ -487,8 +539,11 @@ IN_RESULTS = {
   ('folder', 'new classifier'): photos_rates,
   ('row of the set of routers',): photos_router,
   ('one network, all training images',): photos_whole,
+  ('another run, classifier fitted first',): photos_whole_fitted,
   ('% of 160 px', 'top-1, %'): photos_halves,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
+  ('in OpenVINO, against the full size',): inference_half,
+  ('network and part', 'float32, %'): int8,
 }
 
 

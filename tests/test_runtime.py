@@ -161,7 +161,7 @@ def test_the_fastest_that_agrees_is_chosen_once(trained):
   found = choice.choose('a model', How(), tried, contract)
   assert (found.runtime, found.precision) == ('half', 'bf16')
   assert 'wrong is left out: a probability is 0.001 off' in found.said
-  assert 'half_off is left out' in found.said and 'jax' in found.said
+  assert 'half_off in bf16 is left out' in found.said and 'jax' in found.said
   assert 'broken is left out: integer division' in found.said
   assert 'large is left out: a probability is nan off' in found.said
   again = choice.remembered('a model', How(), list(tried))
