@@ -207,6 +207,19 @@ def inference_half():
   ]
 
 
+def half_accuracy():
+  """What bfloat16 changes, of each network and size."""
+  return [
+    [
+      f'{r["network"]}, {r["option"]}',
+      *(f'{100 * float(r[k]):.1f}' for k in ('float32', 'bfloat16')),
+      f'{100 * (float(r["bfloat16"]) - float(r["float32"])):+.1f}',
+      f'{r["changed"]} of {int(r["images"]):,}',
+    ]
+    for r in raw('inference_half_accuracy')
+  ]
+
+
 def int8():
   """What int8 loses, of each network and option."""
   return [
@@ -544,6 +557,7 @@ IN_RESULTS = {
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
   ('in OpenVINO, against the full size',): inference_half,
   ('network and part', 'float32, %'): int8,
+  ('weights and size', 'float32, %'): half_accuracy,
 }
 
 

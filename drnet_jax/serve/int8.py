@@ -21,7 +21,7 @@ from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import contract as contract_lib
 from drnet_jax.export import model_card
-from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.contract import PREDICTOR, Contract, View
 from drnet_jax.serve import openvino
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.engines import INT8
@@ -90,7 +90,10 @@ def quantize(
       loses more.
   """
   contract, usual, _ = contract_lib.read(folder)
-  pictures, labels = _readable(images, labels, contract)
+  views = dict(zip(contract.programs, contract.views, strict=True))
+  if contract.routes:
+    views[PREDICTOR] = contract.predictor_view
+  pictures, labels = _readable(images, labels, contract, {*views.values()})
   ranges = min(_MOST_FOR_RANGES, len(pictures) // 2)
   if len(pictures) - ranges < _LEAST:
     raise UserError(
@@ -100,9 +103,6 @@ def quantize(
     )
   for_ranges, others = pictures[:ranges], pictures[ranges:]
   labels = labels[ranges:]
-  views = dict(zip(contract.programs, contract.views, strict=True))
-  if contract.routes:
-    views[PREDICTOR] = contract.predictor_view
   with tempfile.TemporaryDirectory(dir=folder) as made:
     for name, view in views.items():
       crops = [picture.crop(view) for picture in for_ranges]
@@ -141,14 +141,17 @@ def quantize(
 
 
 def _readable(
-  images: Sequence[Any], labels: Sequence[int], contract: Contract
+  images: Sequence[Any],
+  labels: Sequence[int],
+  contract: Contract,
+  views: set[View],
 ) -> tuple[list[Picture], np.ndarray]:
   """Those that can be read, in another order: folders stand class by class."""
   pictures, found = [], []
   for i in np.random.default_rng(0).permutation(len(images)):
     picture = Picture(images[i], contract)
     try:
-      picture.cut(contract.views)
+      picture.cut(views)
     except UserError:
       continue  # as in evaluation
     pictures.append(picture)
