@@ -165,6 +165,7 @@ def test_it_works_or_says_what_is_wrong(
       status = stop.code
   lines = capsys.readouterr().err.splitlines()
   assert status in (0, 2) and len(lines) <= 3, (status, lines)
+  assert not any('.partial' in line for line in lines), lines
   assert (status == 2) == (
     len([x for x in lines if x.startswith('error')]) == 1
   )

@@ -359,6 +359,21 @@ def test_names_are_drawn_and_written_as_they_are(name):
   assert table.splitlines()[0].count('|') - table.count(r'\|') == 2
 
 
+@pytest.mark.parametrize('name', ['12" record', 'a]b[', 'back\\', '"]("'])
+def test_a_name_does_not_end_the_link_of_its_picture(name, tmp_path):
+  picture = page.Picture('data:,', str(tmp_path / 'x.png'), name, name, True)
+  section = page.Section('Examples', galleries={'right': [picture]})
+  text = page.markdown(page.Page('A', '', [], [section]), str(tmp_path))
+  (line,) = [x for x in text.splitlines() if x.startswith('![')]
+  # As CommonMark reads it: a backslash takes the next character as it is.
+  part = r'((?:\\.|[^\\%s])*)'
+  form = r'!\[' + part % r'\[\]' + r'\]\(x\.png "' + part % '"' + r'"\)'
+  found = re.fullmatch(form, line)
+  assert found, line
+  for said in found.groups():
+    assert re.sub(r'\\(.)', r'\1', said) == name
+
+
 def test_every_curve_is_drawn():
   """Three runtimes, two precisions, and what they are held against."""
   curves = [plots.Curve(f'curve {k}', [1, 2], [50, 60]) for k in range(10)]

@@ -121,7 +121,9 @@ def run_command(command: Callable[[], None]) -> None:
   except OSError as error:
     if error.errno not in _REMEDIES:
       raise
-    _refuse(f'{error}. {_REMEDIES[error.errno]}')
+    # Files are written under another name first, which nobody asked for.
+    what = re.sub(r'\.\d+\.partial\b', '', str(error))
+    _refuse(f'{what}. {_REMEDIES[error.errno]}')
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -157,7 +157,7 @@ def markdown(page: Page, directory: str) -> str:
 
   def shown(picture: Picture) -> str:
     path = urllib.parse.quote(os.path.relpath(picture.path, directory))
-    return f'![{_cell(picture.truth)}]({path} "{_cell(picture.label)}")'
+    return f'![{_linked(picture.truth)}]({path} "{_linked(picture.label)}")'
 
   parts = [f'# {page.title}', page.subtitle]
   parts += [f'**{a.question} {a.short}.** {a.text}' for a in page.answers]
@@ -194,3 +194,8 @@ def markdown_table(table: Table) -> str:
 def _cell(text: str) -> str:
   """A name may hold what Markdown would read as its own."""
   return text.replace('<', '&lt;').replace('|', r'\|').replace('\n', ' ')
+
+
+def _linked(text: str) -> str:
+  """A name that stands where a bracket or a quotation mark would end it."""
+  return _cell(re.sub(r'([\\\[\]"])', r'\\\1', text))
