@@ -27,10 +27,12 @@ count=$1
 shift
 
 port=${JAX_COORDINATOR_PORT:-$((20000 + RANDOM % 12000))}
-pids=()
-# Before they start: what they print may bring the signal at once.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+pids=() stopped=''
+# Before they start: what they print may bring the signal at once, when the last
+# of them runs and is not among the pids yet.
+trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null || true' TERM INT
 for ((i = 0; i < count; i++)); do
+  [[ -z $stopped ]] || break
   process=(
     env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port"
     "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$i"
@@ -52,7 +54,8 @@ done
 [[ -z $dry_run ]] || exit 0
 
 status=0
-for ((left = count; left > 0; left--)); do
+((${#pids[@]})) || status=75 # stopped before any began
+for ((left = ${#pids[@]}; left > 0; left--)); do
   one=0
   wait -n || one=$?
   # A signal to this script ends a wait early, too.
