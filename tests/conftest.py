@@ -55,7 +55,7 @@ from configs import cifar10_ranet_tiny, smoke  # noqa: E402
 from drnet_jax import models  # noqa: E402
 from drnet_jax.choosing import record  # noqa: E402
 from drnet_jax.choosing.options import Costs, Options  # noqa: E402
-from drnet_jax.data import sources  # noqa: E402
+from drnet_jax.data import scaled_digits, sources  # noqa: E402
 from drnet_jax.models import layers  # noqa: E402
 from drnet_jax.run import workdir  # noqa: E402
 from drnet_jax.run.checkpoint import Checkpoints  # noqa: E402
@@ -75,7 +75,8 @@ def data_dir(tmp_path_factory):
   base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
   with open(base / 'digits.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    sources.load('scaled_digits', 'test', data_dir=str(base / 'digits'))
+    name = scaled_digits.ScaledDigits.name  # its import registers it
+    sources.load(name, 'test', data_dir=str(base / 'digits'))
   return str(base / 'digits')
 
 
