@@ -29,7 +29,6 @@ def suite(tmp_path):
     seconds=800,
     small=True,
     config=config,
-    weights='',
   )
 
 
@@ -63,12 +62,12 @@ def test_every_part_in_small(suite):
   routed = [
     float(value)
     for (part, what, measure), value in found.items()
-    if part == 'f training'
+    if part == 'g training'
     and what.startswith('from scratch: router')
     and measure == 'gmacs'
   ]
   assert routed and min(routed) > 0
-  assert '6 of 6' in text and '| routed, bulk |' in text
+  assert '7 of 7' in text and '| routed, bulk |' in text
   with open(f'{suite.out}/index.html') as file:
     assert 'fixed 32, 16 images' in file.read()
 
@@ -128,6 +127,33 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_rest(
     'never',
   ]
   assert '1 of 3' in text
+
+
+def test_a_part_run_again_leaves_what_the_others_found(suite, monkeypatch):
+  def found(value):
+    def part(suite, left_s):
+      """Finds."""
+      for what in ('x', 'y', 'y'):  # rows may share a name
+        yield {'what': what, 'value': value, 'right': True, 'why': 'a, b'}
+
+    return part
+
+  monkeypatch.setattr(
+    accelerator, 'PARTS', {'a': (9, found(1.5)), 'b': (9, found(2.5))}
+  )
+  accelerator.run(suite)
+  first = written(suite)
+  monkeypatch.setattr(
+    accelerator, 'PARTS', {'a': (9, found(3.5)), 'b': (9, found(4.5))}
+  )
+  text = accelerator.run(dataclasses.replace(suite, parts='b', found={}))
+  second = written(suite)
+  assert second[:11] == first[:11] and len(second) == len(first) == 22
+  assert [r['value'] for r in second if r['measure'] == 'value'] == [
+    *['1.5'] * 3,
+    *['4.5'] * 3,
+  ]
+  assert '2 of 2' in text and '| y | 1.5 | True | a, b |' in text
 
 
 def test_gaps_and_kernels_of_a_profile():

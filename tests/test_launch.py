@@ -17,10 +17,12 @@ SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 
 
 def launch(script, *arguments, **environment):
+  # These tests set, or `make PYTHON=python3.13 test` hands on.
+  ours = ('XLA_FLAGS', 'PYTHON')
+  usual = {k: v for k, v in os.environ.items() if k not in ours}
   return subprocess.run(
     [LAUNCH / script, *arguments],
-    # `make PYTHON=python3.13 test` hands its own on.
-    env=os.environ | {'PYTHON': 'python'} | environment,
+    env=usual | environment,
     capture_output=True,
     text=True,
     timeout=60,
@@ -193,6 +195,28 @@ def dry_runs() -> str:
 
 def test_dry_runs_are_as_kept():
   assert dry_runs() == GOLDEN.read_text()
+
+
+def test_what_ends_the_gpu_suite_ends_what_it_started(tmp_path):
+  # In place of Python: says who it is, and goes on for long.
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\necho $$ > "$SAID"\nexec sleep 100\n')
+  python.chmod(0o755)
+  said = tmp_path / 'said'
+  suite = subprocess.Popen(
+    [LAUNCH / 'gpu_suite.sh', 'packed.npz'],
+    env=os.environ | {'PYTHON': str(python), 'SAID': str(said)},
+  )
+  try:
+    while not said.exists() or not said.read_text():
+      time.sleep(0.01)
+    suite.terminate()
+    assert suite.wait(20)
+    with pytest.raises(ProcessLookupError):
+      os.kill(int(said.read_text()), 0)
+  finally:
+    suite.kill()
+    suite.wait()
 
 
 # JobSet v1alpha2, its own part: what we use of the CustomResourceDefinition in

@@ -6,6 +6,7 @@ with its raw values, or named as one without measurements. A new table fails the
 test until it is one or the other.
 """
 
+import collections
 import pathlib
 import re
 
@@ -230,6 +231,24 @@ def int8():
       f'{r["changed"]} of {int(r["images"]):,}',
     ]
     for r in raw('inference_int8')
+  ]
+
+
+def accelerator():
+  """What the suite found on an H100 in minutes."""
+  measures = collections.defaultdict(dict)
+  for r in raw('accelerator'):
+    measures[r['what']][r['measure']] = r['value']
+  rows = [('matrix product, TFLOP/s', ',.0f'), ('copy, GB/s', ',.0f')]
+  rows += [('routed step against dense, float32', '.1e')]
+  rows += [('RANet, multiply-adds', '.0f')]
+  return [
+    [
+      what,
+      format(float(measures[what]['value']), form),
+      measures[what].get('bound', '').removesuffix('.0'),
+    ]
+    for what, form in rows
   ]
 
 
@@ -558,6 +577,7 @@ IN_RESULTS = {
   ('in OpenVINO, against the full size',): inference_half,
   ('network and part', 'float32, %'): int8,
   ('weights and size', 'float32, %'): half_accuracy,
+  ('on an H100', 'found'): accelerator,
 }
 
 

@@ -3,6 +3,7 @@
 
 Each part yields rows, which are in the csv file before the next is measured. A
 part that fails, or is out of time, is noted there, and the next one begins.
+Rows of parts that are not asked for stay as an earlier run left them.
 """
 
 import contextlib
@@ -44,15 +45,26 @@ from drnet_jax.run import evaluate, train
 from drnet_jax.serve.classifier import Classifier
 
 FILE = 'accelerator.csv'
-_ORIGINS = ('from_scratch', 'from_weights')  # folders of part f's runs
-_CEILINGS, _STEPS = 'a ceilings', 'c steps'  # parts that others read
+ORIGINS = ('from scratch', 'from weights')  # part g's runs
+# Parts that are named elsewhere, too.
+_CEILINGS, _STEPS, _TRAINING = 'a ceilings', 'c steps', 'g training'
 _CEILING = 'matrix product, TFLOP/s'
 _NETWORK, _CLASSES = 'resnet50', 1000
 _SHARES = (0.3, 0.45, 0.25)  # of images at each size
+_BUCKET_GROWTH = 1.125  # as in configs/in1k.py
 # Assumed, of a training: compiling, opening data, the report after.
 _START_S = 45
 # Images a second that the input of a training reaches at least.
 _IMAGES_PER_CORE = 200
+# Ways to spare XLA the search for the fastest kernels on a GPU.
+_TUNERS = {
+  'all is tuned': {'xla_gpu_autotune_level': 4},
+  'fusions are not tuned': {
+    'xla_gpu_autotune_level': 4,
+    'xla_gpu_experimental_enable_fusion_autotuner': False,
+  },
+  'nothing is tuned': {'xla_gpu_autotune_level': 0},
+}
 _SMALL_NETWORK = {
   'network': 'resnet',
   'stage_sizes': (1,),
@@ -86,8 +98,10 @@ class Suite:
   out: str  # folder for csv, page and runs
   seconds: float  # for all parts together
   small: bool  # a tiny version of each part, for want of an accelerator
-  config: ml_collections.ConfigDict  # of part f; data.data_dir a packed file
-  weights: str  # of PyTorch, to train from besides; '' for none
+  config: ml_collections.ConfigDict  # of part g; data.data_dir a packed file
+  # Of a second training, from weights; None for none.
+  finetune: ml_collections.ConfigDict | None = None
+  parts: str = 'abcdefg'  # by their letters
   # Rows so far, by part.
   found: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
 
@@ -95,13 +109,11 @@ class Suite:
 def run(suite: Suite) -> str:
   """Runs all parts; returns the tables as Markdown."""
   os.makedirs(suite.out, exist_ok=True)
-  if os.path.exists(os.path.join(suite.out, FILE)):  # an earlier suite's
-    for name in _ORIGINS:
-      shutil.rmtree(os.path.join(suite.out, name), ignore_errors=True)
-  with open(os.path.join(suite.out, FILE), 'w', newline='') as file:
-    csv.writer(file).writerow(('part', 'what', 'measure', 'value'))
+  _take_up(suite)
   begin = time.perf_counter()
   for name, (limit_s, part) in PARTS.items():
+    if name[0] not in suite.parts:
+      continue
     left_s = suite.seconds - (time.perf_counter() - begin)
     if not suite.small:
       left_s = min(left_s, limit_s)
@@ -123,8 +135,44 @@ def run(suite: Suite) -> str:
   return page.markdown(made, suite.out)
 
 
+def _take_up(suite: Suite) -> None:
+  """Keeps what an earlier suite found, but of the parts that are asked for."""
+  path, kept = os.path.join(suite.out, FILE), []
+  if os.path.exists(path):
+    with open(path, newline='') as file:
+      rows = csv.DictReader(file)
+      kept = [row for row in rows if row['part'][0] not in suite.parts]
+    if _TRAINING[0] in suite.parts:
+      for name in ORIGINS:
+        folder = os.path.join(suite.out, name.replace(' ', '_'))
+        shutil.rmtree(folder, ignore_errors=True)
+  with open(path, 'w', newline='') as file:
+    csv.writer(file).writerow(('part', 'what', 'measure', 'value'))
+  for part in PARTS:
+    row = {}
+    for cell in (cell for cell in kept if cell['part'] == part):
+      key, value = cell['measure'], cell['value']
+      if row.get('what') != cell['what'] or key in row:
+        row = {'what': cell['what']}
+        suite.found.setdefault(part, []).append(row)
+      row[key] = _as_number(value)
+    for row in suite.found.get(part, ()):
+      _append(suite, part, row)
+
+
+def _as_number(text: str) -> float | str:
+  try:
+    return float(text)
+  except ValueError:
+    return text
+
+
 def _note(suite: Suite, part: str, row: dict) -> None:
   suite.found[part].append(row)
+  _append(suite, part, row)
+
+
+def _append(suite: Suite, part: str, row: dict) -> None:
   with open(os.path.join(suite.out, FILE), 'a', newline='') as file:
     csv.writer(file).writerows(
       (part, row['what'], k, v) for k, v in row.items() if k != 'what'
@@ -183,34 +231,54 @@ def correctness(suite: Suite, left_s: float) -> Iterable[dict]:
 def steps(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part c: training steps of ResNet-50 in bfloat16."""
   ceiling = next(
-    (r['value'] for r in suite.found[_CEILINGS] if r['what'] == _CEILING),
+    (
+      row['value']
+      for row in suite.found.get(_CEILINGS, ())
+      if row['what'] == _CEILING
+    ),
     math.nan,
   )
   kinds = ('fixed', 'pretrain', 'chosen', 'all')
-  rounds = 10
   if suite.small:
-    kinds, rounds = kinds[::2], 2
-  for batch_size in (16,) if suite.small else (256, 128, 512, 64):
+    kinds = kinds[::2]
+  for batch_size in (16,) if suite.small else (256, 128, 64, 512):
     try:
-      contenders, batch = _contenders(suite, batch_size, kinds)
-      others = {}
-      # For larger batches of both frameworks there is no memory.
-      if _has_rival(suite) and batch_size <= 256:
-        step = rivals.training_step(_NETWORK, _CLASSES, batch_size)
-        others = {'PyTorch': step}
-      rows = training.time_steps(contenders, [batch], rounds, others)
+      for row in _step_rows(suite, batch_size, kinds):
+        flops = 2e6 * row['mmacs_per_image'] * row['images_per_second']
+        what = f'{row.pop("step")}, {row.pop("batch_size")} images'
+        share = {'of_ceiling': flops / 1e12 / ceiling}
+        yield {'what': what} | row | share
     except RuntimeError as error:  # as a rule, out of memory
       yield {'what': f'{batch_size} images', 'failed': _short(error)}
-      continue
-    for row in rows:
-      flops = 2e6 * row['mmacs_per_image'] * row['images_per_second']
-      what = f'{row.pop("step")}, {row.pop("batch_size")} images'
-      share = {'of_ceiling': flops / 1e12 / ceiling}
-      yield {'what': what} | row | share
+
+
+def _step_rows(
+  suite: Suite, batch_size: int, kinds: Sequence[str]
+) -> Iterator[dict]:
+  """Rows of `training.time_steps`, ours first: PyTorch compiles for long."""
+  rounds = 2 if suite.small else 10
+  contenders, batch = _contenders(suite, batch_size, kinds)
+  yield from training.time_steps(contenders, [batch], rounds, {})
+  # For larger batches of both frameworks there is no memory.
+  if _has_rival(suite) and batch_size <= 256:
+    del contenders[1:]
+    rival = rivals.training_step(_NETWORK, _CLASSES, batch_size)
+    others = {'PyTorch': rival}
+    yield training.time_steps(contenders, [batch], rounds, others)[-1]
+    del rival, others
+    rivals.free()
 
 
 def _contenders(suite: Suite, batch_size: int, kinds: Sequence[str]):
   """Compiled steps of some kinds, and a batch for them."""
+  contenders, batch = _made(suite, batch_size, kinds)
+  for c in contenders:
+    c.compile(batch, same=True)
+  return contenders, batch
+
+
+def _made(suite: Suite, batch_size: int, kinds: Sequence[str]):
+  """As `_contenders`, not compiled yet."""
   model, weights = _model(suite.small)
   mesh = mesh_lib.create(1)
   batch = mesh_lib.shard_batch(
@@ -223,11 +291,12 @@ def _contenders(suite: Suite, batch_size: int, kinds: Sequence[str]):
   contenders = []
   for kind in kinds:
     stage = suite.config['pretrain' if kind == 'pretrain' else 'finetune']
-    c = training.Contender(
-      kind, stage.objective, model, weights, mesh, batch_size
+    objective = dict(stage.objective)
+    if kind != 'pretrain':  # the buckets of this batch alone are compiled
+      objective['bucket_growth'] = _BUCKET_GROWTH
+    contenders.append(
+      training.Contender(kind, objective, model, weights, mesh, batch_size)
     )
-    c.compile(batch, same=True)
-    contenders.append(c)
   return contenders, batch
 
 
@@ -282,25 +351,40 @@ def profile(suite: Suite, left_s: float) -> Iterable[dict]:
   return trace.profile(lambda: routed.take(batch))
 
 
+def compiling(suite: Suite, left_s: float) -> Iterator[dict]:
+  """Part f: how long one program takes to compile, and how fast it is then."""
+  batch_size, times = (16, 2) if suite.small else (256, 10)
+  settings = {'as it is': {}} | ({} if suite.small else _TUNERS)
+  for name, options in settings.items():
+    (fixed,), batch = _made(suite, batch_size, ['fixed'])
+    start = time.perf_counter()
+    fixed.compile_by(batch, options)
+    seconds = time.perf_counter() - start
+    taken = interleaved({name: lambda c=fixed, b=batch: c.take(b)}, times, name)
+    yield {
+      'what': f'{fixed.name}, {batch_size} images, {name}',
+      'compile_seconds': seconds,
+      'images_per_second': batch_size / float(np.median(taken[name])),
+    }
+
+
 def real_training(suite: Suite, left_s: float) -> Iterator[dict]:
-  """Part f: a run from scratch and one from weights, as long as there is."""
+  """Part g: a run from scratch and one from weights, as long as there is."""
   end = time.perf_counter() + left_s
-  origins = {'from scratch': ''}
-  if suite.weights:
-    origins['from weights'] = suite.weights
-  for i, (name, origin) in enumerate(origins.items()):
-    config = suite.config.copy_and_resolve_references()
-    config.init_from, config.reset_head = origin, bool(origin)
+  asked = dict(zip(ORIGINS, (suite.config, suite.finetune), strict=True))
+  asked = {name: config for name, config in asked.items() if config}
+  for i, (name, config) in enumerate(asked.items()):
+    config = config.copy_and_resolve_references()
     if suite.small:
       config.update_from_flattened_dict(_SMALL_RUN)
       config.model.base = config.model.predictor = _SMALL_NETWORK
     else:
-      seconds = (end - time.perf_counter()) / (len(origins) - i)
+      seconds = (end - time.perf_counter()) / (len(asked) - i)
       _set_epochs(suite, config, seconds - _START_S)
     path = os.path.join(suite.out, name.replace(' ', '_'))
     start = time.perf_counter()
     train.train(config, path)
-    epochs = config.pretrain.epochs + config.finetune.epochs
+    epochs = sum(config[stage].epochs for stage in config.stages)
     taken = time.perf_counter() - start
     yield {'what': f'{name}: training', 'epochs': epochs, 'seconds': taken}
     evaluate.evaluate(path)
@@ -313,8 +397,9 @@ def real_training(suite: Suite, left_s: float) -> Iterator[dict]:
 
 
 def _set_epochs(suite: Suite, config, seconds: float) -> None:
-  """As many epochs as should fit, two thirds of the time for stage 1."""
-  fixed = [r for r in suite.found[_STEPS] if r['what'].startswith('fixed')]
+  """As many epochs as should fit; of two stages the first has two thirds."""
+  steps = suite.found.get(_STEPS, ())
+  fixed = [row for row in steps if row['what'].startswith('fixed')]
   if not fixed:
     raise RuntimeError('part c timed no fixed step to set epochs by')
   macs_per_second = (
@@ -324,7 +409,8 @@ def _set_epochs(suite: Suite, config, seconds: float) -> None:
   source = read.data.open(read.data.train_split)
   classes = len(source.class_names)
   macs = models.create(read.model, num_classes=classes).macs()
-  for name, share in (('pretrain', 2 / 3), ('finetune', 1 / 3)):
+  shares = {1: (1,), 2: (2 / 3, 1 / 3)}[len(read.stages)]
+  for name, share in zip(read.stages, shares, strict=True):
     rate = macs_per_second / cost_model.macs_per_image(read.stages[name], macs)
     rate = min(rate, _IMAGES_PER_CORE * os.cpu_count())
     epochs = max(share * seconds * rate / len(source.examples), 0.2)
@@ -355,7 +441,8 @@ def _model(small: bool) -> tuple[DRNet, tuple]:
 def _page(suite: Suite) -> Page:
   """A table of each part."""
   sections, broken = [], []
-  for name, rows in suite.found.items():
+  found = {name: suite.found[name] for name in PARTS if name in suite.found}
+  for name, rows in found.items():
     *measured, end = rows
     if end['status'] != 'finished':
       broken.append(name)
@@ -384,5 +471,6 @@ PARTS = {
   _STEPS: (150, steps),
   'd inference': (75, inference),
   'e profile': (40, profile),
-  'f training': (150, real_training),
+  'f compiling': (120, compiling),
+  _TRAINING: (150, real_training),
 }

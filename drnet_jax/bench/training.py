@@ -98,6 +98,12 @@ class Contender:
     self._same = same and isinstance(self._step, RoutedStep)
     self._step.compile(self._state, batch, *([_KEY] if self._same else []))
 
+  def compile_by(
+    self, batch: Mapping[str, jax.Array], options: dict[str, Any]
+  ) -> None:
+    """Compiles a step that is not routed, by options of XLA."""
+    self._step.compile(self._state, batch, options)
+
   def take(self, batch: Mapping[str, jax.Array]) -> None:
     """Takes one step, and waits for it."""
     if self._same:

@@ -97,13 +97,18 @@ class Policy:
     stops = all(limit == AT_ONCE for limit in self.stop)
     return 'router' if stops else 'routed_cascade'
 
+  @property
+  def mixes(self) -> bool:
+    """Whether where an image starts depends on its draw, too."""
+    return isinstance(self.start, Dial) and self.start.share > 0
+
   def begin(
     self, log_p: np.ndarray | None, draw: np.ndarray | None, count: int
   ) -> np.ndarray:
     """Positions in the path at which `count` images start, int [N].
 
-    `log_p` [N, R], None where no predictor is asked, and `draw` [N] are as in a
-    `Record`.
+    `log_p` [N, R], None where no predictor is asked, and `draw` [N], None where
+    nothing is mixed, are as in a `Record`.
     """
     if self.start is None:
       return np.zeros(count, int)

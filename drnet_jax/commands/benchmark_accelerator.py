@@ -5,19 +5,24 @@
         --config=configs/accelerator.py \\
         --config.data.data_dir=imagenette_160.npz
 
-Six parts, each with a time limit; `launch/gpu_suite.sh` calls this with a hard
-limit of eight minutes:
+Seven parts, each with a time limit; `launch/gpu_suite.sh` calls this with a
+hard limit of eight minutes:
 
 a  versions, device, and its ceilings: a matrix product and a copy
 b  correctness: routed step against a dense one, RANet, a cascade, a checkpoint
 c  training steps of ResNet-50 in bfloat16, beside PyTorch where installed
 d  inference, in bulk and one at a time, beside PyTorch where installed
 e  a profile of the routed step: its most expensive kernels, and idle time
-f  a real training of --config from scratch (and from --weights), and its report
+f  compiling one program, by the ways that XLA has to tune it for a GPU
+g  a real training of --config, from scratch, and its report; and of --finetune,
+   which is to begin with weights:
+   --finetune=configs/accelerator.py:weights --finetune.init_from=resnet50.npz
+   --finetune.data.data_dir=imagenette_160.npz
 
 Leaves `accelerator.csv`, written row by row, so that what was finished when the
 command was cut off is there; and at the end a page, also as Markdown. A part
-that fails is noted with its reason. Without an accelerator each part is tiny.
+that fails is noted with its reason; `--parts=g` runs it again, and what the
+others found stays. Without an accelerator each part is tiny.
 """
 
 from collections.abc import Sequence
@@ -30,11 +35,12 @@ from drnet_jax.errors import UserError
 
 _OUT = flags.DEFINE_string('out', None, 'Output folder.')
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config of the training of part f, on a packed file.'
+  'config', None, 'Config of the training of part g, on a packed file.'
 )
-_WEIGHTS = flags.DEFINE_string(
-  'weights', '', 'File of PyTorch weights to train from as well.'
+_FINETUNE = config_flags.DEFINE_config_file(
+  'finetune', None, 'Config of another training of part g, from weights.'
 )
+_PARTS = flags.DEFINE_string('parts', 'abcdefg', 'Letters of the parts to run.')
 _SECONDS = flags.DEFINE_float('seconds', 470, 'Time limit of all parts.', 1)
 
 
@@ -45,6 +51,8 @@ def run(arguments: Sequence[str]) -> None:
 
   if not _OUT.value:
     raise UserError('--out is missing: name a folder for the results')
+  if not _PARTS.value or set(_PARTS.value) - set(_PARTS.default):
+    raise UserError(f'--parts={_PARTS.value} are not letters of a to g')
   print(
     accelerator.run(
       accelerator.Suite(
@@ -52,7 +60,8 @@ def run(arguments: Sequence[str]) -> None:
         seconds=_SECONDS.value,
         small=jax.default_backend() == 'cpu',
         config=cli.read_config(_CONFIG.value),
-        weights=_WEIGHTS.value,
+        finetune=cli.read_config(_FINETUNE.value) if _FINETUNE.value else None,
+        parts=_PARTS.value,
       )
     )
   )

@@ -50,8 +50,7 @@ def prediction(
   """
   if not np.isfinite(probabilities).all():
     raise UserError('the network returns NaN or infinity')
-  # Stable, so that the first of two equal classes wins everywhere.
-  order = np.argsort(-probabilities, kind='stable')
+  order = _best(probabilities, max(top_k, 1))
   classes, options = contract.class_names, contract.options
   costs, ran = contract.costs, [item.policy.path[i] for i in item.tried]
   gmacs = float(costs.of_path(options, ran)[0, -1])
@@ -70,6 +69,16 @@ def prediction(
     full_gmacs=costs.full,
     spilled=item.spilled,
   )
+
+
+def _best(probabilities: np.ndarray, count: int) -> np.ndarray:
+  """The likeliest classes, best first; of equal ones the first."""
+  found = np.arange(len(probabilities))
+  if count < len(found):  # so that there are few to sort
+    least = np.partition(probabilities, -count)[-count]
+    found = np.flatnonzero(probabilities >= least)
+  order = np.argsort(-probabilities[found], kind='stable')
+  return found[order[:count]]
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
   from drnet_jax.run import workdir
 
 _AHEAD_BATCHES = 4  # that are read ahead, and seen at once by the predictor
+_TURNS = 4  # of each thread at these, so that none waits long for another
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -336,14 +337,25 @@ def _ahead(
     yield [item for one in first if (item := read(*one))], True
     return
   sources = itertools.chain(first, sources)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+  cores = os.cpu_count() or 1
+
+  def read_all(some) -> list[Item | None]:
+    return [read(*one) for one in some]
+
+  with concurrent.futures.ThreadPoolExecutor(cores) as threads:
 
     def begin():
-      some = itertools.islice(sources, count)
-      return [threads.submit(read, *one) for one in some]
+      some = list(itertools.islice(sources, count))
+      # A thread takes several at once: to hand over one costs as much as to
+      # read an array.
+      each = max(len(some) // (_TURNS * cores), 1)
+      return [
+        threads.submit(read_all, some[i : i + each])
+        for i in range(0, len(some), each)
+      ]
 
     reading = begin()
     while reading:
       following = begin()
-      yield [item for future in reading if (item := future.result())], False
+      yield [x for part in reading for x in part.result() if x], False
       reading = following

@@ -130,7 +130,8 @@ class Schedule:
         item.picture.crop(self._contract.predictor_view) for item in items
       ]
       log_p = self._ask(views)
-      draw = np.array([checksum(view) for view in views])
+      if self._policy.mixes:
+        draw = np.array([checksum(view) for view in views])
     first = self._policy.begin(log_p, draw, len(items))
     for item, position in zip(items, first.tolist(), strict=True):
       item.policy = self._policy

@@ -5,6 +5,7 @@ import concurrent.futures
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -54,9 +55,15 @@ class Compiling:
   the context waits for all of them. The line says how many programs there were,
   how many of them lay in the persistent cache, and how long it took.
 
+  Args:
+    options: of XLA, by the names of its flags.
+
   Attributes:
     cached: programs that lay in the persistent cache.
   """
+
+  def __init__(self, options: dict[str, Any] | None = None):
+    self._options = options
 
   def __enter__(self) -> 'Compiling':
     self._start = time.perf_counter()
@@ -68,7 +75,8 @@ class Compiling:
 
   def __call__(self, program: Program, *args) -> concurrent.futures.Future:
     """Has a program compiled for these arguments; returns its future."""
-    future = self._pool.submit(program.trace(*args).lower().compile)
+    lowered = program.trace(*args).lower()
+    future = self._pool.submit(lowered.compile, self._options)
     self._jobs.append((program, args, future))
     return future
 

@@ -68,9 +68,14 @@ class WholeStep(Step):
       out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)),
     )
 
-  def compile(self, state: TrainState, batch: dict[str, jax.Array]) -> None:
-    """Compiles ahead of the first step."""
-    with ahead.Compiling() as compiling:
+  def compile(
+    self,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    options: dict[str, Any] | None = None,
+  ) -> None:
+    """Compiles ahead of the first step; `options` as of `ahead.Compiling`."""
+    with ahead.Compiling(options) as compiling:
       compiling(self._program, state, batch, ahead.KEY)
 
   def __call__(
