@@ -319,7 +319,11 @@ def photos_training():
   return [[names[key], *top1] for key, top1 in found.items()]
 
 
-def photos_whole(name='photos_whole', chosen=(0, 1, 2, 7, 10, 14, 18, 20)):
+def photos_whole(
+  name='photos_whole',
+  chosen=(0, 1, 2, 7, 10, 14, 18, 20),
+  rivals=('over_best_fixed',),
+):
   """Fixed sizes, then some budgets, of a run on all training images."""
   rows = raw(name)
   return [
@@ -327,16 +331,17 @@ def photos_whole(name='photos_whole', chosen=(0, 1, 2, 7, 10, 14, 18, 20)):
       r['policy'].partition(', on while')[0],
       f'{100 * float(r["share_of_full"]):.0f}',
       f'{100 * float(r["top1"]):.1f}',
-      *(gains(r, 'over_best_fixed') if r['over_best_fixed'] else ['']),
+      *(gains(r, *rivals) if r['over_best_fixed'] else [''] * len(rivals)),
     ]
     for r in (rows[i] for i in chosen)
   ]
 
 
 def photos_whole_fitted():
-  """The same of a run whose classifier was fitted first."""
-  chosen = (0, 1, 2, 9, 12, 15, 18, 20, 21, 22)
-  return photos_whole('photos_whole_fitted', chosen)
+  """The same of a run whose classifier was fitted first; networks before."""
+  chosen = (0, 1, 2, 3, 4, 5, 12, 15, 18, 21, 23, 24, 25)
+  rivals = 'over_best_fixed', 'over_networks'
+  return photos_whole('photos_whole_fitted', chosen, rivals)
 
 
 def photos_halves():
