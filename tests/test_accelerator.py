@@ -9,6 +9,7 @@ from conftest import encoded, pack, rows_of
 
 from configs import accelerator as accelerator_config
 from drnet_jax.bench import accelerator, trace
+from drnet_jax.errors import UserError
 
 
 @pytest.fixture
@@ -154,6 +155,19 @@ def test_a_part_run_again_leaves_what_the_others_found(suite, monkeypatch):
     *['4.5'] * 3,
   ]
   assert '2 of 2' in text and '| y | 1.5 | True | a, b |' in text
+
+
+def test_another_device_does_not_add_to_what_one_found(suite):
+  accelerator.run(dataclasses.replace(suite, parts='a'))
+  path = f'{suite.out}/{accelerator.FILE}'
+  with open(path) as file:
+    text = file.read().replace(',device,value,', ',device,value,an H100 and ')
+  with open(path, 'w') as file:
+    file.write(text)
+  with pytest.raises(UserError, match='of an H100 and .*, and this is .*cpu'):
+    accelerator.run(dataclasses.replace(suite, parts='e', found={}))
+  with open(path) as file:
+    assert file.read() == text
 
 
 def test_gaps_and_kernels_of_a_profile():

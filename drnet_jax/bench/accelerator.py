@@ -18,6 +18,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from drnet_jax.bench import (
 )
 from drnet_jax.bench.stopwatch import interleaved, speed_up
 from drnet_jax.choosing import policy as policy_lib
+from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated, page
 from drnet_jax.report.page import Page, Section, Table
@@ -45,6 +47,7 @@ from drnet_jax.run import evaluate, train
 from drnet_jax.serve.classifier import Classifier
 
 FILE = 'accelerator.csv'
+COLUMNS = ('part', 'what', 'measure', 'value')
 ORIGINS = ('from scratch', 'from weights')  # part g's runs
 # Parts that are named elsewhere, too.
 _CEILINGS, _STEPS, _TRAINING = 'a ceilings', 'c steps', 'g training'
@@ -136,28 +139,41 @@ def run(suite: Suite) -> str:
 
 
 def _take_up(suite: Suite) -> None:
-  """Keeps what an earlier suite found, but of the parts that are asked for."""
+  """Keeps what an earlier suite found, but of the parts that are asked for.
+
+  Raises:
+    UserError: that was another device's.
+  """
   path, kept = os.path.join(suite.out, FILE), []
   if os.path.exists(path):
     with open(path, newline='') as file:
       rows = csv.DictReader(file)
       kept = [row for row in rows if row['part'][0] not in suite.parts]
-    if _TRAINING[0] in suite.parts:
-      for name in ORIGINS:
-        folder = os.path.join(suite.out, name.replace(' ', '_'))
-        shutil.rmtree(folder, ignore_errors=True)
-  with open(path, 'w', newline='') as file:
-    csv.writer(file).writerow(('part', 'what', 'measure', 'value'))
-  for part in PARTS:
-    row = {}
-    for cell in (cell for cell in kept if cell['part'] == part):
-      key, value = cell['measure'], cell['value']
-      if row.get('what') != cell['what'] or key in row:
-        row = {'what': cell['what']}
-        suite.found.setdefault(part, []).append(row)
-      row[key] = _as_number(value)
-    for row in suite.found.get(part, ()):
-      _append(suite, part, row)
+  if _TRAINING[0] in suite.parts:
+    for name in ORIGINS:
+      folder = os.path.join(suite.out, name.replace(' ', '_'))
+      shutil.rmtree(folder, ignore_errors=True)
+  rows = []
+  for cell in kept:
+    part, what, key = cell['part'], cell['what'], cell['measure']
+    last = rows[-1] if rows else ('', {})
+    # A row that has the measure already is followed by one of the same name.
+    if (part, what) != (last[0], last[1].get('what')) or key in last[1]:
+      rows.append((part, {'what': what}))
+    rows[-1][1][key] = _as_number(cell['value'])
+  here = mesh_lib.describe()
+  for part, row in rows:
+    if row['what'] == 'device' and 'value' in row and row['value'] != here:
+      raise UserError(
+        f'{path} is of {row["value"]}, and this is {here}: name another folder'
+      )
+    suite.found.setdefault(part, []).append(row)
+  partial = f'{path}.partial'
+  with open(partial, 'w', newline='') as file:
+    csv.writer(file).writerow(COLUMNS)
+    for part, row in rows:
+      _append(file, part, row)
+  os.replace(partial, path)
 
 
 def _as_number(text: str) -> float | str:
@@ -169,14 +185,14 @@ def _as_number(text: str) -> float | str:
 
 def _note(suite: Suite, part: str, row: dict) -> None:
   suite.found[part].append(row)
-  _append(suite, part, row)
-
-
-def _append(suite: Suite, part: str, row: dict) -> None:
   with open(os.path.join(suite.out, FILE), 'a', newline='') as file:
-    csv.writer(file).writerows(
-      (part, row['what'], k, v) for k, v in row.items() if k != 'what'
-    )
+    _append(file, part, row)
+
+
+def _append(file: TextIO, part: str, row: dict) -> None:
+  csv.writer(file).writerows(
+    (part, row['what'], k, v) for k, v in row.items() if k != 'what'
+  )
 
 
 def _short(error: Exception) -> str:
@@ -210,7 +226,8 @@ def ceilings(suite: Suite, left_s: float) -> Iterator[dict]:
   memory = jax.devices()[0].memory_stats() or {}
   yield {'what': 'memory, GB', 'value': memory.get('bytes_limit', 0) / 1e9}
   side, megabytes, rounds = (256, 8, 3) if suite.small else (8192, 1024, 20)
-  square = jnp.ones((side, side), jnp.bfloat16)
+  # Of ones a product is faster.
+  square = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
   long = jnp.ones(megabytes * 2**18, jnp.float32)
   product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
   jobs = {
@@ -258,6 +275,8 @@ def _step_rows(
   """Rows of `training.time_steps`, ours first: PyTorch compiles for long."""
   rounds = 2 if suite.small else 10
   contenders, batch = _contenders(suite, batch_size, kinds)
+  for c in contenders:
+    c.compile(batch, same=True)
   yield from training.time_steps(contenders, [batch], rounds, {})
   # For larger batches of both frameworks there is no memory.
   if _has_rival(suite) and batch_size <= 256:
@@ -270,15 +289,7 @@ def _step_rows(
 
 
 def _contenders(suite: Suite, batch_size: int, kinds: Sequence[str]):
-  """Compiled steps of some kinds, and a batch for them."""
-  contenders, batch = _made(suite, batch_size, kinds)
-  for c in contenders:
-    c.compile(batch, same=True)
-  return contenders, batch
-
-
-def _made(suite: Suite, batch_size: int, kinds: Sequence[str]):
-  """As `_contenders`, not compiled yet."""
+  """Steps of some kinds, not compiled yet, and a batch for them."""
   model, weights = _model(suite.small)
   mesh = mesh_lib.create(1)
   batch = mesh_lib.shard_batch(
@@ -347,6 +358,7 @@ def profile(suite: Suite, left_s: float) -> Iterable[dict]:
   """Part e: the most expensive kernels of a routed step, and its gaps."""
   batch_size = 16 if suite.small else 256
   (routed,), batch = _contenders(suite, batch_size, ['chosen'])
+  routed.compile(batch, same=True)
   routed.take(batch)
   return trace.profile(lambda: routed.take(batch))
 
@@ -356,7 +368,7 @@ def compiling(suite: Suite, left_s: float) -> Iterator[dict]:
   batch_size, times = (16, 2) if suite.small else (256, 10)
   settings = {'as it is': {}} | ({} if suite.small else _TUNERS)
   for name, options in settings.items():
-    (fixed,), batch = _made(suite, batch_size, ['fixed'])
+    (fixed,), batch = _contenders(suite, batch_size, ['fixed'])
     start = time.perf_counter()
     fixed.compile_by(batch, options)
     seconds = time.perf_counter() - start
