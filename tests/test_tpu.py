@@ -178,7 +178,7 @@ def lowered_step(monkeypatch, kind, devices, shards):
   step_class, make, objective = STEPS[kind]
   model, mesh = make(), abstract_mesh(devices, shards)
   lowering = Lowering()
-  monkeypatch.setattr(ahead, 'Compiling', lambda: lowering)
+  monkeypatch.setattr(ahead, 'Compiling', lambda options=None: lowering)
   step = step_class(
     model,
     OPTIMIZER,
