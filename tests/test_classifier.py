@@ -26,9 +26,10 @@ from drnet_jax.data import pixels, transforms
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve import streaming
-from drnet_jax.serve.answers import Failure
+from drnet_jax.serve.answers import Failure, prediction
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.picture import Picture
+from drnet_jax.serve.schedule import Item
 
 RUNTIMES = (
   'jax',
@@ -94,6 +95,19 @@ def test_twice_the_same_is_bit_for_bit_the_same(classifier):
   first, second = classifier.predict(images), classifier.predict(images)
   for a, b in zip(first, second, strict=True):
     np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_of_equal_classes_the_first_wins(trained):
+  contract = Contract.of(trained)
+  names, rng = contract.class_names, np.random.default_rng(0)
+  item = Item(0, None, policy.fixed(0), tried=[0])
+  for _ in range(100):
+    p = rng.integers(0, 4, len(names)).astype(np.float32)
+    order = sorted(range(len(names)), key=lambda i: (-p[i], i))
+    for top_k in (0, 1, 3, len(names), len(names) + 1):
+      found = prediction(contract, item, p, top_k)
+      assert found.label == order[0]
+      assert [x for x, _ in found.top] == [names[i] for i in order[:top_k]]
 
 
 def test_paths_bytes_pil_and_arrays_are_the_same(classifier, tmp_path):
