@@ -215,7 +215,7 @@ class Stream:
     waiting = self._schedule.queues[place].waiting
     if not waiting:
       return math.inf
-    left = 0.0
+    left = max(self._seconds)  # of a batch that may run as it falls due
     for stop, seconds in zip(
       self._stops[place:], self._seconds[place:], strict=True
     ):
