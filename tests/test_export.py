@@ -83,7 +83,7 @@ def test_what_an_export_may_replace(ours, folder, tmp_path):
 
 @pytest.mark.parametrize('runtime', ['onnx', 'stablehlo'])
 def test_exported_paths_agree_with_jax(ours, folder, runtime):
-  theirs = Classifier.load(folder, runtime=runtime, batch=4)
+  theirs = Classifier.load(folder, runtime=runtime, precision='f32', batch=4)
   assert theirs.contract == ours.contract
   images = list(pictures(100, seed=5))
   theirs.policy = ours.policy
@@ -116,7 +116,7 @@ def test_paths_agree_on_a_thousand_photographs(tmp_path):
     data, offsets = file['data'], file['offsets']
   images = [data[offsets[i] : offsets[i + 1]].tobytes() for i in range(1000)]
   for runtime in ('onnx', 'stablehlo'):
-    theirs = Classifier.load(str(tmp_path), runtime=runtime)
+    theirs = Classifier.load(str(tmp_path), runtime=runtime, precision='f32')
     found = parity.compare(ours, theirs, images)
     assert found.holds and found.ties < 10
   sizes = {x.size_px for x in ours.predict(images)}
@@ -143,7 +143,9 @@ def test_shared_weights_are_stored_once(tmp_path):
   for program in path.glob('*.stablehlo'):
     assert np.asarray(kernel).tobytes() not in program.read_bytes()
   for runtime in formats:
-    theirs = Classifier.load(str(path), runtime=runtime, batch=4)
+    theirs = Classifier.load(
+      str(path), runtime=runtime, precision='f32', batch=4
+    )
     assert parity.compare(ours, theirs, list(pictures(50))).holds
 
 
