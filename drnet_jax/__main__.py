@@ -20,6 +20,7 @@ VERBS = {
   'convert': 'read or write PyTorch weights',
   'sweep': 'run a set of experiments',
   'benchmark': 'time inference on this machine, path by path',
+  'benchmark_stream': 'measure whether a service keeps its deadline here',
   'benchmark_training': 'time training steps on this machine',
   'benchmark_input': 'time the reading and decoding of images',
   'benchmark_accelerator': 'measure all that matters on an accelerator',

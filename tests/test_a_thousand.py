@@ -50,7 +50,7 @@ def by_every_door(classifier, images, calibration, made):
         futures = [stream.submit(image) for image in images]
       streamed = [future.result().ran for future in futures]
       assert sum(a != b for a, b in zip(streamed, ran, strict=True)) <= 1
-      assert stream.spilled == stream.late == 0
+      assert stream.hurried == stream.late == 0
 
 
 def by_export(classifier, images, calibration, made, folder):

@@ -20,7 +20,14 @@ from drnet_jax.bench import inference, subjects
 from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import record as record_lib
 from drnet_jax.choosing import scores
-from drnet_jax.commands import calibrate, compare, export, predict, report
+from drnet_jax.commands import (
+  benchmark_stream,
+  calibrate,
+  compare,
+  export,
+  predict,
+  report,
+)
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated
 from drnet_jax.run import calibrate as calibrate_lib
@@ -444,6 +451,37 @@ def test_a_benchmark_of_a_calibrated_run_times_its_policies(small):
   assert policy.family == 'cascade' and set(subject.policies) == {'cascade'}
   subject = subjects.of_workdir(small, 2, {'policy': 'router'})
   assert subject.policies == {'router as trained': router}
+
+
+def test_a_benchmark_of_a_stream_counts_every_image(small):
+  with flagsaver.flagsaver(
+    workdir=small, images=20, rounds=2, loads=['0.5', '2']
+  ):
+    benchmark_stream.run([])
+  with open(f'{small}/report/stream.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  of_each = ['the full option', 'best', 'router as trained']
+  assert [row['policy'] for row in rows] == 2 * of_each
+  at_half, at_twice = rows[:3], rows[3:]
+  for a, b in zip(at_half, at_twice, strict=True):
+    rates = [float(row['images_per_second']) for row in (a, b)]
+    assert rates[1] == pytest.approx(4 * rates[0])
+    for row in (a, b):
+      for share in ('late', 'hurried'):  # of 2 x 20 images
+        count = 40 * float(row[share])
+        assert 0 <= count <= 40 and count == pytest.approx(round(count))
+      assert 0 < float(row['ms_p50']) <= float(row['ms_p99'])
+  # In full nothing can hurry, so nothing is wrong that is right at leisure.
+  full = Classifier.load(small)
+  full.set_option('64 px')
+  subject = subjects.of_workdir(small, 20, {})
+  labels = [x.label for x in full.predict(subject.files)]
+  for row in rows[::3]:
+    assert float(row['hurried']) == 0
+    assert float(row['top1']) == np.mean(np.equal(labels, subject.labels))
+  with flagsaver.flagsaver(workdir=small, loads=['0']):
+    with pytest.raises(UserError, match='--loads must be above 0'):
+      benchmark_stream.run([])
 
 
 def test_drawn_sizes_keep_their_shares():

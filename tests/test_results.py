@@ -234,6 +234,23 @@ def int8():
   ]
 
 
+def stream():
+  """Images that arrive at random, by the share of what can be done in bulk."""
+  return [
+    [
+      {'the full option': '160 px', 'best': 'cascade'}[r['policy']],
+      r['load'],
+      f'{float(r["images_per_second"]):.0f}',
+      f'{100 * float(r["late"]):.1f}',
+      f'{100 * float(r["hurried"]):.1f}',
+      f'{float(r["ms_p50"]):.0f}',
+      f'{float(r["ms_p99"]):.0f}',
+      f'{100 * float(r["top1"]):.1f}',
+    ]
+    for r in raw('inference_stream')
+  ]
+
+
 def accelerator():
   """What the suite found on an H100 in minutes."""
   measures = collections.defaultdict(dict)
@@ -583,6 +600,7 @@ IN_RESULTS = {
   ('network and part', 'float32, %'): int8,
   ('weights and size', 'float32, %'): half_accuracy,
   ('on an H100', 'found'): accelerator,
+  ('in a stream, float32',): stream,
 }
 
 

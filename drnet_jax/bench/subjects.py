@@ -79,11 +79,13 @@ class Subject:
 def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
   """The model of a workdir, so many images of its test split, its policies.
 
-  `asked` is a policy and a budget, as for `Calibration.find`.
+  The images are spread over the split, for some are sorted by class. `asked` is
+  a policy and a budget, as for `Calibration.find`.
   """
   trained = workdir.load(path, mesh_lib.create(1))
   examples = trained.open('test_split')[1].examples
-  rows = range(min(images, len(examples)))
+  count = min(images, len(examples))
+  rows = np.arange(count) * len(examples) // count
   policies, record = {}, None
   as_trained = asked in ({}, {'policy': 'router'})
   if evaluated.is_evaluated(path) or not as_trained:

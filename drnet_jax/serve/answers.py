@@ -26,9 +26,8 @@ class Prediction:
   size_px: int  # the side that the last network worked at
   gmacs: float  # cost, everything counted
   full_gmacs: float  # cost of the most expensive option alone
-  # A stream ran it further along the path than the policy asked, to keep a
-  # deadline.
-  spilled: bool = False
+  # A stream's deadline left no time for where the policy sent it next.
+  hurried: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ def prediction(
     size_px=contract.sizes_px[ran[-1]],
     gmacs=gmacs,
     full_gmacs=costs.full,
-    spilled=item.spilled,
+    hurried=item.hurried,
   )
 
 

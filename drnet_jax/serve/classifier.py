@@ -315,11 +315,17 @@ class Classifier:
     return Picture(source, self.contract)
 
   def schedule(
-    self, *, done: Callable[[Item, np.ndarray], None], batch: int = 0
+    self,
+    *,
+    done: Callable[[Item, np.ndarray], None],
+    batch: int = 0,
+    **options: Any,
   ) -> Schedule:
-    """A schedule of the policy as it is now; see there."""
+    """A schedule of the policy as it is now; `options` as of `Schedule`."""
     batch = batch or self.engine.best_batch
-    return Schedule(self.engine, self.contract, self.policy, batch, done)
+    return Schedule(
+      self.engine, self.contract, self.policy, batch, done, **options
+    )
 
 
 def _ahead(

@@ -9,6 +9,7 @@ network with exits, the answers so far. Whoever holds a `Schedule` (a call of
 
 import collections
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.picture import Picture
 
+_FADES = 0.9  # what is thought of a slow batch, by each that follows
+
 
 @dataclasses.dataclass(eq=False)
 class Item:
@@ -34,7 +37,8 @@ class Item:
   # policy's path these are.
   said: list[np.ndarray] = dataclasses.field(default_factory=list)
   tried: list[int] = dataclasses.field(default_factory=list)
-  spilled: bool = False  # it was taken further along than the policy asked
+  joined: float = 0.0  # when, by the monotonic clock, the queue that it is in
+  hurried: bool = False  # it left with what was known: there was no more time
 
 
 class Stop(NamedTuple):
@@ -90,8 +94,18 @@ class Waiting:
 class Schedule:
   """Images under way, run in batches of at most `batch`; see the module.
 
-  `done` is called with each item that leaves, and its answer [K]. `asked` are
-  the views that an image may be asked for; it is let in with these cut.
+  Args:
+    engine, contract, policy: what runs, and how.
+    batch: the most images that run at once.
+    done: called with each item that leaves, and its answer [K].
+    hurries: whether an image that is to go on, to the place given, must leave
+      with what is known of it.
+
+  Attributes:
+    asked: the views that an image may be asked for; it is let in with these
+      cut.
+    seconds: per place, that images lately waited and ran there; of slow batches
+      it fades.
   """
 
   def __init__(
@@ -101,12 +115,14 @@ class Schedule:
     policy: Policy,
     batch: int,
     done: Callable[[Item, np.ndarray], None],
+    hurries: Callable[[Item, int], bool] = lambda item, place: False,
   ):
     self._engine, self._contract, self._policy = engine, contract, policy
-    self._batch, self._done = batch, done
+    self._batch, self._done, self._hurries = batch, done, hurries
     self.stops, self._entries = plan(policy, contract)
     self.queues = [engine.pool(s.option) or Waiting() for s in self.stops]
     self._in_flight: collections.deque = collections.deque()
+    self.seconds = [0.0] * len(self.stops)
     self.asked = [
       contract.views[stop.option]
       for stop, queue in zip(self.stops, self.queues, strict=True)
@@ -132,9 +148,9 @@ class Schedule:
       log_p = self._ask(views)
       if self._policy.mixes:
         draw = np.array([checksum(view) for view in views])
-    first = self._policy.begin(log_p, draw, len(items))
+    first, now = self._policy.begin(log_p, draw, len(items)), time.monotonic()
     for item, position in zip(items, first.tolist(), strict=True):
-      item.policy = self._policy
+      item.policy, item.joined = self._policy, now
       self.queues[self._entries[position]].waiting.append(item)
 
   def _ask(self, views: Sequence[np.ndarray]) -> np.ndarray:
@@ -167,28 +183,26 @@ class Schedule:
     waiting = (i for i, q in enumerate(self.queues) if q.waiting)
     return next(waiting, None)
 
-  def start(self, place: int, taken: list[Item] | None = None) -> None:
-    """Runs a batch of a place; its results are fetched later.
+  @property
+  def in_flight(self) -> int:
+    """Batches that run, or whose results are to be fetched."""
+    return len(self._in_flight)
 
-    It is of the images `taken`, by default the oldest that wait there.
-    """
-    queue, stop = self.queues[place], self.stops[place]
+  def start(self, place: int) -> None:
+    """Runs a batch of what waits at a place; its results are fetched later."""
+    queue = self.queues[place]
     if isinstance(queue, Waiting):
-      if taken is None:
-        count = min(len(queue.waiting), self._batch)
-        taken = [queue.waiting.popleft() for _ in range(count)]
-      view = self._contract.views[stop.option]
+      count = min(len(queue.waiting), self._batch)
+      taken = [queue.waiting.popleft() for _ in range(count)]
+      view = self._contract.views[self.stops[place].option]
       inputs = np.stack([item.picture.crop(view) for item in taken])
     else:
       inputs, taken = queue.pop()
-    said, state = self._engine.run(stop.option, inputs)
-    self._in_flight.append((place, taken, said, state))
+    self._run(place, taken, inputs)
 
-  def run(self, place: int, taken: list[Item] | None) -> None:
-    """As `start`, then fetches its results and those of what it led to."""
-    self.start(place, taken)
-    while self._in_flight:
-      self.fetch()
+  def _run(self, place: int, items: list[Item], inputs: Any) -> None:
+    said, state = self._engine.run(self.stops[place].option, inputs)
+    self._in_flight.append((place, items, said, state))
 
   def work(self) -> None:
     """Runs what is full, and fetches results beyond those to keep in flight."""
@@ -213,6 +227,8 @@ class Schedule:
     place, items, said, state = self._in_flight.popleft()
     stop = self.stops[place]
     rows = np.asarray(said)[: len(items)]  # the rest is padding
+    took = time.monotonic() - min(item.joined for item in items)
+    self.seconds[place] = max(took, _FADES * self.seconds[place])
     goes_on = np.ones(len(items), bool)
     if stop.position is not None:
       for item, row in zip(items, rows, strict=True):
@@ -226,6 +242,9 @@ class Schedule:
       probability, margin = signals(answers)
       sure = margin if self._policy.signal == 'margin' else probability
       goes_on = ~self._policy.leaves(stop.position, sure)
+      for i in np.flatnonzero(goes_on):
+        items[i].hurried = self._hurries(items[i], place + 1)
+        goes_on[i] = not items[i].hurried
       for i in np.flatnonzero(~goes_on):
         self._done(items[i], answers[i])
     kept = np.flatnonzero(goes_on)
@@ -233,15 +252,15 @@ class Schedule:
       self._go_on(place + 1, items, kept, state)
 
   def _go_on(self, place: int, items, kept: np.ndarray, state) -> None:
-    queue = self.queues[place]
+    queue, now = self.queues[place], time.monotonic()
+    for i in kept:
+      items[i].joined = now
     if isinstance(queue, Waiting):
       queue.waiting.extend(items[i] for i in kept)
       return
     option = self.stops[place].option
     if self._alone and len(items) == 1 == self._engine.bucket(option, 1):
-      # Nobody to wait for, so no pool to wait in.
-      said, state = self._engine.run(option, state)
-      self._in_flight.append((place, items, said, state))
+      self._run(place, items, state)  # nobody to wait for in a pool
       return
     queue.push(state, kept, [items[i] for i in kept])
     # A pool has room for one batch beside a full one.

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that arrive one by one, answered in batches before a deadline.
+"""Images that arrive one by one, answered before a deadline.
 
-A place of the schedule runs when its batch is full, or when one of its images
-must start now to be answered in time, the options that may still follow
-counted. A batch that runs unfilled takes along images that wait for earlier
-options and must start too, and others where there would be padding: these run
-further along the path than their policy asked, never less far, and are counted
-as `spilled`.
+Whenever the device has room, the image that came first starts, and what waits
+beside it for the same option runs with it; while others are being read it waits
+for these, up to half of its time. So a batch is as large as the load makes it:
+one image where there is little to do, full where there is much. An image whose
+policy sends it on while there is no time left for that leaves with what is
+known of it by then, and is counted as `hurried`: under too much load accuracy
+gives way before the deadline does.
 """
 
 import collections
@@ -28,6 +29,8 @@ from drnet_jax.serve.schedule import Item, Schedule, Waiting
 
 _PATIENCE_S = 0.05  # between looks for an end of the stream
 _MOST_WAITING = 1000  # images; `submit` blocks where there are more
+_RESERVE = 0.25  # of the deadline, for what is slower than the last batches
+_DOUBT = 0.95  # of how slow a place was, for each image that found all idle
 
 
 class Request(NamedTuple):
@@ -37,51 +40,18 @@ class Request(NamedTuple):
   future: concurrent.futures.Future
 
 
-def take(
-  waiting: Sequence[collections.deque],
-  place: int,
-  due: Sequence[bool],
-  batch: int,
-  bucket: Callable[[int], int],
-) -> list:
-  """Takes off the queues what runs at a place.
-
-  Args:
-    waiting: one queue per place, in the order of the path, oldest first.
-    place: that has a full batch, or something due.
-    due: whether the oldest of each queue must start now.
-    batch: the most that run at once.
-    bucket: how many images are computed where so many are asked for.
-
-  Returns:
-    Images of the place; with them what is due at earlier ones, and in place of
-    padding others, the nearest earlier place first.
-  """
-  own = waiting[place]
-  taken = [own.popleft() for _ in range(min(len(own), batch))]
-  earlier = waiting[:place][::-1]
-  for queue_, is_due in zip(earlier, due[:place][::-1], strict=True):
-    while is_due and queue_ and len(taken) < batch:
-      taken.append(queue_.popleft())
-  slots = min(bucket(len(taken)), batch)
-  for queue_ in earlier:
-    while queue_ and len(taken) < slots:
-      taken.append(queue_.popleft())
-  return taken
-
-
 class Stream:
   """Answers images as they arrive. Use it in a `with` statement.
 
   Args:
     classifier: what answers, by the policy it has now.
-    deadline_ms: from `submit` to the answer. Met as long as the machine can;
-      `late` counts the others.
+    deadline_ms: from `submit` to the answer. Met as long as the machine can
+      run every image at its first option; `late` counts the others.
     batch: the most images that run at once; 0 for what suits the device.
     top_k: classes in an answer's `top`.
 
   Attributes:
-    answered, late, spilled: counts of images.
+    answered, late, hurried: counts of images.
   """
 
   def __init__(
@@ -94,21 +64,20 @@ class Stream:
     self._batch = min(batch or most, most)
     self._top_k = top_k
     self._schedule: Schedule = classifier.schedule(
-      batch=self._batch, done=self._answer
+      batch=self._batch, done=self._answer, hurries=self._hurries
     )
-    self._stops = self._schedule.stops
-    # How long a batch of each place lately took, for starting in time.
-    self._seconds = [0.0] * len(self._stops)
     self._arrivals: queue.SimpleQueue = queue.SimpleQueue()
     self._latencies_s: collections.deque = collections.deque(maxlen=10_000)
-    self.answered = self.late = self.spilled = 0
+    self.answered = self.late = self.hurried = 0
     self._room = threading.BoundedSemaphore(_MOST_WAITING)
     self._open: set[Item] = set()  # whose futures are not done
+    self._unread: set[Item] = set()
     self._closing = threading.Event()
     self._readers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     self._worker = threading.Thread(target=self._work, daemon=True)
 
   def __enter__(self) -> 'Stream':
+    self._warm_up()
     self._worker.start()
     return self
 
@@ -134,6 +103,7 @@ class Stream:
     request.future.add_done_callback(lambda _: self._room.release())
     item = Item(request, self._classifier.picture(source))
     self._open.add(item)
+    self._unread.add(item)
     request.future.add_done_callback(lambda _: self._open.discard(item))
     try:
       self._readers.submit(self._read, item)
@@ -148,97 +118,101 @@ class Stream:
     return list(1e3 * seconds)
 
   def _read(self, item: Item) -> None:
+    wrong = None
     try:
       item.picture.cut(self._schedule.asked)
     except Exception as error:  # a decoder may raise anything on rubbish
-      if item.key.future.set_running_or_notify_cancel():
-        item.key.future.set_exception(error)
-    else:
-      self._arrivals.put(item)
+      wrong = error
+    self._arrivals.put((item, wrong))
+    self._unread.discard(item)
+
+  def _warm_up(self) -> None:
+    """Runs black images, so that the first ones that arrive find all ready."""
+    schedule, contract = self._schedule, self._classifier.contract
+    jobs = []  # what returns an answer, and to which view
+    for stop, place in zip(schedule.stops, schedule.queues, strict=True):
+      if isinstance(place, Waiting):
+        run = functools.partial(self._engine.run, stop.option)
+        jobs.append((lambda x, run=run: run(x)[0], contract.views[stop.option]))
+    if self._classifier.policy.start is not None:
+      jobs.append((self._engine.log_p, contract.predictor_view))
+    for job, view in jobs:
+      for count in {1, self._batch}:
+        side = (count, view.side_px, view.side_px, 3)
+        np.asarray(job(np.zeros(side, np.uint8)))
 
   def _work(self) -> None:
-    places = range(len(self._stops))
+    schedule = self._schedule
     while True:
-      if arrived := self._collect():
-        self._guard(arrived, functools.partial(self._schedule.admit, arrived))
-      now = time.monotonic()
-      closing = self._closing.is_set() and self._arrivals.empty()
-      due = [self._start_by(place) <= now for place in places]
-      place = self._schedule.full()
-      if place is None:
-        place = next((p for p in reversed(places) if due[p]), None)
-      if place is None and closing:
-        # The first goes first, so that those who go on join the next.
-        place = self._schedule.first_waiting
-        if place is None:
-          return
-      if place is not None:
-        self._run(place, due)
+      start, place = self._next()
+      idle = 0.0 if schedule.in_flight else start - time.monotonic()
+      if arrived := self._collect(min(idle, _PATIENCE_S)):
+        self._guard(functools.partial(schedule.admit, arrived))
+        start, place = self._next()
+      room = schedule.in_flight < self._engine.in_flight
+      if room and start <= time.monotonic():
+        self._guard(functools.partial(schedule.start, place))
+      elif schedule.in_flight:
+        self._guard(schedule.fetch)
+      elif self._closing.is_set() and place is None and self._arrivals.empty():
+        return
 
-  def _run(self, place: int, due: Sequence[bool]) -> None:
-    """Runs a batch of a place, with what `take` takes along."""
-    queues = self._schedule.queues
-    items, taken = list(queues[place].waiting), None
-    if isinstance(queues[place], Waiting):
-      # An image can be taken further along as a crop, not into the features of
-      # a network with exits.
-      crops = [
-        q.waiting if isinstance(q, Waiting) else collections.deque()
-        for q in queues
-      ]
-      bucket = functools.partial(self._engine.bucket, self._stops[place].option)
-      taken = take(crops, place, due, self._batch, bucket)
-      for item in taken[len(items) :]:  # after those of the place
-        item.spilled = True
-      items = taken
-    start = time.monotonic()
-    self._guard(items, lambda: self._schedule.run(place, taken))
-    took = time.monotonic() - start
-    self._seconds[place] = max(took, 0.9 * self._seconds[place])
+  def _next(self) -> tuple[float, int | None]:
+    """When to start what next, and where: the image that came first of all.
 
-  def _guard(self, items: Sequence[Item], work: Callable[[], None]) -> None:
+    At once if its batch is full or no other image is about to come, or else
+    when half of its time is over.
+    """
+    found: tuple[float, int | None] = (math.inf, None)
+    for place, queue_ in enumerate(self._schedule.queues):
+      if queue_.waiting:
+        oldest = min(item.key.arrived for item in queue_.waiting)
+        full = len(queue_.waiting) >= self._batch
+        waits = self._unread and not full
+        start = oldest + self._deadline_s / 2 if waits else oldest
+        found = min(found, (start, place))
+    return found
+
+  def _collect(self, patience_s: float) -> list[Item]:
+    """Images that have arrived, after so long a wait for one."""
+    arrived = []
+    with contextlib.suppress(queue.Empty):
+      if patience_s > 0 and not self._closing.is_set():
+        arrived.append(self._arrivals.get(timeout=patience_s))
+      while len(arrived) < self._batch:
+        arrived.append(self._arrivals.get_nowait())
+    good = []
+    for item, wrong in arrived:
+      # Those that were cancelled are out; from here on none can be.
+      if item.key.future.set_running_or_notify_cancel():
+        if wrong is None:
+          good.append(item)
+        else:
+          item.key.future.set_exception(wrong)
+    return good
+
+  def _guard(self, work: Callable[[], None]) -> None:
     """Does the work; what goes wrong is the answer to its images."""
     try:
       work()
     except Exception as error:
       held = self._schedule.held()
-      # Batches of later stages may have begun within: theirs wait nowhere.
-      lost = [
-        item for item in self._open.copy() if item.policy and item not in held
-      ]
-      for item in [*items, *lost]:
-        if not item.key.future.done():
+      for item in self._open.copy():
+        # Let in, and now neither waiting nor under way.
+        if item.key.future.running() and item not in held:
           item.key.future.set_exception(error)
 
-  def _start_by(self, place: int) -> float:
-    """When the oldest image of a place must start to be answered in time."""
-    waiting = self._schedule.queues[place].waiting
-    if not waiting:
-      return math.inf
-    left = max(self._seconds)  # of a batch that may run as it falls due
-    for stop, seconds in zip(
-      self._stops[place:], self._seconds[place:], strict=True
-    ):
-      left += seconds
-      if stop.certain:
-        break
-    oldest = min(item.key.arrived for item in waiting)
-    return oldest + self._deadline_s - left
-
-  def _collect(self) -> list[Item]:
-    """What has arrived, after waiting for it as long as nothing is due."""
-    start = min(self._start_by(place) for place in range(len(self._stops)))
-    patience = min(_PATIENCE_S, start - time.monotonic())
-    if self._closing.is_set() or self._schedule.full() is not None:
-      patience = 0.0
-    arrived: list[Item] = []
-    with contextlib.suppress(queue.Empty):
-      if patience > 0:
-        arrived.append(self._arrivals.get(timeout=patience))
-      while len(arrived) < self._batch:
-        arrived.append(self._arrivals.get_nowait())
-    # Those that were cancelled are out; from here on none can be.
-    return [x for x in arrived if x.key.future.set_running_or_notify_cancel()]
+  def _hurries(self, item: Item, place: int) -> bool:
+    """Whether there is no time left for an image to run at a place."""
+    schedule = self._schedule
+    end = item.key.arrived + (1 - _RESERVE) * self._deadline_s
+    left = end - time.monotonic()
+    if left >= schedule.seconds[place]:
+      return False
+    if not schedule.in_flight and schedule.first_waiting is None:
+      # Nothing keeps this place busy: what slowed it down may be over.
+      schedule.seconds[place] *= _DOUBT
+    return True
 
   def _answer(self, item: Item, probabilities: np.ndarray) -> None:
     request = item.key
@@ -253,5 +227,5 @@ class Stream:
     self._latencies_s.append(seconds)
     self.answered += 1
     self.late += seconds > self._deadline_s
-    self.spilled += answer.spilled
+    self.hurried += answer.hurried
     request.future.set_result(answer)
