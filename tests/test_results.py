@@ -361,6 +361,12 @@ def photos_whole_fitted():
   return photos_whole('photos_whole_fitted', chosen, rivals)
 
 
+def photos_whole_seed1():
+  """The same of another seed."""
+  chosen = (0, 1, 2, 8, 10, 11, 12, 14, 16, 17, 18)
+  return photos_whole('photos_whole_seed1', chosen)
+
+
 def photos_halves():
   """Some budgets, policies set on one half of the test images."""
   best = best_of_halves('photos_halves')
@@ -594,6 +600,7 @@ IN_RESULTS = {
   ('row of the set of routers',): photos_router,
   ('one network, all training images',): photos_whole,
   ('another run, classifier fitted first',): photos_whole_fitted,
+  ('seed 1', '% of 160 px'): photos_whole_seed1,
   ('% of 160 px', 'top-1, %'): photos_halves,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
   ('in OpenVINO, against the full size',): inference_half,
