@@ -131,7 +131,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 5.0,
     'schedule': schedule | {'decay_epochs': 30},
     'optimizer': optimizer,
-    'objective': {  # steps.routed.RoutedObjective
+    'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'chosen',  # the paper's; see docs/method.md on 'all'
       'explore': 0.25,  # of 'all' only

@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
     'eval_every_epochs': 0.0,  # the end of the stage only
     'schedule': schedule | {'lr': 0.002},
     'optimizer': optimizer,
-    'objective': {  # steps.routed.RoutedObjective
+    'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'all',
       'explore': 0.5,

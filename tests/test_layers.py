@@ -39,6 +39,9 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
+MOST_LINES = 500  # of a module: what is longer has a second purpose
+
+
 def module_name(path: pathlib.Path) -> str:
   parts = path.relative_to(PACKAGE).with_suffix('').parts
   return '.'.join(part for part in parts if part != '__init__')
@@ -81,3 +84,12 @@ def test_imports_point_down(path):
     assert RANK[here] < RANK[there] or same_folder, (
       f'{module_name(path)} imports {imported}, which is not below it'
     )
+
+
+def test_no_module_is_long():
+  lines = {
+    module_name(path): path.read_text().count('\n')
+    for path in PACKAGE.rglob('*.py')
+  }
+  assert len(lines) > 100
+  assert not {k: n for k, n in lines.items() if n > MOST_LINES}

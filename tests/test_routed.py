@@ -20,7 +20,8 @@ from drnet_jax.bench import checks
 from drnet_jax.errors import UserError
 from drnet_jax.models import resolution_norm
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.routed import RoutedObjective, RoutedStep
+from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.routed_objective import RoutedObjective
 
 ETA, TARGET_SHARE, TAU = 0.7, 0.3, 0.8
 KEY = jax.random.key(11)

@@ -21,7 +21,8 @@ from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.stages import StageEngine
 from drnet_jax.steps import state as state_lib
-from drnet_jax.steps.routed import RoutedObjective, RoutedStep
+from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.routed_objective import RoutedObjective
 from drnet_jax.steps.state import TrainState
 
 _SGD = optax.sgd(1.0)  # the change of the parameters is the gradient

@@ -17,7 +17,7 @@ from drnet_jax.flops import Macs
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import train
 from drnet_jax.run.stage import Stage
-from drnet_jax.steps.routed import RoutedObjective
+from drnet_jax.steps.routed_objective import RoutedObjective
 
 
 class Machine(NamedTuple):

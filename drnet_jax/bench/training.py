@@ -21,7 +21,8 @@ from drnet_jax.models.drnet import DRNet
 from drnet_jax.run import workdir
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.pretrain import PretrainStep
-from drnet_jax.steps.routed import REFRESHED, RoutedStep
+from drnet_jax.steps.routed import RoutedStep
+from drnet_jax.steps.routed_objective import REFRESHED
 from drnet_jax.steps.state import Weights
 
 _KEY = jax.random.key(0)
