@@ -532,7 +532,7 @@ def test_a_stream_that_has_ended_takes_no_images(classifier):
     pass
   with pytest.raises(RuntimeError, match='after shutdown'):
     stream.submit(pictures(1)[0])
-  assert not stream._open
+  assert not stream._open and not stream._unread
 
 
 def test_what_fails_in_a_batch_fails_its_images_alone(classifier, monkeypatch):

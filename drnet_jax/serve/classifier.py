@@ -314,18 +314,10 @@ class Classifier:
       return source
     return Picture(source, self.contract)
 
-  def schedule(
-    self,
-    *,
-    done: Callable[[Item, np.ndarray], None],
-    batch: int = 0,
-    **options: Any,
-  ) -> Schedule:
-    """A schedule of the policy as it is now; `options` as of `Schedule`."""
-    batch = batch or self.engine.best_batch
-    return Schedule(
-      self.engine, self.contract, self.policy, batch, done, **options
-    )
+  def schedule(self, *, done: Callable[[Item, np.ndarray], None]) -> Schedule:
+    """A schedule of the policy as it is now; see there."""
+    batch = self.engine.best_batch
+    return Schedule(self.engine, self.contract, self.policy, batch, done)
 
 
 def _ahead(

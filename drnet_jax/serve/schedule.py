@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drnet_jax.choosing import policy as policy_lib
-from drnet_jax.choosing.policy import AT_ONCE, Policy
+from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.record import checksum, pooled, signals
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
@@ -48,7 +48,6 @@ class Stop(NamedTuple):
   # In the policy's path; None where images only pass an exit on their way to a
   # later one.
   position: int | None
-  certain: bool  # whether every image leaves here
 
 
 def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
@@ -74,13 +73,11 @@ def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
     if chains[option] >= 0:
       come_by = {stop.option for stop in stops}
       stops += [
-        Stop(j, None, False)
+        Stop(j, None)
         for j in range(chains.index(chains[option]), option)
         if j not in come_by
       ]
-    last = position == len(policy.path) - 1
-    certain = last or policy.stop[position] == AT_ONCE
-    stops.append(Stop(option, position, certain))
+    stops.append(Stop(option, position))
   return stops, entries
 
 

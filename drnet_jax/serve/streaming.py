@@ -45,8 +45,8 @@ class Stream:
 
   Args:
     classifier: what answers, by the policy it has now.
-    deadline_ms: from `submit` to the answer. Met as long as the machine can
-      run every image at its first option; `late` counts the others.
+    deadline_ms: from `submit` to the answer; `late` counts what comes after. An
+      image runs at its first option however late it is.
     batch: the most images that run at once; 0 for what suits the device.
     top_k: classes in an answer's `top`.
 
@@ -63,8 +63,13 @@ class Stream:
     most = classifier.engine.best_batch
     self._batch = min(batch or most, most)
     self._top_k = top_k
-    self._schedule: Schedule = classifier.schedule(
-      batch=self._batch, done=self._answer, hurries=self._hurries
+    self._schedule = Schedule(
+      classifier.engine,
+      classifier.contract,
+      classifier.policy,
+      self._batch,
+      self._answer,
+      self._hurries,
     )
     self._arrivals: queue.SimpleQueue = queue.SimpleQueue()
     self._latencies_s: collections.deque = collections.deque(maxlen=10_000)
@@ -107,7 +112,8 @@ class Stream:
     request.future.add_done_callback(lambda _: self._open.discard(item))
     try:
       self._readers.submit(self._read, item)
-    except RuntimeError:  # the stream has ended
+    except RuntimeError:  # the stream has ended, or is about to
+      self._unread.discard(item)
       request.future.cancel()
       raise
     return request.future
