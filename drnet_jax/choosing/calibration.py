@@ -18,7 +18,7 @@ from drnet_jax import settings
 from drnet_jax.choosing import record as record_lib
 from drnet_jax.choosing import search
 from drnet_jax.choosing.options import Costs, Options
-from drnet_jax.choosing.policy import FAMILIES, Policy
+from drnet_jax.choosing.policy import FAMILIES, Policy, fixed
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.search import Point
 from drnet_jax.errors import UserError
@@ -26,7 +26,7 @@ from drnet_jax.errors import UserError
 FILE = 'calibration.json'
 RECORD = 'calibration.npz'
 CHOICES = ('best', *FAMILIES)
-_FORMAT = 2
+_FORMAT = 3
 # What a saving may cost in accuracy unless a budget says: top-1.
 TOLERANCE = 0.003
 _MOST_IMAGES = 10_000  # more hardly move a threshold
@@ -41,6 +41,7 @@ class Calibration:
     options: what is chosen among.
     costs: in each unit that was measured, 'GMACs' at least.
     points: by unit and family ('best' is of all), ascending in cost and top-1.
+    full: the most expensive option for all images, in GMACs.
     split: the images, for people: 'scaled_digits/validation'.
     images: how many.
     origin: of the weights and images, as in the record.
@@ -49,6 +50,7 @@ class Calibration:
   options: Options
   costs: Mapping[str, Costs]
   points: Mapping[str, Mapping[str, Sequence[Point]]]
+  full: Point
   split: str
   images: int
   origin: str
@@ -67,10 +69,12 @@ class Calibration:
     # Evenly spread: in a folder they stand class by class.
     record = record.some(np.arange(used) * count // used)
     costs = {c.unit: c for c in (record.costs, ms) if c}
+    full = search.at(fixed(int(record.gmacs.argmax())), record, record.costs)
     return cls(
       options=record.options,
       costs=costs,
       points={k: search.frontiers(record, c) for k, c in costs.items()},
+      full=search.with_shortfall(full, record),
       split=split,
       images=used,
       origin=record.origin,
@@ -92,9 +96,9 @@ class Calibration:
         everything counted.
       ms: the same in milliseconds.
       accuracy: top-1 in [0, 1] to reach at the least cost. Without any of the
-        three: that of the best fixed option, less TOLERANCE, with a standard
-        error to spare. Where `best` has none, that option; where another
-        family has none, its most accurate policy.
+        three: that of every option, less TOLERANCE, with 95 % confidence. Where
+        `best` has none, the most expensive option; where another family has
+        none, its most accurate policy.
 
     Raises:
       UserError: not calibrated for it, or out of reach.
@@ -105,13 +109,11 @@ class Calibration:
     unit = 'GMACs' if ms is None else 'ms'
     points = self.family(unit, policy)
     if not given:
-      fixed, sure = self.points['GMACs']['fixed'][-1], []
+      sure = []
       if self.images >= _FEWEST_IMAGES:
-        least = fixed.top1 - TOLERANCE
-        sure = [p for p in points if p.top1 - p.doubt >= least]
-      if policy == 'best':
-        sure.append(fixed)
-      return min(sure, key=lambda p: p.gmacs) if sure else points[-1]
+        sure = [p for p in points if p.shortfall <= TOLERANCE]
+      unsure = self.full if policy == 'best' else points[-1]
+      return min(sure, key=lambda p: p.gmacs, default=unsure)
     (asked,) = given
     if accuracy is None:
       point = search.within(points, asked)
@@ -181,18 +183,19 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(fields: dict[str, Any]) -> Calibration:
+  def point(p: dict[str, Any]) -> Point:
+    return Point(**p | {'policy': Policy.from_json(p['policy'])})
+
   return Calibration(
     options=Options(**fields['options']),
     costs={unit: Costs(**costs) for unit, costs in fields['costs'].items()},
     points={
       unit: {
-        family: [
-          Point(**p | {'policy': Policy.from_json(p['policy'])}) for p in points
-        ]
-        for family, points in families.items()
+        family: list(map(point, points)) for family, points in families.items()
       }
       for unit, families in fields['points'].items()
     },
+    full=point(fields['full']),
     **{name: fields[name] for name in ('split', 'images', 'origin')},
   )
 

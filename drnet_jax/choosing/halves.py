@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.choosing import scores, search
+from drnet_jax.choosing.calibration import TOLERANCE, Calibration
 from drnet_jax.choosing.record import Record
+
+NO_BUDGET = float('inf')  # the policy that keeps the accuracy
 
 _FAMILIES = ('best', 'router', 'cascade', 'routed_cascade')
 
@@ -20,7 +23,7 @@ _FAMILIES = ('best', 'router', 'cascade', 'routed_cascade')
 def halves(
   record: Record, budgets: Sequence[float], *, splits: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-  """What each family gives at each budget.
+  """What each family gives at each budget, and `best` without one.
 
   Args:
     record: of the images.
@@ -29,7 +32,8 @@ def halves(
     seed: of the divisions.
 
   Returns:
-    A row for each split, half, budget and family that has a policy for it:
+    A row for each split, half, budget (NO_BUDGET the last) and family that has
+    a policy for it:
     'split', 'half', 'budget', 'family', and of the other half 'gmacs', 'top1',
     'best_fixed' (the hull of all fixed options at that cost) and 'largest'
     (top-1 of the most expensive option).
@@ -49,13 +53,19 @@ def halves(
 
 def _scored(ours: Record, theirs: Record, budgets: Sequence[float]):
   """Policies set on `ours`, scored on `theirs`: yields a row for each."""
-  found = search.frontiers(ours, ours.costs)
+  calibration = Calibration.of(ours, split='')
+  found = calibration.points['GMACs']
   largest = float(theirs.top1[:, theirs.gmacs.argmax()].mean())
-  for budget in budgets:
-    for family in _FAMILIES:
-      point = search.within(found.get(family, ()), budget)
-      if point is None:
-        continue
+  points = [
+    (budget, family, search.within(found.get(family, ()), budget))
+    for budget in budgets
+    for family in _FAMILIES
+  ]
+  for budget, family, point in [
+    *points,
+    (NO_BUDGET, 'best', calibration.find()),
+  ]:
+    if point:
       score = scores.score(point.policy, theirs, family)
       yield {
         'budget': budget,
@@ -71,7 +81,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Means of the rows of `halves`, a row for each budget and family.
 
   'gain' is over the best fixed option, in top-1; 'gain_least' and 'gain_most'
-  are that of one split, of 'splits'.
+  are that of one split, of 'splits'. 'kept' is the share of the halves in which
+  a policy is within TOLERANCE of the most expensive option.
   """
   several = collections.defaultdict(list)
   for row in rows:
@@ -86,6 +97,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       name: float(np.mean([row[name] for row in some]))
       for name in ('gmacs', 'top1', 'best_fixed', 'largest')
     }
+    kept = [row['top1'] >= row['largest'] - TOLERANCE for row in some]
     found.append(
       {'budget': budget, 'family': family}
       | means
@@ -94,6 +106,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         'gain_least': min(gains),
         'gain_most': max(gains),
         'splits': len(gains),
+        'kept': float(np.mean(kept)),
       }
     )
   return found

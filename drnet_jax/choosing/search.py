@@ -29,6 +29,7 @@ _ROUNDS = 3
 _DIALS = 16  # lambdas a routed cascade begins with
 _BUDGETS = 64  # of a router's dial
 _HOPELESS = 0.015  # top-1 under a cheaper option
+_SURE = 1.64  # standard errors that 95 % of samples stay within, on one side
 _GAP = 0.004  # least difference in cost of two points, of the full option
 
 
@@ -42,9 +43,10 @@ class Point:
     gmacs: the same in 1e9 multiply-adds.
     top1: share classified correctly.
     shares: of the images that leave at each option, [R].
-    doubt: standard error of the difference between its top1 and the best fixed
-      option's on the same images, at least one original's weight; 0 of that
-      option, and in older calibrations.
+    shortfall: the most that its top1 lies below any one option's on the same
+      images, with 95 % confidence of each: what it lies below and `_SURE`
+      standard errors of the difference. 0 where it is never below; infinite
+      where it was not asked.
   """
 
   policy: Policy
@@ -52,7 +54,7 @@ class Point:
   gmacs: float
   top1: float
   shares: tuple[float, ...]
-  doubt: float = 0.0
+  shortfall: float = np.inf
 
 
 def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
@@ -71,8 +73,10 @@ def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
     found['cascade'] = _cascades(record, costs)
   if len(routes) > 1:
     found['routed_cascade'] = _routed_cascades(record, costs, routes)
-  points = {k: _frontier(v, record, costs) for k, v in found.items()}
-  points = _with_doubts(points, record)
+  points = {
+    family: [with_shortfall(p, record) for p in _frontier(v, record, costs)]
+    for family, v in found.items()
+  }
   every = [point for several in points.values() for point in several]
   return points | {'best': _pareto(every, costs)}
 
@@ -98,25 +102,17 @@ def at(policy: Policy, record: Record, costs: Costs) -> Point:
   return Point(policy, cost, score.gmacs, score.top1, shares)
 
 
-def _with_doubts(
-  points: dict[str, list[Point]], record: Record
-) -> dict[str, list[Point]]:
-  """The same points, each with its doubt."""
-  option, groups = points['fixed'][-1].policy, record.groups
-  full = decide(option, record, record.costs).right.astype(float)
+def with_shortfall(point: Point, record: Record) -> Point:
+  """The same point, of the same record, with its shortfall."""
+  right = decide(point.policy, record, record.costs).right
+  groups, found = record.groups, 0.0
   least = 1 / (groups.max() + 1)  # where all agree, the next might not
-
-  def doubt(point: Point) -> float:
-    if point.policy == option:
-      return 0.0
-    change = decide(point.policy, record, record.costs).right - full
-    error = scores.standard_error(change - change.mean(), groups)
-    return float(np.fmax(error, least))
-
-  return {
-    family: [dataclasses.replace(p, doubt=doubt(p)) for p in several]
-    for family, several in points.items()
-  }
+  for option in record.top1.T:
+    lost = option.astype(float) - right
+    if lost.any():
+      error = scores.standard_error(lost - lost.mean(), groups)
+      found = max(found, lost.mean() + _SURE * float(np.fmax(error, least)))
+  return dataclasses.replace(point, shortfall=found)
 
 
 def _frontier(

@@ -15,9 +15,9 @@ promises on the test split, beside the best fixed options, and writes the report
 again. Policies are never set on the images that they are tested on.
 
 `--halves=10` needs no images but those of the test split: policies are set on
-one half and scored on the other, each half in its turn, so many times. It
-prints means, leaves `halves.csv` (in `--to`, else in the report), and no
-policy to use.
+one half and scored on the other, each half in its turn, so many times, for many
+budgets and, without one, such as keep the accuracy. It prints means, leaves
+`halves.csv` (in `--to`, else in the report), and no policy to use.
 
 Of a network with exits it also draws the curve of budgeted batch classification
 by the rule of the paper, `report/budget.*`; with `--compare=other,workdirs` the
@@ -117,13 +117,16 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
   shown = [
     {
       'policy': row['family'],
-      'budget': f'{row["budget"]:.4g}',
+      'budget': 'none'
+      if row['budget'] == halves.NO_BUDGET
+      else f'{row["budget"]:.4g}',
       'GMACs': f'{row["gmacs"]:.4g}',
       'top-1 %': f'{100 * row["top1"]:.2f}',
       'best fixed there': f'{100 * row["best_fixed"]:.2f}',
       'gain': f'{100 * row["gain"]:+.2f} [{100 * row["gain_least"]:+.2f}, '
       f'{100 * row["gain_most"]:+.2f}]',
       'full option': f'{100 * row["largest"]:.2f}',
+      'as accurate': f'{row["kept"]:.0%} of halves',
     }
     for row in halves.summary(rows)
   ]
