@@ -322,7 +322,7 @@ def test_a_set_needs_one_of_its_rows():
     ],
     cwd=ROOT,
   )
-  assert 'missing 1 required positional argument' in without
+  assert 'names a set: add a colon and a row' in without
   assert "no row 'none'" in unknown
   for said in (without, unknown):
     assert len(said.strip().splitlines()) == 1

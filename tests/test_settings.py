@@ -9,6 +9,7 @@ from typing import Literal
 import ml_collections
 import numpy as np
 import pytest
+from absl import flags
 
 from drnet_jax import models, settings
 from drnet_jax.commands import cli
@@ -129,8 +130,9 @@ def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
   given = ['x', '--config=quickstart', '-config=photos:row', '--config.seed=1']
   expected = ['x', f'--config={file}', f'-config={photos}:row', given[-1]]
   assert cli.with_config(given) == expected
-  # Neither a folder of configs, nor what is no name, nor a file of that name.
-  for value in ('sets', 'configs/quickstart.py', 'unknown'):
-    assert cli.with_config([f'--config={value}']) == [f'--config={value}']
+  # Neither a folder of configs, nor a path that is not there, nor a typo.
+  for value in ('sets', 'configs/quickstart.py', 'quikstart', 'quikstart:row'):
+    with pytest.raises(flags.Error, match='neither .* photos, quickstart'):
+      cli.with_config([f'--config={value}'])
   (tmp_path / 'quickstart').write_text('')
   assert cli.with_config(['--config=quickstart']) == ['--config=quickstart']

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all command lines share: help, process settings, errors as messages."""
 
-import contextlib
 import errno
 import importlib.util
 import logging as python_logging
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -135,8 +135,10 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     return flags.FLAGS(with_config(with_home(arguments)))
   except flags.Error as error:
     what = str(error).strip()
-    if 'get_config() missing' in what:  # of a set, after a traceback
-      what = what.splitlines()[-1]
+    if 'get_config() missing' in what:  # after a traceback
+      what = '--config names a set: add a colon and a row of its ROWS'
+    elif 'get_config() takes 0 positional' in what:
+      what = '--config names no set: nothing can follow its colon'
     _refuse(f'{what}; see --help')
   except KeyError as error:
     # What follows the colon of --config=<file>:<row> is looked up by the file.
@@ -171,6 +173,9 @@ def with_config(arguments: Sequence[str]) -> list[str]:
 
   So it is found wherever the command runs, also of an installed package. A file
   of the value's name goes first; what follows a colon is a row of a set.
+
+  Raises:
+    flags.Error: there is neither.
   """
   found = list(arguments)
   for i, argument in enumerate(found):
@@ -179,14 +184,27 @@ def with_config(arguments: Sequence[str]) -> list[str]:
     if i < place < len(found):
       value = found[place]
     name, *row = value.split(':', 1)
-    if flag not in ('--config', '-config') or os.path.exists(name):
+    if flag not in ('--config', '-config') or not name or os.path.exists(name):
       continue
-    with contextlib.suppress(ModuleNotFoundError):  # there are no configs
-      spec = name.isidentifier() and importlib.util.find_spec(f'configs.{name}')
-      if spec and spec.origin:  # a folder has none
-        whole = ':'.join([spec.origin, *row])
-        found[place] = f'{flag}={whole}' if is_whole else whole
+    known = _configs()
+    if name not in known:
+      raise flags.Error(
+        f'--config={name} is neither a file nor one of {", ".join(known)}'
+      )
+    whole = ':'.join([known[name], *row])
+    found[place] = f'{flag}={whole}' if is_whole else whole
   return found
+
+
+def _configs() -> dict[str, str]:
+  """Paths of the configs that are installed, or beside the package, by name."""
+  spec = importlib.util.find_spec('configs')
+  folders = list(spec.submodule_search_locations or ()) if spec else []
+  return {
+    module.name: os.path.join(module.module_finder.path, f'{module.name}.py')
+    for module in pkgutil.iter_modules(folders)
+    if not module.ispkg
+  }
 
 
 def keep_overrides(arguments: Sequence[str]) -> list[str]:

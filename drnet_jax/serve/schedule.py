@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one scheduler: images under way along the path of a policy.
 
-An image waits in the queue of its option until a batch is full, is run, and
-leaves or joins the next queue with what it carries: its crop, the features of a
-network with exits, the answers so far. Whoever holds a `Schedule` (a call of
-`predict`, a stream) decides when a batch that is not full must run.
+An image waits in the queue of its option, or of the predictor that is to choose
+one, until a batch is full, is run, and leaves or joins another queue with what
+it carries: its crops, the features of a network with exits, the answers so far.
+Whoever holds a `Schedule` (a call of `predict`, a stream) decides when a batch
+that is not full must run.
 """
 
 import collections
@@ -19,7 +20,7 @@ from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.choosing.record import checksum, pooled, signals
 from drnet_jax.errors import UserError
-from drnet_jax.export.contract import Contract
+from drnet_jax.export.contract import Contract, View
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.picture import Picture
 
@@ -42,9 +43,9 @@ class Item:
 
 
 class Stop(NamedTuple):
-  """A place in the plan: an option that images come to."""
+  """A place in the plan: an option that images come to, or the predictor."""
 
-  option: int
+  option: int | None  # None is the predictor, which begins the plan
   # In the policy's path; None where images only pass an exit on their way to a
   # later one.
   position: int | None
@@ -66,7 +67,8 @@ def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
       'must follow one another, for features are handed from one to the next. '
       'If a calibration chose it, calibrate again'
     )
-  stops, entries = [], []
+  asks = policy.start is not None
+  stops, entries = [Stop(None, None)] if asks else [], []
   chains = contract.options.chain
   for position, option in enumerate(policy.path):
     entries.append(len(stops))
@@ -117,49 +119,40 @@ class Schedule:
     self._engine, self._contract, self._policy = engine, contract, policy
     self._batch, self._done, self._hurries = batch, done, hurries
     self.stops, self._entries = plan(policy, contract)
-    self.queues = [engine.pool(s.option) or Waiting() for s in self.stops]
+    self.queues = [
+      (None if stop.option is None else engine.pool(stop.option)) or Waiting()
+      for stop in self.stops
+    ]
     self._in_flight: collections.deque = collections.deque()
     self.seconds = [0.0] * len(self.stops)
     self.asked = [
-      contract.views[stop.option]
-      for stop, queue in zip(self.stops, self.queues, strict=True)
+      self._view(place)
+      for place, queue in enumerate(self.queues)
       if isinstance(queue, Waiting)
     ]
-    if policy.start is not None:
-      self.asked.append(contract.predictor_view)
     self._alone = False
 
   def admit(self, items: Sequence[Item], *, alone: bool = False) -> None:
-    """Lets images in that were read, each where the policy starts it.
+    """Lets images in that were read.
 
     `alone`: no other image will come, so none waits for another.
     """
     self._alone = alone
-    if not items:
-      return
-    log_p = draw = None
-    if self._policy.start is not None:
-      views = [
-        item.picture.crop(self._contract.predictor_view) for item in items
-      ]
-      log_p = self._ask(views)
-      if self._policy.mixes:
-        draw = np.array([checksum(view) for view in views])
-    first, now = self._policy.begin(log_p, draw, len(items)), time.monotonic()
-    for item, position in zip(items, first.tolist(), strict=True):
-      item.policy, item.joined = self._policy, now
-      self.queues[self._entries[position]].waiting.append(item)
+    first = 0 if self._policy.start is not None else self._entries[0]
+    for item in items:
+      item.policy = self._policy
+      self._join(first, item)
 
-  def _ask(self, views: Sequence[np.ndarray]) -> np.ndarray:
-    """log p [N, R] of all options, -inf of those that the predictor lacks."""
-    most = self._engine.best_batch
-    parts = [views[i : i + most] for i in range(0, len(views), most)]
-    said = [self._engine.log_p(np.stack(part)) for part in parts]
-    log_p = np.full((len(views), len(self._contract.options)), -np.inf)
-    log_p[:, list(self._contract.routes)] = np.concatenate(
-      [np.asarray(x)[: len(part)] for x, part in zip(said, parts, strict=True)]
-    )
-    return log_p
+  def _join(self, place: int, item: Item) -> None:
+    """Lets an image wait at a place, as crops."""
+    item.joined = time.monotonic()
+    self.queues[place].waiting.append(item)
+
+  def _view(self, place: int) -> View:
+    """What an image is cut to at a place."""
+    option = self.stops[place].option
+    contract = self._contract
+    return contract.predictor_view if option is None else contract.views[option]
 
   def full(self) -> int | None:
     """The last place that has a whole batch waiting; None if none has."""
@@ -191,15 +184,30 @@ class Schedule:
     if isinstance(queue, Waiting):
       count = min(len(queue.waiting), self._batch)
       taken = [queue.waiting.popleft() for _ in range(count)]
-      view = self._contract.views[self.stops[place].option]
+      view = self._view(place)
       inputs = np.stack([item.picture.crop(view) for item in taken])
     else:
       inputs, taken = queue.pop()
     self._run(place, taken, inputs)
 
   def _run(self, place: int, items: list[Item], inputs: Any) -> None:
-    said, state = self._engine.run(self.stops[place].option, inputs)
-    self._in_flight.append((place, items, said, state))
+    self._in_flight.append((place, items, *self._compute(place, inputs)))
+
+  def _compute(self, place: int, inputs: Any) -> tuple[Any, Any]:
+    """What is said of a batch at a place, [B, ...], and the state after."""
+    option = self.stops[place].option
+    if option is None:
+      return self._engine.log_p(inputs), None
+    return self._engine.run(option, inputs)
+
+  def warm_up(self) -> None:
+    """Runs black images, so that the first ones that come find all ready."""
+    for place, queue in enumerate(self.queues):
+      if isinstance(queue, Waiting):
+        side = self._view(place).side_px
+        for count in {1, self._batch}:
+          black = np.zeros((count, side, side, 3), np.uint8)
+          np.asarray(self._compute(place, black)[0])
 
   def work(self) -> None:
     """Runs what is full, and fetches results beyond those to keep in flight."""
@@ -226,6 +234,9 @@ class Schedule:
     rows = np.asarray(said)[: len(items)]  # the rest is padding
     took = time.monotonic() - min(item.joined for item in items)
     self.seconds[place] = max(took, _FADES * self.seconds[place])
+    if stop.option is None:
+      self._begin(items, rows)
+      return
     goes_on = np.ones(len(items), bool)
     if stop.position is not None:
       for item, row in zip(items, rows, strict=True):
@@ -248,13 +259,26 @@ class Schedule:
     if len(kept):
       self._go_on(place + 1, items, kept, state)
 
+  def _begin(self, items: list[Item], rows: np.ndarray) -> None:
+    """Sends images where the predictor's rows, log p of its options, say."""
+    log_p = np.full((len(items), len(self._contract.options)), -np.inf)
+    log_p[:, list(self._contract.routes)] = rows
+    draw = None
+    if self._policy.mixes:
+      view = self._contract.predictor_view
+      draw = np.array([checksum(item.picture.crop(view)) for item in items])
+    first = self._policy.begin(log_p, draw, len(items))
+    for item, position in zip(items, first.tolist(), strict=True):
+      self._join(self._entries[position], item)
+
   def _go_on(self, place: int, items, kept: np.ndarray, state) -> None:
-    queue, now = self.queues[place], time.monotonic()
-    for i in kept:
-      items[i].joined = now
+    queue = self.queues[place]
     if isinstance(queue, Waiting):
-      queue.waiting.extend(items[i] for i in kept)
+      for i in kept:
+        self._join(place, items[i])
       return
+    for i in kept:
+      items[i].joined = time.monotonic()
     option = self.stops[place].option
     if self._alone and len(items) == 1 == self._engine.bucket(option, 1):
       self._run(place, items, state)  # nobody to wait for in a pool

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drnet_jax.serve.answers import prediction
-from drnet_jax.serve.schedule import Item, Schedule, Waiting
+from drnet_jax.serve.schedule import Item, Schedule
 
 _PATIENCE_S = 0.05  # between looks for an end of the stream
 _MOST_WAITING = 1000  # images; `submit` blocks where there are more
@@ -82,7 +82,7 @@ class Stream:
     self._worker = threading.Thread(target=self._work, daemon=True)
 
   def __enter__(self) -> 'Stream':
-    self._warm_up()
+    self._schedule.warm_up()
     self._worker.start()
     return self
 
@@ -131,21 +131,6 @@ class Stream:
       wrong = error
     self._arrivals.put((item, wrong))
     self._unread.discard(item)
-
-  def _warm_up(self) -> None:
-    """Runs black images, so that the first ones that arrive find all ready."""
-    schedule, contract = self._schedule, self._classifier.contract
-    jobs = []  # what returns an answer, and to which view
-    for stop, place in zip(schedule.stops, schedule.queues, strict=True):
-      if isinstance(place, Waiting):
-        run = functools.partial(self._engine.run, stop.option)
-        jobs.append((lambda x, run=run: run(x)[0], contract.views[stop.option]))
-    if self._classifier.policy.start is not None:
-      jobs.append((self._engine.log_p, contract.predictor_view))
-    for job, view in jobs:
-      for count in {1, self._batch}:
-        side = (count, view.side_px, view.side_px, 3)
-        np.asarray(job(np.zeros(side, np.uint8)))
 
   def _work(self) -> None:
     schedule = self._schedule
