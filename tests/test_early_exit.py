@@ -363,7 +363,9 @@ def test_both_methods_on_one_plot(trained, classifier):
     ('sizes', drnet, sizes),
   ):
     said = recorded(model, pictures(48))
-    points = search.frontiers(said, said.costs)['best'][:3]
+    points = search.frontiers(search.tried(said, said.costs), said.costs)[
+      'best'
+    ][:3]
     policies = [point.policy for point in points]
     found = [scores.score(p, said, name) for p in policies]
     assert [s.gmacs for s in found] == pytest.approx([p.gmacs for p in points])

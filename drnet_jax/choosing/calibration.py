@@ -7,6 +7,7 @@ calibration.npz   the record of the held-out images that they were found on
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,10 @@ class Calibration:
     options: what is chosen among.
     costs: in each unit that was measured, 'GMACs' at least.
     points: by unit and family ('best' is of all), ascending in cost and top-1.
-    full: the most expensive option for all images, in GMACs.
+    kept: by family, what is followed without a budget: the cheapest policy, in
+      GMACs, that surely keeps the accuracy of every option but for TOLERANCE;
+      see `search.as_accurate`. Where none does, or images are few, the most
+      expensive option ('best'), or the family's most accurate policy.
     split: the images, for people: 'scaled_digits/validation'.
     images: how many.
     origin: of the weights and images, as in the record.
@@ -50,7 +54,7 @@ class Calibration:
   options: Options
   costs: Mapping[str, Costs]
   points: Mapping[str, Mapping[str, Sequence[Point]]]
-  full: Point
+  kept: Mapping[str, Point]
   split: str
   images: int
   origin: str
@@ -69,12 +73,13 @@ class Calibration:
     # Evenly spread: in a folder they stand class by class.
     record = record.some(np.arange(used) * count // used)
     costs = {c.unit: c for c in (record.costs, ms) if c}
-    full = search.at(fixed(int(record.gmacs.argmax())), record, record.costs)
+    tried = {k: search.tried(record, c) for k, c in costs.items()}
+    points = {k: search.frontiers(tried[k], c) for k, c in costs.items()}
     return cls(
       options=record.options,
       costs=costs,
-      points={k: search.frontiers(record, c) for k, c in costs.items()},
-      full=search.with_shortfall(full, record),
+      points=points,
+      kept=_kept(record, tried['GMACs'], points['GMACs']),
       split=split,
       images=used,
       origin=record.origin,
@@ -96,9 +101,7 @@ class Calibration:
         everything counted.
       ms: the same in milliseconds.
       accuracy: top-1 in [0, 1] to reach at the least cost. Without any of the
-        three: that of every option, less TOLERANCE, with 95 % confidence. Where
-        `best` has none, the most expensive option; where another family has
-        none, its most accurate policy.
+        three: what is `kept`.
 
     Raises:
       UserError: not calibrated for it, or out of reach.
@@ -109,11 +112,7 @@ class Calibration:
     unit = 'GMACs' if ms is None else 'ms'
     points = self.family(unit, policy)
     if not given:
-      sure = []
-      if self.images >= _FEWEST_IMAGES:
-        sure = [p for p in points if p.shortfall <= TOLERANCE]
-      unsure = self.full if policy == 'best' else points[-1]
-      return min(sure, key=lambda p: p.gmacs, default=unsure)
+      return self.kept[policy]
     (asked,) = given
     if accuracy is None:
       point = search.within(points, asked)
@@ -153,6 +152,22 @@ class Calibration:
     """Writes `calibration.json`."""
     fields = dataclasses.asdict(self) | {'format': _FORMAT}
     settings.write_json(os.path.join(folder, FILE), fields)
+
+
+def _kept(
+  record: Record,
+  tried: Mapping[str, Sequence[Point]],
+  points: Mapping[str, Sequence[Point]],
+) -> dict[str, Point]:
+  """See `Calibration.kept`."""
+  full = search.at(fixed(int(record.gmacs.argmax())), record, record.costs)
+  every = itertools.chain(*tried.values())
+  found = {k: v[-1] for k, v in points.items()} | {'best': full}
+  if len(record.label) >= _FEWEST_IMAGES:
+    for family, some in {**tried, 'best': every}.items():
+      sure = search.as_accurate(some, record, TOLERANCE)
+      found[family] = sure or found[family]
+  return found
 
 
 def read(folder: str) -> Calibration | None:
@@ -195,7 +210,7 @@ def _from_json(fields: dict[str, Any]) -> Calibration:
       }
       for unit, families in fields['points'].items()
     },
-    full=point(fields['full']),
+    kept={family: point(p) for family, p in fields['kept'].items()},
     **{name: fields[name] for name in ('split', 'images', 'origin')},
   )
 

@@ -19,7 +19,7 @@ from drnet_jax.choosing.record import Record
 RESAMPLES = 1000
 _CHUNK = 20  # resamples averaged together
 _LEVEL = (0.025, 0.975)
-_Z = 1.96  # standard errors on either side of the same interval
+Z = 1.96  # standard errors on either side of the same interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,7 +394,7 @@ def by_class(
   for label in np.unique(record.label):
     mine = np.flatnonzero(record.label == label)
     mean = float(change[mine].mean())
-    half = _Z * standard_error(change[mine] - mean, groups[mine])
+    half = Z * standard_error(change[mine] - mean, groups[mine])
     found.append(
       ClassEffect(
         name=class_names[label],

@@ -29,7 +29,6 @@ _ROUNDS = 3
 _DIALS = 16  # lambdas a routed cascade begins with
 _BUDGETS = 64  # of a router's dial
 _HOPELESS = 0.015  # top-1 under a cheaper option
-_SURE = 1.64  # standard errors that 95 % of samples stay within, on one side
 _GAP = 0.004  # least difference in cost of two points, of the full option
 
 
@@ -43,10 +42,6 @@ class Point:
     gmacs: the same in 1e9 multiply-adds.
     top1: share classified correctly.
     shares: of the images that leave at each option, [R].
-    shortfall: the most that its top1 lies below any one option's on the same
-      images, with 95 % confidence of each: what it lies below and `_SURE`
-      standard errors of the difference. 0 where it is never below; infinite
-      where it was not asked.
   """
 
   policy: Policy
@@ -54,11 +49,10 @@ class Point:
   gmacs: float
   top1: float
   shares: tuple[float, ...]
-  shortfall: float = np.inf
 
 
-def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
-  """The frontier of each family that the record allows, and of all: 'best'.
+def tried(record: Record, costs: Costs) -> dict[str, list[Point]]:
+  """All policies that the search comes by, of each family that there can be.
 
   The record is of images that were neither trained on nor will be reported.
   """
@@ -73,17 +67,52 @@ def frontiers(record: Record, costs: Costs) -> dict[str, list[Point]]:
     found['cascade'] = _cascades(record, costs)
   if len(routes) > 1:
     found['routed_cascade'] = _routed_cascades(record, costs, routes)
-  points = {
-    family: [with_shortfall(p, record) for p in _frontier(v, record, costs)]
-    for family, v in found.items()
-  }
+  return {k: [at(p, record, costs) for p in v] for k, v in found.items()}
+
+
+def frontiers(
+  tried: dict[str, list[Point]], costs: Costs
+) -> dict[str, list[Point]]:
+  """The frontier of each family, and of all: 'best'."""
+  points = {k: _pareto(v, costs) for k, v in tried.items()}
   every = [point for several in points.values() for point in several]
   return points | {'best': _pareto(every, costs)}
 
 
+def as_accurate(
+  points: Iterable[Point], record: Record, tolerance: float
+) -> Point | None:
+  """The cheapest that is surely as accurate as every single option, if any.
+
+  For each option the 95 % interval of what a policy gains over it on the images
+  of the record lies above -`tolerance`, in top-1. Not only frontiers are worth
+  asking: what hardly differs from an option is surer than what beats it.
+  """
+  least = record.top1.mean(0).max() - tolerance
+  for point in sorted(points, key=lambda p: p.gmacs):
+    if point.top1 >= least and _shortfall(point, record) <= tolerance:
+      return point
+  return None
+
+
+def _shortfall(point: Point, record: Record) -> float:
+  """How far below an option a policy may be, in top-1; 0 if it is each."""
+  right = decide(point.policy, record, record.costs).right
+  groups, found = record.groups, 0.0
+  least = 1 / (groups.max() + 1)  # where all agree, the next might not
+  for option in record.top1.T:
+    lost = option.astype(float) - right
+    if lost.any():
+      error = scores.standard_error(lost - lost.mean(), groups)
+      error = float(np.fmax(error, least))
+      found = max(found, float(lost.mean()) + scores.Z * error)
+  return found
+
+
 def cascades(record: Record, costs: Costs) -> list[Point]:
   """The frontier of cascades alone."""
-  return _frontier(_cascades(record, costs), record, costs)
+  points = (at(policy, record, costs) for policy in _cascades(record, costs))
+  return _pareto(points, costs)
 
 
 def within(points: Sequence[Point], budget: float) -> Point | None:
@@ -100,25 +129,6 @@ def at(policy: Policy, record: Record, costs: Costs) -> Point:
     cost = float(decide(policy, record, costs).cost.mean())
   shares = tuple(score.shares.tolist())
   return Point(policy, cost, score.gmacs, score.top1, shares)
-
-
-def with_shortfall(point: Point, record: Record) -> Point:
-  """The same point, of the same record, with its shortfall."""
-  right = decide(point.policy, record, record.costs).right
-  groups, found = record.groups, 0.0
-  least = 1 / (groups.max() + 1)  # where all agree, the next might not
-  for option in record.top1.T:
-    lost = option.astype(float) - right
-    if lost.any():
-      error = scores.standard_error(lost - lost.mean(), groups)
-      found = max(found, lost.mean() + _SURE * float(np.fmax(error, least)))
-  return dataclasses.replace(point, shortfall=found)
-
-
-def _frontier(
-  policies: Iterable[Policy], record: Record, costs: Costs
-) -> list[Point]:
-  return _pareto((at(p, record, costs) for p in policies), costs)
 
 
 def _pareto(points: Iterable[Point], costs: Costs) -> list[Point]:
