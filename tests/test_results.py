@@ -668,15 +668,15 @@ def test_the_quick_start_wins_plainly():
   best, full = (quickstart_rows(x) for x in ('best policy', 'fixed 64 px'))
   assert len(best) == 3
   share = column(best, 'gmacs') / column(full, 'gmacs')
-  assert np.median(share) < 0.55 and max(share) < 0.61
+  assert np.median(share) < 0.58 and max(share) < 0.6
   lost = column(full, 'top1') - column(best, 'top1')
-  assert np.median(lost) < 0.5 and max(lost) < 1.3
+  assert np.median(lost) < 0.3 and max(lost) < 0.5
   for px in (32, 44, 64):
     assert (column(best, f'share of {px} px') > 4.9).all()
   for rival in ('best fixed', 'random'):
     assert (column(quickstart_rows(rival), 'gain_low') > 0).all()
   for rival in ('router', 'cascade'):
-    assert (column(quickstart_rows(rival), 'gain') > 0.3).all()
+    assert (column(quickstart_rows(rival), 'gain') > 0.29).all()
 
 
 def test_the_prose_on_photographs_is_that_of_its_csv():
