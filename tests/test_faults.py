@@ -23,9 +23,9 @@ def data(folder):  # noqa: F811
   return Data(**DATA | {'data_dir': folder, 'max_bad_images': 3})
 
 
-def spoil(data, split='train'):
+def spoil(data, split='train', which=BAD):
   examples = data.open(split).examples
-  for i in BAD:
+  for i in which:
     with open(examples.name(i), 'r+b') as file:
       file.truncate(20)
 
@@ -96,6 +96,12 @@ def test_one_image_too_many_ends_the_run(data):
     shown(data, 8, max_bad_images=2)
   with pytest.raises(UserError, match=r'png: cannot read .*images = 0'):
     shown(data, 8, max_bad_images=0)
+
+
+def test_no_image_that_can_be_read_is_said_so(data):
+  spoil(data, which=range(12))
+  with pytest.raises(UserError, match=r'None of the 12 images can be read'):
+    shown(data, 1, max_bad_images=100)
 
 
 @pytest.mark.slow

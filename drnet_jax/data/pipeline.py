@@ -371,6 +371,11 @@ class Data:
     reasons = []
     while len(reasons) <= self.max_bad_images:
       j = (i + len(reasons)) % len(examples)
+      if len(reasons) == len(examples):
+        raise UserError(
+          f'{examples.name(j)}: {reasons[0]}. None of the {len(examples)} '
+          'images can be read'
+        )
       try:
         found = {'first': i, 'unreadable': _SEPARATOR.join(reasons)}
         return prepare(examples[j]) | found
