@@ -52,11 +52,11 @@ class Stop(NamedTuple):
 
 
 def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
-  """The places that a policy leads through.
+  """The places that a policy leads through; all images begin at the first.
 
   Returns:
-    The places in order, and at which of them an image enters that starts at
-    each position of the path.
+    The places in order, and to which of them the predictor sends an image that
+    starts at each position of the path.
 
   Raises:
     UserError: it leaves a network with exits, and comes back to it.
@@ -118,13 +118,13 @@ class Schedule:
   ):
     self._engine, self._contract, self._policy = engine, contract, policy
     self._batch, self._done, self._hurries = batch, done, hurries
-    self.stops, self._entries = plan(policy, contract)
+    self._stops, self._entries = plan(policy, contract)
     self.queues = [
       (None if stop.option is None else engine.pool(stop.option)) or Waiting()
-      for stop in self.stops
+      for stop in self._stops
     ]
     self._in_flight: collections.deque = collections.deque()
-    self.seconds = [0.0] * len(self.stops)
+    self.seconds = [0.0] * len(self._stops)
     self.asked = [
       self._view(place)
       for place, queue in enumerate(self.queues)
@@ -138,10 +138,9 @@ class Schedule:
     `alone`: no other image will come, so none waits for another.
     """
     self._alone = alone
-    first = 0 if self._policy.start is not None else self._entries[0]
     for item in items:
       item.policy = self._policy
-      self._join(first, item)
+      self._join(0, item)
 
   def _join(self, place: int, item: Item) -> None:
     """Lets an image wait at a place, as crops."""
@@ -150,7 +149,7 @@ class Schedule:
 
   def _view(self, place: int) -> View:
     """What an image is cut to at a place."""
-    option = self.stops[place].option
+    option = self._stops[place].option
     contract = self._contract
     return contract.predictor_view if option is None else contract.views[option]
 
@@ -195,7 +194,7 @@ class Schedule:
 
   def _compute(self, place: int, inputs: Any) -> tuple[Any, Any]:
     """What is said of a batch at a place, [B, ...], and the state after."""
-    option = self.stops[place].option
+    option = self._stops[place].option
     if option is None:
       return self._engine.log_p(inputs), None
     return self._engine.run(option, inputs)
@@ -230,7 +229,7 @@ class Schedule:
   def fetch(self) -> None:
     """Waits for the oldest batch; its images leave or go on."""
     place, items, said, state = self._in_flight.popleft()
-    stop = self.stops[place]
+    stop = self._stops[place]
     rows = np.asarray(said)[: len(items)]  # the rest is padding
     took = time.monotonic() - min(item.joined for item in items)
     self.seconds[place] = max(took, _FADES * self.seconds[place])
@@ -279,7 +278,7 @@ class Schedule:
       return
     for i in kept:
       items[i].joined = time.monotonic()
-    option = self.stops[place].option
+    option = self._stops[place].option
     if self._alone and len(items) == 1 == self._engine.bucket(option, 1):
       self._run(place, items, state)  # nobody to wait for in a pool
       return
