@@ -139,6 +139,8 @@ def signals_noted(
   several = jax.process_count() > 1
 
   def note(number: int, _) -> None:
+    if not _noted:  # what runs now may take minutes: a program is compiled
+      os.write(2, b'\nstopping when this step is done; the state is saved\n')
     if number == signal.SIGINT:
       if number in _noted:
         _end(INTERRUPTED)

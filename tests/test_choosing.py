@@ -451,7 +451,7 @@ def test_calibrations_survive_the_disk(calibrated, held_out, tmp_path):
 @pytest.mark.parametrize('text', ['{', '{"format": 0}'])
 def test_a_damaged_calibration_is_named(tmp_path, text):
   (tmp_path / calibration.FILE).write_text(text)
-  with pytest.raises(UserError, match='calibrate again'):
+  with pytest.raises(UserError, match='calibrate, or export, again'):
     calibration.read(str(tmp_path))
 
 

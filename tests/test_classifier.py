@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import time
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from drnet_jax.serve.answers import Failure, prediction
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.schedule import Item
+from drnet_jax.serve.streaming import Request
 
 RUNTIMES = (
   'jax',
@@ -505,6 +507,38 @@ def test_a_stream_takes_what_suits_the_engine(classifier):
   with classifier.stream(deadline_ms=20, batch=0) as stream:
     futures = [stream.submit(image) for image in pictures(9, seed=6)]
   assert all(future.result(timeout=10).name in 'abcde' for future in futures)
+
+
+def test_only_new_images_wait_for_others(classifier):
+  """A wait later on would make a place look slow, and hurry what follows."""
+  classifier.policy = policy.Policy((0, 2), None, (0.5,))
+  stream = classifier.stream(deadline_ms=1000, batch=4)
+  item = Item(Request(5.0, Future()), None)
+  reading = Item(None, None)
+  for place, start in ((0, 5.5), (1, 5.0)):
+    waiting = stream._schedule.queues[place].waiting
+    waiting.append(item)
+    stream._unread.add(reading)
+    assert stream._next() == (start, place)
+    stream._unread.clear()
+    assert stream._next() == (5.0, place)
+    waiting.clear()
+
+
+def test_a_stream_warms_up_what_it_will_run(classifier, monkeypatch):
+  seen, run = set(), classifier.engine.run
+
+  def note(option, inputs):
+    seen.add((option, classifier.engine.bucket(option, len(inputs))))
+    return run(option, inputs)
+
+  monkeypatch.setattr(classifier.engine, 'run', note)
+  classifier.policy = policy.Policy((0, 2), None, (0.5,))
+  with classifier.stream(deadline_ms=100, batch=4):
+    warm = seen.copy()
+  assert warm == {
+    (j, classifier.engine.bucket(j, n)) for j in (0, 2) for n in range(1, 5)
+  }
 
 
 def test_images_are_several(classifier, tmp_path):

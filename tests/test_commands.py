@@ -555,6 +555,35 @@ def test_a_ladder_is_calibrated(ladder):
       calibrate.run([])
 
 
+def test_a_ladder_takes_over_no_run(ladder, small, calibrated):
+  before = calibration_lib.read(calibrated)
+  both = f'{small},{calibrated}'
+  with flagsaver.flagsaver(workdir=both, to=calibrated):
+    with pytest.raises(UserError, match='holds a run: name a new folder'):
+      calibrate.run([])
+  assert calibration_lib.read(calibrated) == before
+  assert not os.path.exists(os.path.join(calibrated, 'ladder.json'))
+
+
+def test_a_ladder_is_calibrated_again_by_its_folder(ladder):
+  before = calibration_lib.read(ladder)
+  with flagsaver.flagsaver(workdir=ladder):
+    calibrate.run([])
+  assert calibration_lib.read(ladder) == before
+
+
+def test_a_damaged_calibration_is_replaced(small, tmp_path):
+  path = copy_of(small, str(tmp_path / 'run'))
+  file = os.path.join(path, calibration_lib.FILE)
+  with open(file, 'w') as damaged:
+    damaged.write('{"format": 2}')
+  with pytest.raises(UserError, match='another version.*: calibrate, or'):
+    calibration_lib.read(path)
+  with flagsaver.flagsaver(workdir=path, measure='onnx'):
+    calibrate.run([])
+  assert 'ms' in calibration_lib.read(path).points
+
+
 def test_a_ladder_is_predicted_by_its_best_policy(
   ladder, small, images, capsys
 ):

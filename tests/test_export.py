@@ -150,7 +150,7 @@ def test_shared_weights_are_stored_once(tmp_path):
 
 
 def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
-  assert len(RUNTIME.read_text().splitlines()) < 105
+  assert len(RUNTIME.read_text().splitlines()) < 112
   images = pictures(6, seed=6)
   paths = []
   for i, image in enumerate(images):
@@ -200,10 +200,10 @@ def test_the_runtime_follows_every_family(ours, folder, calibration, family):
       )
     assert others <= 1, 'an image may lie at a threshold to the last digit'
   ours.policy = ours.contract.as_trained
-  with pytest.raises(
-    ValueError, match=r"within .* GMACs; there are \['best', 'cascade"
-  ):
+  with pytest.raises(ValueError, match=f"least of '{family}' is .* GMACs"):
     Model(folder, policy=family, gmacs=points[0].gmacs / 2)
+  with pytest.raises(ValueError, match="no policy 'x'; there are best, casc"):
+    Model(folder, policy='x', gmacs=9.0)
 
 
 def test_a_ladder_is_exported_whole(trained, tmp_path):
@@ -356,6 +356,17 @@ def test_an_export_does_what_it_was_exported_for(ours, tmp_path):
     ours.policy = usual
 
 
+def test_run_py_without_a_budget_keeps_the_accuracy(folder, calibration):
+  """As `Calibration.find`, whatever else of the family is in the contract."""
+  for family, point in calibration.kept.items():
+    policy = Model(folder, policy=family).policy
+    assert policy['path'] == list(point.policy.path)
+    assert policy['gmacs'] == point.gmacs
+  assert calibration.kept['router'].policy == policy_lib.router(
+    calibration.costs['GMACs'], calibration.kept['router'].policy.path
+  )
+
+
 def test_run_py_takes_the_best_policy_for_a_budget(ours, folder, calibration):
   best = calibration.points['GMACs']['best']
   assert Model(folder, gmacs=best[0].gmacs).policy['gmacs'] == best[0].gmacs
@@ -366,7 +377,7 @@ def test_run_py_takes_the_best_policy_for_a_budget(ours, folder, calibration):
     text=True,
   )
   assert done.returncode == 2 and 'Traceback' not in done.stderr
-  assert "no 'best' within 1e-09 GMACs; there are ['" in done.stderr
+  assert "the least of 'best' is " in done.stderr
 
 
 def test_without_a_predictor(tmp_path):

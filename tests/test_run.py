@@ -240,7 +240,7 @@ def test_predict_names_bad_files_and_answers_the_good(
   out, err = capsys.readouterr()
   assert 'grey.png' in out and 'clear.png' in out
   missing, unreadable = err.strip().splitlines()[-2:]
-  assert missing == f'error: file or pattern {gone} holds no image'
+  assert missing == f'error: file or pattern {gone} does not exist'
   assert 'cannot read' in unreadable and 'broken.png' in unreadable
   assert 'Traceback' not in err
 
@@ -248,10 +248,21 @@ def test_predict_names_bad_files_and_answers_the_good(
 def test_predict_needs_images(tmp_path, capsys):
   with pytest.raises(UserError, match='holds no image'):
     predict.find_images([str(tmp_path)])
-  with pytest.raises(UserError, match='nothing.png holds no image'):
+  with pytest.raises(UserError, match='nothing.png does not exist'):
     predict.find_images([str(tmp_path / 'nothing.png')])
   with pytest.raises(UserError, match='name an image'):
     predict.find_images([])
+  for name in ('cat/a.png', 'dog/b.png', 'dog/notes.txt', 'c.png'):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+  found, wrong = predict.find_images([str(tmp_path / '*')])
+  assert not wrong
+  assert [os.path.relpath(x, tmp_path) for x in found] == [
+    'c.png',
+    'cat/a.png',
+    'dog/b.png',
+  ]
   predict_fails(str(tmp_path), [__file__])
   assert 'not a workdir of drnet_jax' in capsys.readouterr().err
 

@@ -33,6 +33,7 @@ PATHS = ('jax', 'onnx', 'openvino', 'torch')
 PLAIN = ', plain'  # of a path: the same graphs, without anything of ours
 AS_IT_COMES = 'the full option, as it comes'
 _FULL = 'the full option'  # that policies are timed against
+_SAME = 0.01  # of implied speed-ups, from which a policy differs from it
 _SINGLES = 20  # images of a round one at a time: enough to show the shares
 
 
@@ -340,16 +341,21 @@ def _decode_all(classifier: Classifier, files: Sequence[Any]) -> None:
     classifier.picture(file).cut(asked)
 
 
+def _pays(row: dict) -> str:
+  named = f'{row["path"]}, {row["mode"]}, {row["policy"]}'
+  if abs(row['implied'] - 1) < _SAME:
+    return f'{named}: it costs what the full option does; nothing to gain.'
+  return (
+    f'{named}: it {"pays" if row["realised"] > 1 else "does not pay"}, '
+    f'{row["realised"]:.2f} x as fast as the full option '
+    f'({row["implied"]:.2f} x implied, {row["realised_of_implied"]:.0%} of it).'
+  )
+
+
 def verdict(worth: list[dict]) -> str:
   """Whether choosing pays on this machine, in a few lines."""
   ours = [row for row in worth if row['policy'] != AS_IT_COMES]
-  lines = [
-    f'{row["path"]}, {row["mode"]}, {row["policy"]}: it '
-    f'{"pays" if row["realised"] > 1 else "does not pay"}, '
-    f'{row["realised"]:.2f} x as fast as the full option '
-    f'({row["implied"]:.2f} x implied, {row["realised_of_implied"]:.0%} of it).'
-    for row in ours
-  ]
+  lines = [_pays(row) for row in ours]
   for mode in dict.fromkeys(row['mode'] for row in ours):
     of_mode = [row for row in ours if row['mode'] == mode]
     best = min(of_mode, key=lambda row: row['policy_ms'])

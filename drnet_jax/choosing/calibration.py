@@ -27,7 +27,7 @@ from drnet_jax.errors import UserError
 FILE = 'calibration.json'
 RECORD = 'calibration.npz'
 CHOICES = ('best', *FAMILIES)
-_FORMAT = 3
+_FORMAT = 4
 # What a saving may cost in accuracy unless a budget says: top-1.
 TOLERANCE = 0.003
 _MOST_IMAGES = 10_000  # more hardly move a threshold
@@ -45,7 +45,8 @@ class Calibration:
     kept: by family, what is followed without a budget: the cheapest policy, in
       GMACs, that surely keeps the accuracy of every option but for TOLERANCE;
       see `search.as_accurate`. Where none does, or images are few, the most
-      expensive option ('best'), or the family's most accurate policy.
+      expensive option ('best'), or the family's most accurate policy. Of the
+      router: as trained.
     split: the images, for people: 'scaled_digits/validation'.
     images: how many.
     origin: of the weights and images, as in the record.
@@ -73,13 +74,13 @@ class Calibration:
     # Evenly spread: in a folder they stand class by class.
     record = record.some(np.arange(used) * count // used)
     costs = {c.unit: c for c in (record.costs, ms) if c}
-    tried = {k: search.tried(record, c) for k, c in costs.items()}
-    points = {k: search.frontiers(tried[k], c) for k, c in costs.items()}
+    every = {k: search.tried(record, c) for k, c in costs.items()}
+    points = {k: search.frontiers(every[k], c) for k, c in costs.items()}
     return cls(
       options=record.options,
       costs=costs,
       points=points,
-      kept=_kept(record, tried['GMACs'], points['GMACs']),
+      kept=_kept(record, every['GMACs'], points['GMACs']),
       split=split,
       images=used,
       origin=record.origin,
@@ -119,9 +120,14 @@ class Calibration:
       if point is None:
         raise UserError(
           f'a budget of {asked:g} {unit} is out of reach: the least is '
-          f'{points[0].cost:.4g}, everything counted'
+          f'{points[0].cost:.4g}, everything counted (by '
+          f'{self.costs[unit].source})'
         )
       return point
+    if accuracy > 1:
+      raise UserError(
+        f'accuracy = {accuracy:g} is a share, at most 1: {accuracy / 100:g}?'
+      )
     enough = [p for p in points if p.top1 >= accuracy]
     if not enough:
       raise UserError(
@@ -139,7 +145,7 @@ class Calibration:
     if unit not in self.points:
       raise UserError(
         'no milliseconds were measured: python -m drnet_jax calibrate '
-        '--workdir=... --measure=jax'
+        '--workdir=... --measure=auto'
       )
     if policy not in CHOICES:
       raise UserError(f'policy = {policy!r} is not one of {CHOICES}')
@@ -156,17 +162,19 @@ class Calibration:
 
 def _kept(
   record: Record,
-  tried: Mapping[str, Sequence[Point]],
+  every: Mapping[str, Sequence[Point]],
   points: Mapping[str, Sequence[Point]],
 ) -> dict[str, Point]:
   """See `Calibration.kept`."""
   full = search.at(fixed(int(record.gmacs.argmax())), record, record.costs)
-  every = itertools.chain(*tried.values())
   found = {k: v[-1] for k, v in points.items()} | {'best': full}
   if len(record.label) >= _FEWEST_IMAGES:
-    for family, some in {**tried, 'best': every}.items():
+    together = itertools.chain(*every.values())
+    for family, some in {**every, 'best': together}.items():
       sure = search.as_accurate(some, record, TOLERANCE)
       found[family] = sure or found[family]
+  if 'router' in every:
+    found['router'] = every['router'][0]  # as trained
   return found
 
 
@@ -189,7 +197,8 @@ def read(folder: str) -> Calibration | None:
     return _from_json(fields)
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path} cannot be used ({error}): calibrate again, or delete it'
+      f'{path} cannot be used ({error}): calibrate, or export, again, or '
+      'delete it'
     ) from error
 
 

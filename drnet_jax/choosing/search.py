@@ -54,6 +54,8 @@ class Point:
 def tried(record: Record, costs: Costs) -> dict[str, list[Point]]:
   """All policies that the search comes by, of each family that there can be.
 
+  The router's first is the one as trained.
+
   The record is of images that were neither trained on nor will be reported.
   """
   routes = policy_lib.routes(record)
@@ -71,12 +73,12 @@ def tried(record: Record, costs: Costs) -> dict[str, list[Point]]:
 
 
 def frontiers(
-  tried: dict[str, list[Point]], costs: Costs
+  every: dict[str, list[Point]], costs: Costs
 ) -> dict[str, list[Point]]:
-  """The frontier of each family, and of all: 'best'."""
-  points = {k: _pareto(v, costs) for k, v in tried.items()}
-  every = [point for several in points.values() for point in several]
-  return points | {'best': _pareto(every, costs)}
+  """Of what was `tried` the frontier of each family, and of all: 'best'."""
+  points = {k: _pareto(v, costs) for k, v in every.items()}
+  together = [point for several in points.values() for point in several]
+  return points | {'best': _pareto(together, costs)}
 
 
 def as_accurate(
@@ -96,13 +98,13 @@ def as_accurate(
 
 
 def _shortfall(point: Point, record: Record) -> float:
-  """How far below an option a policy may be, in top-1; 0 if it is each."""
+  """Most that a policy may be below any other option, in top-1; see above."""
   right = decide(point.policy, record, record.costs).right
   groups, found = record.groups, 0.0
   least = 1 / (groups.max() + 1)  # where all agree, the next might not
-  for option in record.top1.T:
-    lost = option.astype(float) - right
-    if lost.any():
+  for j, option in enumerate(record.top1.T):
+    if point.policy != policy_lib.fixed(j):
+      lost = option.astype(float) - right
       error = scores.standard_error(lost - lost.mean(), groups)
       error = float(np.fmax(error, least))
       found = max(found, float(lost.mean()) + scores.Z * error)

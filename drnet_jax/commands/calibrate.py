@@ -24,8 +24,10 @@ by the rule of the paper, `report/budget.*`; with `--compare=other,workdirs` the
 best of several networks at each budget.
 """
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -33,6 +35,10 @@ from drnet_jax.commands import cli
 from drnet_jax.commands.flags import TO
 from drnet_jax.errors import UserError
 from drnet_jax.export import RUNTIMES
+
+if TYPE_CHECKING:
+  from drnet_jax.choosing.options import Costs
+  from drnet_jax.serve.classifier import Classifier
 
 USES = ('to',)
 _MEASURE = flags.DEFINE_enum(
@@ -56,13 +62,16 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax import processes, terminal
   from drnet_jax.models.ranet import RANet
   from drnet_jax.report import evaluated, exit_tables, run_page
-  from drnet_jax.run import calibrate
+  from drnet_jax.run import calibrate, ladder
   from drnet_jax.run.recording import Subject
+  from drnet_jax.serve.classifier import Classifier
 
-  path = cli.model()
+  path, to = cli.model(), TO.value
+  if isinstance(path, str) and ladder.is_ladder(path):
+    path, to = list(ladder.members(path).values()), to or path
   if _HALVES.value:
     cli.refuse_beside('--halves', _MEASURE, _BATCH, _SPLIT, _COMPARE)
-    _halves([path] if isinstance(path, str) else path, arguments)
+    _halves([path] if isinstance(path, str) else path, to, arguments)
     return
   if not _MEASURE.value:
     cli.refuse_beside('options that are not timed (--measure)', _BATCH)
@@ -71,13 +80,16 @@ def run(arguments: Sequence[str]) -> None:
     subject = Subject(path, arguments)
     if not isinstance(subject.trained.model, RANet):
       cli.refuse_beside('a network without exits', _COMPARE)
-    done = calibrate.calibrate(subject, split=_SPLIT.value, ms=_measured(path))
+    # In memory: beside the run may lie a calibration that cannot be read.
+    ms = _measured(functools.partial(Classifier.of, subject.trained))
+    done = calibrate.calibrate(subject, split=_SPLIT.value, ms=ms)
   else:
     cli.refuse_beside('a ladder', _COMPARE)
-    if not TO.value:
+    if not to:
       raise UserError('--to is missing: name a folder for the ladder')
-    how = {'split': _SPLIT.value, 'ms': _measured(path)}
-    done = calibrate.calibrate_ladder(path, TO.value, arguments, **how)
+    ms = _measured(functools.partial(Classifier.load, path))
+    how = {'split': _SPLIT.value, 'ms': ms}
+    done = calibrate.calibrate_ladder(path, to, arguments, **how)
   found = evaluated.EvaluatedRun(done.folder, done.test, done.calibration)
   terminal.say(run_page.budget_table(found))
   for answer in run_page.answers(found):
@@ -93,7 +105,7 @@ def run(arguments: Sequence[str]) -> None:
   terminal.say(f'Written: {written}, {found.directory}')
 
 
-def _halves(paths: list[str], overrides: Sequence[str]) -> None:
+def _halves(paths: list[str], to: str | None, overrides: Sequence[str]) -> None:
   """Estimates what policies give, without images to set them on."""
   import numpy as np
 
@@ -131,21 +143,20 @@ def _halves(paths: list[str], overrides: Sequence[str]) -> None:
     for row in halves.summary(rows)
   ]
   print(terminal.table(shown))
-  folder = TO.value or os.path.join(paths[0], 'report')
+  folder = to or os.path.join(paths[0], 'report')
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, 'halves.csv')
   write_csv(path, rows)
   print(f'Written: {path}')
 
 
-def _measured(path: str | list[str]):
+def _measured(load: 'Callable[..., Classifier]') -> 'Costs | None':
   """Milliseconds of each option here, if they are asked for."""
   if not _MEASURE.value:
     return None
   from drnet_jax.bench import costs
-  from drnet_jax.serve.classifier import Classifier
 
-  classifier = Classifier.load(path, runtime=_MEASURE.value, batch=_BATCH.value)
+  classifier = load(runtime=_MEASURE.value, batch=_BATCH.value)
   return costs.measure(
     classifier.contract, classifier.engine, batch=_BATCH.value
   )

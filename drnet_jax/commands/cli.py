@@ -184,7 +184,7 @@ def with_config(arguments: Sequence[str]) -> list[str]:
     if i < place < len(found):
       value = found[place]
     name, *row = value.split(':', 1)
-    if flag not in ('--config', '-config') or not name or os.path.exists(name):
+    if flag not in ('--config', '-config') or not name or os.path.isfile(name):
       continue
     known = _configs()
     if name not in known:

@@ -30,6 +30,7 @@ from drnet_jax.commands import cli
 from drnet_jax.commands.flags import A_POLICY, AN_OPTION, DECODE, TO, set_policy
 from drnet_jax.errors import UserError
 from drnet_jax.export import FORMATS, WEIGHTS
+from drnet_jax.export.contract import is_export
 
 USES = ('to', 'decode', *A_POLICY, *AN_OPTION)
 _FORMATS = flags.DEFINE_list('formats', list(FORMATS), 'Formats to export.')
@@ -64,6 +65,10 @@ def run(arguments: Sequence[str]) -> None:
   path, folder = cli.model(), TO.value
   if not folder:
     raise UserError('--to is missing: name a folder to write')
+  if isinstance(path, str) and is_export(path):
+    raise UserError(f'{path} was exported: export the run it came from again')
+  if not _INT8.value:
+    cli.refuse_beside('graphs in floating point (--int8)', _MAX_DROP)
   decode, formats = DECODE.value or 'full', tuple(_FORMATS.value)
   # Before the long work: data may be missing.
   images = []

@@ -66,15 +66,17 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   paths, wrong = [], []
   for argument in arguments:
     left_out = collections.Counter()
-    if os.path.isdir(argument):
-      found, what = folder.images(argument, left_out), 'folder'
-    elif os.path.exists(argument):
-      found, what = [argument], 'file'
-    else:
-      found, what = sorted(glob.glob(argument)), 'file or pattern'
+    matches, what = [argument], 'folder'
+    if not os.path.exists(argument):
+      matches, what = sorted(glob.glob(argument)), 'file or pattern'
+    found = []
+    for match in matches:
+      is_folder = os.path.isdir(match)
+      found += folder.images(match, left_out) if is_folder else [match]
     others = folder.describe(left_out)
     if not found:
-      said = f'{what} {argument} holds no image'
+      said = f'{what} {argument} '
+      said += 'holds no image' if matches else 'does not exist'
       wrong.append(f'{said}; {others}' if others else said)
     elif others:
       print(f'{argument}: {others}', file=sys.stderr)

@@ -9,7 +9,7 @@ Of one run it writes what `main` wrote after training; of several a table,
 beside the paper's figures where the set is one of the paper's tables. Needs
 neither images nor weights. `--policy` and `--budget_*` say which policy the
 report is about (default: the cheapest that on held-out images is within .3
-points of full accuracy, with 95 % confidence). `--report_to` names
+points of every option, with 95 % confidence). `--report_to` names
 another folder than `report/` in the run, in the set, or in the folder that
 several runs have in common.
 """

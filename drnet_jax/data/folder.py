@@ -46,7 +46,11 @@ def load(
   """
   splits = _folders(root, 'splits')
   if split not in splits:
-    raise UserError(f'{root} has no split {split!r}, only {", ".join(splits)}')
+    raise UserError(
+      f'{root} has no split {split!r}, only {", ".join(splits)}: name others '
+      'with config.data.train_split, validation_split and test_split, or '
+      "'held_out', the images that config.data.held_out takes from training"
+    )
   path = os.path.join(root, split)
   left_out: collections.Counter[str] = collections.Counter()
   files = {}
@@ -54,6 +58,10 @@ def load(
     if not kept or name in kept:
       files[name] = images(os.path.join(path, name), left_out)
       left_out['classes without an image'] += not files[name]
+  loose = [x.name for x in os.scandir(path) if _is(x.is_file)]
+  left_out['images in no class'] += sum(
+    os.path.splitext(name)[1].lower() in pixels.endings() for name in loose
+  )
   _say_once(path, describe(left_out))
   found = [name for name, of_class in files.items() if of_class]
   if not found and not kept:

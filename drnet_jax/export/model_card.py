@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 
 from drnet_jax.choosing.calibration import Calibration
-from drnet_jax.choosing.policy import describe
+from drnet_jax.choosing.policy import Policy, describe
 from drnet_jax.data import transforms
 from drnet_jax.export.contract import Contract
 from drnet_jax.run import workdir
@@ -55,6 +55,7 @@ def int8_section(rows: Sequence[Mapping[str, str]]) -> str:
 def text(
   contract: Contract,
   calibration: Calibration | None,
+  usual: Policy,
   networks: Sequence[str],
   formats: Sequence[str],
   weights: str,
@@ -83,10 +84,14 @@ def text(
   ]
   if contract.routes:
     lines.append(f'| predictor | {contract.predictor_gmacs:.4g} |')
+  lines += [
+    '',
+    '## Policies',
+    '',
+    f'Unless another is asked for: {describe(usual, contract.options)}.',
+  ]
   if calibration:
     lines += [
-      '',
-      '## Policies',
       '',
       'The best policy for each average cost (everything counted), and its '
       f'top-1 on {calibration.images:,} images of `{calibration.split}`, held '

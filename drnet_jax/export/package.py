@@ -84,11 +84,13 @@ def write(
     shared = {}
     if 'stablehlo' in formats:
       shared = write_stablehlo(partial, programs, share=weights == 'shared')
-    policies = [_row('usual', usual)]
+    policies = [_row('usual', usual, kept=True)]
     if calibration is not None:
       calibration.write(partial)
       for family, points in calibration.points['GMACs'].items():
         policies += [_row(family, point.policy, point) for point in points]
+      for family, point in calibration.kept.items():
+        policies.append(_row(family, point.policy, point, kept=True))
     fields = contract.to_json() | {
       'format': 2,
       'formats': list(formats),
@@ -98,7 +100,9 @@ def write(
       'policies': policies,
     }
     settings.write_json(os.path.join(partial, FILE), fields)
-    card = model_card.text(contract, calibration, about, formats, weights)
+    card = model_card.text(
+      contract, calibration, usual, about, formats, weights
+    )
     with open(os.path.join(partial, 'README.md'), 'w') as file:
       file.write(card)
 
@@ -154,13 +158,17 @@ def _write_runtime(folder: str) -> None:
 
 
 def _row(
-  family: str, policy: Policy, point: Point | None = None
+  family: str, policy: Policy, point: Point | None = None, kept: bool = False
 ) -> dict[str, Any]:
-  """A policy for `run.py`, with what it gives on the calibration images."""
+  """A policy for `run.py`, with what it gives on the calibration images.
+
+  `kept`: it is followed where no budget is given.
+  """
   promise = {name: getattr(point, name, None) for name in ('gmacs', 'top1')}
   # Signals lie between 0 and 1, and JSON knows no infinity.
   stop = np.clip(policy.stop, -1, 2).tolist()
-  return {'family': family} | promise | policy.to_json() | {'stop': stop}
+  row = {'family': family, 'kept': kept} | promise
+  return row | policy.to_json() | {'stop': stop}
 
 
 def write_onnx(

@@ -23,14 +23,17 @@ class Model:
   """An export, run by the best policy of a family for an average of gmacs."""
 
   def __init__(self, folder, *, policy=None, gmacs=np.inf):
-    policy = policy or ('usual' if gmacs == np.inf else 'best')
+    kept = gmacs == np.inf  # what keeps the accuracy, without a budget
+    policy = policy or ('usual' if kept else 'best')
     with open(os.path.join(folder, 'contract.json')) as file:
       self.contract = contract = json.load(file)
-    named = (row for row in contract['policies'] if row['family'] == policy)
-    if not (rows := [x for x in named if (x['gmacs'] or 0) <= gmacs]):
-      known = sorted({row['family'] for row in contract['policies']})
-      raise ValueError(f'no {policy!r} within {gmacs} GMACs; there are {known}')
-    self.policy = rows[-1]
+    rows = [row for row in contract['policies'] if row['kept'] == kept]
+    if not (named := [row for row in rows if row['family'] == policy]):
+      known = ', '.join(sorted({row['family'] for row in rows}))
+      raise ValueError(f'there is no policy {policy!r}; there are {known}')
+    if not kept and gmacs < (least := named[0]['gmacs']):
+      raise ValueError(f'the least of {policy!r} is {least:.4g} GMACs')
+    self.policy = [row for row in named if kept or row['gmacs'] <= gmacs][-1]
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # else it reports home
     import onnxruntime
 
@@ -85,8 +88,10 @@ def cut(image, view):
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser()
-  parser.add_argument('--policy')
-  parser.add_argument('--gmacs', type=float, default=np.inf)
+  parser.add_argument('--policy', help='best, cascade, fixed, router, ...')
+  parser.add_argument(
+    '--gmacs', type=float, default=np.inf, help='most for an image, on average'
+  )
   parser.add_argument('images', nargs='+')
   flags, failed = parser.parse_args(), 0
   here = os.path.dirname(os.path.abspath(__file__))

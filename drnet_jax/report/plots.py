@@ -9,6 +9,7 @@ import io
 import itertools
 import re
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -395,7 +396,12 @@ def _svg(figure: Figure, name: str, legend: int = 0) -> str:
   if legend:
     figure.legend(loc='outside lower center', ncols=legend)
   text = io.StringIO()
-  with matplotlib.rc_context({'svg.hashsalt': name}):
+  with (
+    matplotlib.rc_context({'svg.hashsalt': name}),
+    warnings.catch_warnings(),
+  ):
+    # Text stays text: whoever shows it has the font, or not.
+    warnings.filterwarnings('ignore', 'Glyph .* missing from font')
     _as_written(figure).savefig(
       text,
       format='svg',

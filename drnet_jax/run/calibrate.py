@@ -97,6 +97,11 @@ def calibrate_ladder(
     UserError: they know other classes or were given other images.
   """
   members = ladder.members(paths)
+  for file, what in (('config.json', 'a run'), ('contract.json', 'an export')):
+    if os.path.exists(os.path.join(folder, file)):
+      raise UserError(
+        f'{folder} holds {what}: name a new folder for the ladder'
+      )
   subjects = {k: Subject(p, overrides) for k, p in members.items()}
   first = next(iter(subjects.values()))
   split = split or first.data.validation_split
@@ -157,9 +162,9 @@ def check_held_out(split: str, subject: Subject) -> None:
   if split == subject.data.test_split:
     raise UserError(
       f'policies would be set on {split!r}, the images that they are to be '
-      'tested on. Train with --config.data.held_out=5000 '
-      f'--config.data.validation_split={HELD_OUT}, or name other images with '
-      'calibrate --split'
+      'tested on. Train with --config.data.held_out=0.1 '
+      f'--config.data.validation_split={HELD_OUT}, name other images with '
+      'calibrate --split, or estimate what policies give with --halves=10'
     )
 
 

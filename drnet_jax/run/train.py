@@ -84,6 +84,12 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     names = data.class_names() if is_new else workdir.class_names(path)
     source = data.open(data.train_split, names)
     validation = data.open(data.validation_split, names)
+    data.open(data.test_split, names)  # else missed when all is trained
+  if len(names) < 2:
+    raise UserError(
+      f'{data.data_dir or data.name}: {names[0]!r} is the only class of '
+      f'{data.train_split!r}; there is nothing to tell apart'
+    )
   source = data.with_unlabelled(source)
   model = models.create(run.model, num_classes=len(names))
   data.check_side(model.image_px)

@@ -40,7 +40,7 @@ from drnet_jax.serve.streaming import Stream
 if TYPE_CHECKING:
   from drnet_jax.run import workdir
 
-_AHEAD_BATCHES = 4  # that are read ahead, and seen at once by the predictor
+_AHEAD_BATCHES = 4  # that are read ahead
 _TURNS = 4  # of each thread at these, so that none waits long for another
 
 

@@ -203,8 +203,11 @@ class Schedule:
     """Runs black images, so that the first ones that come find all ready."""
     for place, queue in enumerate(self.queues):
       if isinstance(queue, Waiting):
-        side = self._view(place).side_px
-        for count in {1, self._batch}:
+        side, option = self._view(place).side_px, self._stops[place].option
+        # Some runtimes make a program of every number of images they meet.
+        for count in {
+          self._engine.bucket(option or 0, n + 1) for n in range(self._batch)
+        }:
           black = np.zeros((count, side, side, 3), np.uint8)
           np.asarray(self._compute(place, black)[0])
 

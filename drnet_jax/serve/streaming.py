@@ -2,12 +2,12 @@
 """Images that arrive one by one, answered before a deadline.
 
 Whenever the device has room, the image that came first starts, and what waits
-beside it for the same option runs with it; while others are being read it waits
-for these, up to half of its time. So a batch is as large as the load makes it:
-one image where there is little to do, full where there is much. An image whose
-policy sends it on while there is no time left for that leaves with what is
-known of it by then, and is counted as `hurried`: under too much load accuracy
-gives way before the deadline does.
+beside it for the same option runs with it; before it is run for the first time
+it waits while others are being read, up to half of its time. So a batch is as
+large as the load makes it: one image where there is little to do, full where
+there is much. An image whose policy sends it on while there is no time left for
+that leaves with what is known of it by then, and is counted as `hurried`: under
+too much load accuracy gives way before the deadline does.
 """
 
 import collections
@@ -100,11 +100,12 @@ class Stream:
 
     Returns:
       A future of its `Prediction`; it raises UserError if the image cannot be
-      read, and can be cancelled until the image is routed. Blocks while very
+      read, and can be cancelled until the image is let in. Blocks while very
       many are waiting.
     """
+    arrived = time.monotonic()
     self._room.acquire()
-    request = Request(time.monotonic(), concurrent.futures.Future())
+    request = Request(arrived, concurrent.futures.Future())
     request.future.add_done_callback(lambda _: self._room.release())
     item = Item(request, self._classifier.picture(source))
     self._open.add(item)
@@ -159,7 +160,8 @@ class Stream:
       if queue_.waiting:
         oldest = min(item.key.arrived for item in queue_.waiting)
         full = len(queue_.waiting) >= self._batch
-        waits = self._unread and not full
+        # Later on the wait would count as the time that a place takes.
+        waits = self._unread and not full and place == 0
         start = oldest + self._deadline_s / 2 if waits else oldest
         found = min(found, (start, place))
     return found
