@@ -515,7 +515,8 @@ def test_only_new_images_wait_for_others(classifier):
   stream = classifier.stream(deadline_ms=1000, batch=4)
   item = Item(Request(5.0, Future()), None)
   reading = Item(None, None)
-  for place, start in ((0, 5.5), (1, 5.0)):
+  for place, tried, start in ((0, [], 5.5), (1, [], 5.5), (1, [0], 5.0)):
+    item.tried = tried
     waiting = stream._schedule.queues[place].waiting
     waiting.append(item)
     stream._unread.add(reading)

@@ -101,10 +101,11 @@ class Schedule:
       with what is known of it.
 
   Attributes:
+    predicts: whether the first place is the predictor.
     asked: the views that an image may be asked for; it is let in with these
       cut.
-    seconds: per place, that images lately waited and ran there; of slow batches
-      it fades.
+    seconds: per place, that images which went on lately waited and ran there;
+      of slow batches it fades.
   """
 
   def __init__(
@@ -119,6 +120,7 @@ class Schedule:
     self._engine, self._contract, self._policy = engine, contract, policy
     self._batch, self._done, self._hurries = batch, done, hurries
     self._stops, self._entries = plan(policy, contract)
+    self.predicts = self._stops[0].option is None
     self.queues = [
       (None if stop.option is None else engine.pool(stop.option)) or Waiting()
       for stop in self._stops
@@ -183,7 +185,10 @@ class Schedule:
     if isinstance(queue, Waiting):
       count = min(len(queue.waiting), self._batch)
       taken = [queue.waiting.popleft() for _ in range(count)]
-      view = self._view(place)
+      view, now = self._view(place), time.monotonic()
+      for item in taken:
+        if not item.tried:  # it may have waited for others, as none does later
+          item.joined = now
       inputs = np.stack([item.picture.crop(view) for item in taken])
     else:
       inputs, taken = queue.pop()

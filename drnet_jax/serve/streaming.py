@@ -153,15 +153,18 @@ class Stream:
     """When to start what next, and where: the image that came first of all.
 
     At once if its batch is full or no other image is about to come, or else
-    when half of its time is over.
+    when half of its time is over. The predictor goes before all of them: what
+    it says fills their batches.
     """
     found: tuple[float, int | None] = (math.inf, None)
     for place, queue_ in enumerate(self._schedule.queues):
       if queue_.waiting:
+        if place == 0 and self._schedule.predicts:
+          return 0.0, place
         oldest = min(item.key.arrived for item in queue_.waiting)
         full = len(queue_.waiting) >= self._batch
-        # Later on the wait would count as the time that a place takes.
-        waits = self._unread and not full and place == 0
+        is_new = not any(item.tried for item in queue_.waiting)
+        waits = self._unread and is_new and not full
         start = oldest + self._deadline_s / 2 if waits else oldest
         found = min(found, (start, place))
     return found
