@@ -266,7 +266,7 @@ def test_predict_keeps_to_a_budget_and_a_policy(calibrated, images, capsys):
   assert [row['option'] for row in rows(policy='router')] == expected
   for wrong, message in (
     ({'budget_gmacs': 1e-9}, 'out of reach'),
-    ({'budget_accuracy': 1.1}, 'out of reach'),
+    ({'budget_accuracy': 1.1}, 'is no share'),
     ({'budget_gmacs': 7e-5, 'budget_ms': 1.0}, 'one budget'),
     ({'budget_gmacs': 7e-5, 'size': 16}, 'cannot be combined with a policy or'),
     ({'policy': 'cascade', 'size': 16}, 'cannot be combined with a policy or'),

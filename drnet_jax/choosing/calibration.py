@@ -126,7 +126,7 @@ class Calibration:
       return point
     if accuracy > 1:
       raise UserError(
-        f'accuracy = {accuracy:g} is a share, at most 1: {accuracy / 100:g}?'
+        f'accuracy = {accuracy:g} is no share: top-1 lies between 0 and 1'
       )
     enough = [p for p in points if p.top1 >= accuracy]
     if not enough:
