@@ -49,6 +49,15 @@ def test_hidden_files_are_no_images(photos, capsys):
   assert capsys.readouterr().out == f'{photos}: left out: 5 hidden\n'
 
 
+def test_images_in_no_class_are_counted(photos, capsys):
+  for name in ('0.png', '1.jpg', '._0.png', 'notes.txt'):
+    write(photos / name)
+  assert len(load(photos)[0]) == 4
+  assert (
+    capsys.readouterr().out == f'{photos}: left out: 2 images in no class\n'
+  )
+
+
 def test_nested_folders_are_read(photos, capsys):
   write(photos / 'cat' / 'more' / 'and more' / '7.webp')
   files, _ = load(photos)

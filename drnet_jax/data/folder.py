@@ -60,7 +60,9 @@ def load(
       left_out['classes without an image'] += not files[name]
   loose = [x.name for x in os.scandir(path) if _is(x.is_file)]
   left_out['images in no class'] += sum(
-    os.path.splitext(name)[1].lower() in pixels.endings() for name in loose
+    os.path.splitext(name)[1].lower() in pixels.endings()
+    for name in loose
+    if not name.startswith('.')
   )
   _say_once(path, describe(left_out))
   found = [name for name, of_class in files.items() if of_class]

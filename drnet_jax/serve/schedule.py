@@ -24,6 +24,7 @@ from drnet_jax.export.contract import Contract, View
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.picture import Picture
 
+_WARM = 16  # images: of more, a new number costs little beside its run
 _FADES = 0.9  # what is thought of a slow batch, by each that follows
 
 
@@ -210,9 +211,8 @@ class Schedule:
       if isinstance(queue, Waiting):
         side, option = self._view(place).side_px, self._stops[place].option
         # Some runtimes make a program of every number of images they meet.
-        for count in {
-          self._engine.bucket(option or 0, n + 1) for n in range(self._batch)
-        }:
+        counts = {*range(1, min(self._batch, _WARM)), self._batch}
+        for count in {self._engine.bucket(option or 0, n) for n in counts}:
           black = np.zeros((count, side, side, 3), np.uint8)
           np.asarray(self._compute(place, black)[0])
 
