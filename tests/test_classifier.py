@@ -25,14 +25,18 @@ from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.data import pixels, transforms
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
-from drnet_jax.serve.answers import Failure, prediction
+from drnet_jax.export.programs import programs
+from drnet_jax.serve.answers import Failure, predictions
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.schedule import Item
 from drnet_jax.serve.streaming import Request
+from drnet_jax.serve.xla import XlaEngine
 
+KEPT = 'jax, images kept on the device'  # as on every device but a CPU
 RUNTIMES = (
   'jax',
+  KEPT,
   'onnx',
   pytest.param(
     'openvino',
@@ -44,8 +48,16 @@ RUNTIMES = (
 )
 
 
+def kept(trained):
+  contract = Contract.of(trained)
+  made = programs(trained, contract)
+  return XlaEngine('jax', made, contract, batches=[1, 4], keep=True)
+
+
 @pytest.fixture(scope='module', params=RUNTIMES)
 def classifier(request, trained):
+  if request.param == KEPT:
+    return Classifier(Contract.of(trained), kept(trained))
   # By 'auto' OpenVINO may take bfloat16 where the processor has it.
   return Classifier.of(trained, runtime=request.param, precision='f32', batch=4)
 
@@ -91,6 +103,25 @@ def test_one_by_one_and_generated_are_the_same(classifier):
   assert classifier.predict([]) == []
 
 
+def test_kept_on_the_device_an_image_is_sent_there_once(trained, monkeypatch):
+  classifier = Classifier(Contract.of(trained), kept(trained))
+  sent, put = [], classifier.engine.put
+
+  def note(crops):
+    sent.append(len(crops))
+    return put(crops)
+
+  monkeypatch.setattr(classifier.engine, 'put', note)
+  every = tuple(range(len(classifier.contract.options)))
+  for asked in (
+    classifier.contract.as_trained,
+    policy.Policy(every, None, (1.0,) * (len(every) - 1)),
+  ):
+    sent.clear()
+    classifier.policy = asked
+    assert len(classifier.predict(pictures(50))) == sum(sent) == 50
+
+
 def test_twice_the_same_is_bit_for_bit_the_same(classifier):
   images = pictures(50, seed=2)
   first, second = classifier.predict(images), classifier.predict(images)
@@ -106,7 +137,7 @@ def test_of_equal_classes_the_first_wins(trained):
     p = rng.integers(0, 4, len(names)).astype(np.float32)
     order = sorted(range(len(names)), key=lambda i: (-p[i], i))
     for top_k in (0, 1, 3, len(names), len(names) + 1):
-      found = prediction(contract, item, p, top_k)
+      (found,) = predictions(contract, [item], p[None], top_k)
       assert found.label == order[0]
       assert [x for x, _ in found.top] == [names[i] for i in order[:top_k]]
 
@@ -325,8 +356,11 @@ def test_networks_of_a_ladder_know_the_same_classes(trained):
     Classifier.of_ladder({'one': trained, 'two': other}, runtime='jax')
 
 
-def test_nothing_is_compiled_after_loading(trained):
+@pytest.mark.parametrize('keep', [False, True])
+def test_nothing_is_compiled_after_loading(trained, keep):
   classifier = Classifier.of(trained, runtime='jax', batch=4)
+  if keep:
+    classifier.engine = kept(trained)
   with compilations() as compiled:
     for count in (1, 2, 7, 40):
       classifier.predict(pictures(count))

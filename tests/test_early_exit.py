@@ -264,8 +264,8 @@ def test_a_stage_that_fails_leaves_no_image_without_an_answer(
   classifier.policy = Policy(
     tuple(range(count)), None, (limit,) * (count - 1), signal='probability'
   )
-  monkeypatch.setattr(classifier.engine, 'run', fails)
   with classifier.stream(deadline_ms=2000, batch=8) as stream:
+    monkeypatch.setattr(classifier.engine, 'run', fails)
     futures = [stream.submit(image) for image in images]
   errors = [future.exception(timeout=5) for future in futures]
   assert sum(error is None for error in errors) == 2  # who left before

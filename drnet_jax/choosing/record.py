@@ -149,11 +149,12 @@ def pooled(probabilities: Sequence[np.ndarray]) -> np.ndarray:
 
 def signals(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Largest of [N, K] probabilities, and how far above the second: [N] each."""
+  first = probabilities.max(-1)
   if probabilities.shape[-1] == 1:
-    first = probabilities[:, 0]
     return first, first
-  two = np.partition(probabilities, -2, axis=-1)[:, -2:]
-  return two[:, 1], two[:, 1] - two[:, 0]
+  rest = probabilities.copy()  # faster than `numpy.partition`
+  rest[np.arange(len(rest)), probabilities.argmax(-1)] = -np.inf
+  return first, first - rest.max(-1)
 
 
 def checksum(image: np.ndarray) -> float:

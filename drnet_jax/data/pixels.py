@@ -289,7 +289,8 @@ def _from_array(x: np.ndarray) -> np.ndarray:
   elif x.dtype.kind == 'u' and x.dtype.itemsize == 2:
     x = (x >> 8).astype(np.uint8)
   elif x.dtype.kind in 'iu':
-    _check_range(x, 255)
+    if x.dtype != np.uint8:
+      _check_range(x, 255)
     x = x.astype(np.uint8)
   elif x.dtype.kind in 'fV':  # bfloat16 is of numpy's kind V
     x = x.astype(np.float32)

@@ -2,14 +2,19 @@
 """What a classifier gives back for an image."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve.schedule import Item
+
+_FEW = 10  # classes, up to which looking for each is faster than sorting all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +44,13 @@ class Failure:
   reason: str  # why, with the source named
 
 
-def prediction(
-  contract: Contract, item: Item, probabilities: np.ndarray, top_k: int
-) -> Prediction:
-  """Puts what was found of an image that has left, [K], into words.
+def predictions(
+  contract: Contract,
+  items: Sequence[Item],
+  probabilities: np.ndarray,
+  top_k: int,
+) -> list[Prediction]:
+  """Puts what was found of images that have left, [N, K], into words.
 
   Raises:
     UserError: the network returns NaN or infinity.
@@ -50,34 +58,55 @@ def prediction(
   if not np.isfinite(probabilities).all():
     raise UserError('the network returns NaN or infinity')
   order = _best(probabilities, max(top_k, 1))
-  classes, options = contract.class_names, contract.options
-  costs, ran = contract.costs, [item.policy.path[i] for i in item.tried]
+  best = np.take_along_axis(probabilities, order, 1).tolist()
+  names = contract.class_names
+  of_path = functools.cache(functools.partial(_of_path, contract))
+  return [
+    Prediction(
+      label=classes[0],
+      name=names[classes[0]],
+      probability=values[0],
+      top=tuple((names[i], p) for i, p in zip(classes, values, strict=True))[
+        :top_k
+      ],
+      probabilities=row,
+      hurried=item.hurried,
+      **of_path(item.policy, tuple(item.tried)),
+    )
+    for item, row, classes, values in zip(
+      items, probabilities, order.tolist(), best, strict=True
+    )
+  ]
+
+
+def _of_path(
+  contract: Contract, policy: Policy, tried: tuple[int, ...]
+) -> dict[str, Any]:
+  """The fields of a prediction that only its way decides."""
+  options, costs = contract.options, contract.costs
+  ran = [policy.path[i] for i in tried]
   gmacs = float(costs.of_path(options, ran)[0, -1])
-  if item.policy.start is not None:
+  if policy.start is not None:
     gmacs += costs.predictor
-  return Prediction(
-    label=int(order[0]),
-    name=classes[order[0]],
-    probability=float(probabilities[order[0]]),
-    top=tuple((classes[i], float(probabilities[i])) for i in order[:top_k]),
-    probabilities=probabilities,
-    option=options.names[ran[-1]],
-    ran=tuple(options.names[j] for j in ran),
-    size_px=contract.sizes_px[ran[-1]],
-    gmacs=gmacs,
-    full_gmacs=costs.full,
-    hurried=item.hurried,
-  )
+  return {
+    'option': options.names[ran[-1]],
+    'ran': tuple(options.names[j] for j in ran),
+    'size_px': contract.sizes_px[ran[-1]],
+    'gmacs': gmacs,
+    'full_gmacs': costs.full,
+  }
 
 
 def _best(probabilities: np.ndarray, count: int) -> np.ndarray:
-  """The likeliest classes, best first; of equal ones the first."""
-  found = np.arange(len(probabilities))
-  if count < len(found):  # so that there are few to sort
-    least = np.partition(probabilities, -count)[-count]
-    found = np.flatnonzero(probabilities >= least)
-  order = np.argsort(-probabilities[found], kind='stable')
-  return found[order[:count]]
+  """The likeliest classes of each row, best first; of equal ones the first."""
+  if count > _FEW:
+    return np.argsort(-probabilities, axis=1, kind='stable')[:, :count]
+  rest, rows = probabilities.copy(), np.arange(len(probabilities))
+  order = np.empty((len(rows), min(count, rest.shape[1])), int)
+  for place in range(order.shape[1]):
+    order[:, place] = rest.argmax(1)
+    rest[rows, order[:, place]] = -np.inf
+  return order
 
 
 def failure(index: int, source: Any, error: Exception) -> Failure:

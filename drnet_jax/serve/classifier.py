@@ -29,7 +29,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract, is_export
 from drnet_jax.run import ladder, paths
 from drnet_jax.serve import loading
-from drnet_jax.serve.answers import Failure, Prediction, failure, prediction
+from drnet_jax.serve.answers import Failure, Prediction, failure, predictions
 from drnet_jax.serve.choice import How
 from drnet_jax.serve.engines import Engine
 from drnet_jax.serve.loading import Loaded
@@ -249,8 +249,9 @@ class Classifier:
       raise ValueError(f'{on_error=} is neither raise nor return')
     found: dict[int, Prediction | Failure] = {}
 
-    def done(item: Item, probabilities: np.ndarray) -> None:
-      found[item.key] = prediction(self.contract, item, probabilities, top_k)
+    def done(items: list[Item], probabilities: np.ndarray) -> None:
+      answers = predictions(self.contract, items, probabilities, top_k)
+      found.update(zip((item.key for item in items), answers, strict=True))
 
     def read(i: int, source: Any) -> Item | None:
       item = Item(i, self.picture(source))
@@ -314,7 +315,9 @@ class Classifier:
       return source
     return Picture(source, self.contract)
 
-  def schedule(self, *, done: Callable[[Item, np.ndarray], None]) -> Schedule:
+  def schedule(
+    self, *, done: Callable[[list[Item], np.ndarray], None]
+  ) -> Schedule:
     """A schedule of the policy as it is now; see there."""
     batch = self.engine.best_batch
     return Schedule(self.engine, self.contract, self.policy, batch, done)

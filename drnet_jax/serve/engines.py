@@ -5,12 +5,13 @@ An engine is given batches and gives back
 
     log_p(images)  [B, R], the predictor's log-probabilities, and
     run(j, inputs) [B, K], the probabilities of the classes at option j, and
-                   what a later option of the same network goes on with
+                   what a later option goes on with
 
-where `images` are uint8 [B, S, S, 3] with S as the contract says, and so are
-`inputs`, unless the option goes on with what an earlier one left (`pool`). An
-engine may return more rows than it was given (a bucket's padding) and may
-return before it is done; `numpy.asarray` waits. Here are those that need no
+where `images` are uint8 [B, S, S, 3] with S as the contract says, as `put` has
+made them of crops, and so are `inputs`, unless the option goes on with what an
+earlier one left, or with the predictor's images (`pool`). An engine may return
+more rows than it was given (a bucket's padding) and may return before it is
+done; `numpy.asarray` waits. Here are those that need no
 JAX; those that do are in `xla` and `stages`.
 """
 
@@ -43,11 +44,18 @@ class Engine(Protocol):
     """How many images are computed at an option where `count` are asked for."""
     return count
 
-  def pool(self, option: int) -> Any | None:
-    """Where images wait that go on with what an earlier option left."""
+  def pool(self, option: int, *, comes_first: bool) -> Any | None:
+    """Where images wait that go on with what an earlier place left.
+
+    `comes_first`: the option is the first place of its network on their way.
+    """
     return None  # they wait as crops
 
-  def log_p(self, images: np.ndarray) -> Any: ...
+  def put(self, crops: np.ndarray) -> Any:
+    """Crops, uint8 [B, S, S, 3], as `log_p` and `run` take them."""
+    return crops
+
+  def log_p(self, images: Any) -> Any: ...
 
   def run(self, option: int, inputs: Any) -> tuple[Any, Any]: ...
 
@@ -150,9 +158,10 @@ class LadderEngine(Engine):
     engine, j = self._options[option]
     return engine.bucket(j, count)
 
-  def pool(self, option: int) -> Any | None:
+  def pool(self, option: int, *, comes_first: bool) -> Any | None:
     engine, j = self._options[option]
-    return engine.pool(j)
+    # What one network left, or its predictor, is nothing to another.
+    return engine.pool(j, comes_first=True)
 
   def log_p(self, images: np.ndarray) -> Any:
     return self._router.log_p(images)

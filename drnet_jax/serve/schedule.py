@@ -3,7 +3,7 @@
 
 An image waits in the queue of its option, or of the predictor that is to choose
 one, until a batch is full, is run, and leaves or joins another queue with what
-it carries: its crops, the features of a network with exits, the answers so far.
+it carries: its crops or what the device has of it, and the answers so far.
 Whoever holds a `Schedule` (a call of `predict`, a stream) decides when a batch
 that is not full must run.
 """
@@ -84,6 +84,16 @@ def plan(policy: Policy, contract: Contract) -> tuple[list[Stop], list[int]]:
   return stops, entries
 
 
+class _Flight(NamedTuple):
+  """A batch that runs, or whose results are to be fetched."""
+
+  place: int
+  items: list[Item]
+  said: Any  # [B, ...]
+  state: Any  # that images go on with
+  crops: np.ndarray | None  # that it runs on
+
+
 class Waiting:
   """Images that wait for an option as crops, the oldest first."""
 
@@ -97,7 +107,7 @@ class Schedule:
   Args:
     engine, contract, policy: what runs, and how.
     batch: the most images that run at once.
-    done: called with each item that leaves, and its answer [K].
+    done: called with items that leave together, and their answers [N, K].
     hurries: whether an image that is to go on, to the place given, must leave
       with what is known of it.
 
@@ -115,7 +125,7 @@ class Schedule:
     contract: Contract,
     policy: Policy,
     batch: int,
-    done: Callable[[Item, np.ndarray], None],
+    done: Callable[[list[Item], np.ndarray], None],
     hurries: Callable[[Item, int], bool] = lambda item, place: False,
   ):
     self._engine, self._contract, self._policy = engine, contract, policy
@@ -123,10 +133,11 @@ class Schedule:
     self._stops, self._entries = plan(policy, contract)
     self.predicts = self._stops[0].option is None
     self.queues = [
-      (None if stop.option is None else engine.pool(stop.option)) or Waiting()
-      for stop in self._stops
+      (place and engine.pool(stop.option, comes_first=not place)) or Waiting()
+      for place, stop in enumerate(self._stops)
     ]
-    self._in_flight: collections.deque = collections.deque()
+    self._in_flight: collections.deque[_Flight] = collections.deque()
+    self._spare: dict[tuple, list[np.ndarray]] = collections.defaultdict(list)
     self.seconds = [0.0] * len(self._stops)
     self.asked = [
       self._view(place)
@@ -166,7 +177,7 @@ class Schedule:
   def held(self) -> set[Item]:
     """The images that wait, or whose results are to be fetched."""
     waiting = (queue.waiting for queue in self.queues)
-    flying = (items for _, items, *_ in self._in_flight)
+    flying = (flight.items for flight in self._in_flight)
     return set().union(*waiting, *flying)
 
   @property
@@ -190,31 +201,51 @@ class Schedule:
       for item in taken:
         if not item.tried:  # it may have waited for others, as none does later
           item.joined = now
-      inputs = np.stack([item.picture.crop(view) for item in taken])
+      shape = (count, view.side_px, view.side_px, 3)
+      # New memory takes longer to fill than what was used before.
+      crops = self._spare[shape].pop() if self._spare[shape] else None
+      crops = np.stack([x.picture.crop(view) for x in taken], out=crops)
+      self._run(place, taken, self._engine.put(crops), crops)
     else:
       inputs, taken = queue.pop()
-    self._run(place, taken, inputs)
+      self._run(place, taken, inputs)
 
-  def _run(self, place: int, items: list[Item], inputs: Any) -> None:
-    self._in_flight.append((place, items, *self._compute(place, inputs)))
+  def _run(
+    self,
+    place: int,
+    items: list[Item],
+    inputs: Any,
+    crops: np.ndarray | None = None,
+  ) -> None:
+    """Runs a batch; once it is fetched the memory of `crops` is used again."""
+    said, state = self._compute(place, inputs)
+    self._in_flight.append(_Flight(place, items, said, state, crops))
 
   def _compute(self, place: int, inputs: Any) -> tuple[Any, Any]:
     """What is said of a batch at a place, [B, ...], and the state after."""
     option = self._stops[place].option
     if option is None:
-      return self._engine.log_p(inputs), None
+      return self._engine.log_p(inputs), inputs
     return self._engine.run(option, inputs)
 
   def warm_up(self) -> None:
     """Runs black images, so that the first ones that come find all ready."""
-    for place, queue in enumerate(self.queues):
-      if isinstance(queue, Waiting):
-        side, option = self._view(place).side_px, self._stops[place].option
-        # Some runtimes make a program of every number of images they meet.
-        counts = {*range(1, min(self._batch, _WARM)), self._batch}
-        for count in {self._engine.bucket(option or 0, n) for n in counts}:
-          black = np.zeros((count, side, side, 3), np.uint8)
-          np.asarray(self._compute(place, black)[0])
+    # Some runtimes make a program of every number of images they meet.
+    counts = [*range(1, min(self._batch, _WARM)), self._batch]
+    buckets = {
+      tuple(self._engine.bucket(stop.option or 0, n) for stop in self._stops)
+      for n in counts
+    }
+    for of_place in buckets:
+      state = None
+      for place, (queue, count) in enumerate(
+        zip(self.queues, of_place, strict=True)
+      ):
+        if isinstance(queue, Waiting):
+          side = self._view(place).side_px
+          state = self._engine.put(np.zeros((count, side, side, 3), np.uint8))
+        said, state = self._compute(place, state)
+        np.asarray(said)
 
   def work(self) -> None:
     """Runs what is full, and fetches results beyond those to keep in flight."""
@@ -236,13 +267,15 @@ class Schedule:
 
   def fetch(self) -> None:
     """Waits for the oldest batch; its images leave or go on."""
-    place, items, said, state = self._in_flight.popleft()
+    place, items, said, state, crops = self._in_flight.popleft()
     stop = self._stops[place]
     rows = np.asarray(said)[: len(items)]  # the rest is padding
+    if crops is not None and len(crops) == self._batch:
+      self._spare[crops.shape].append(crops)
     took = time.monotonic() - min(item.joined for item in items)
     self.seconds[place] = max(took, _FADES * self.seconds[place])
     if stop.option is None:
-      self._begin(items, rows)
+      self._begin(items, rows, state)
       return
     goes_on = np.ones(len(items), bool)
     if stop.position is not None:
@@ -260,13 +293,13 @@ class Schedule:
       for i in np.flatnonzero(goes_on):
         items[i].hurried = self._hurries(items[i], place + 1)
         goes_on[i] = not items[i].hurried
-      for i in np.flatnonzero(~goes_on):
-        self._done(items[i], answers[i])
-    kept = np.flatnonzero(goes_on)
-    if len(kept):
+      if leaving := np.flatnonzero(~goes_on).tolist():
+        self._done([items[i] for i in leaving], answers[leaving])
+    kept = np.flatnonzero(goes_on).tolist()
+    if kept:
       self._go_on(place + 1, items, kept, state)
 
-  def _begin(self, items: list[Item], rows: np.ndarray) -> None:
+  def _begin(self, items: list[Item], rows: np.ndarray, state: Any) -> None:
     """Sends images where the predictor's rows, log p of its options, say."""
     log_p = np.full((len(items), len(self._contract.options)), -np.inf)
     log_p[:, list(self._contract.routes)] = rows
@@ -275,10 +308,15 @@ class Schedule:
       view = self._contract.predictor_view
       draw = np.array([checksum(item.picture.crop(view)) for item in items])
     first = self._policy.begin(log_p, draw, len(items))
-    for item, position in zip(items, first.tolist(), strict=True):
-      self._join(self._entries[position], item)
+    places = np.asarray(self._entries)[first]
+    for place in np.unique(places).tolist():
+      kept = np.flatnonzero(places == place).tolist()
+      self._go_on(place, items, kept, state)
 
-  def _go_on(self, place: int, items, kept: np.ndarray, state) -> None:
+  def _go_on(
+    self, place: int, items: list[Item], kept: list[int], state: Any
+  ) -> None:
+    """Lets those `kept` of a batch wait at a place, or run there at once."""
     queue = self.queues[place]
     if isinstance(queue, Waiting):
       for i in kept:

@@ -13,7 +13,9 @@ import numpy as np
 from drnet_jax import routing
 from drnet_jax.export.contract import PREDICTOR, Contract
 from drnet_jax.export.programs import Program
+from drnet_jax.serve import pools
 from drnet_jax.serve.engines import Engine
+from drnet_jax.serve.pools import Pool
 
 _MOST_BAKED_BYTES = 2**30
 IN_FLIGHT = 4  # batches whose results are still to be fetched
@@ -34,6 +36,9 @@ class XlaEngine(Engine):
   """Programs (see `export.programs`) compiled ahead of time.
 
   Each is compiled for batches of the sizes `batches`; others are padded.
+
+  With `keep` images stay on the device on their way from one option to the
+  next, if all are given the same crop. By default, where that is not a CPU.
   """
 
   in_flight = IN_FLIGHT
@@ -45,6 +50,7 @@ class XlaEngine(Engine):
     contract: Contract,
     *,
     batches: Sequence[int],
+    keep: bool | None = None,
   ):
     self.name = name
     self._batches = sorted(set(batches))
@@ -60,18 +66,42 @@ class XlaEngine(Engine):
         jobs[program, batch] = functools.partial(
           compile_program, function, weights, images, weight_bytes
         )
+    views = {*contract.views, contract.predictor_view} - {None}
+    if keep is None:
+      keep = jax.default_backend() != 'cpu'
+    self._keeps = keep and len(views) == 1
+    self._crops = {}
+    if self._keeps:
+      side_px = contract.views[0].side_px
+      for batch in self._batches:
+        shape = (batch, side_px, side_px, 3)
+        self._crops[batch] = jax.ShapeDtypeStruct(shape, np.uint8)
+      jobs |= pools.jobs(self._crops)
     self._compiled = in_parallel(jobs)
 
   def bucket(self, option: int, count: int) -> int:
     return routing.bucket(count, self._batches)
 
-  def log_p(self, images: np.ndarray) -> jax.Array:
+  def pool(self, option: int, *, comes_first: bool) -> Pool | None:
+    if comes_first or not self._keeps:
+      return None
+    return Pool(self._crops, self._compiled)
+
+  def put(self, crops: np.ndarray) -> Any:
+    if not self._keeps:
+      return crops
+    crops = padded(crops, routing.bucket(len(crops), self._batches))
+    if jax.default_backend() == 'cpu':
+      crops = crops.copy()  # what JAX is given it would go on reading
+    return jax.device_put(crops)
+
+  def log_p(self, images: Any) -> jax.Array:
     return self._run(PREDICTOR, images)
 
-  def run(self, option: int, inputs: np.ndarray) -> tuple[jax.Array, None]:
-    return self._run(self._programs[option], inputs), None
+  def run(self, option: int, inputs: Any) -> tuple[jax.Array, Any]:
+    return self._run(self._programs[option], inputs), inputs
 
-  def _run(self, name: str, images: np.ndarray) -> jax.Array:
+  def _run(self, name: str, images: Any) -> jax.Array:
     batch = routing.bucket(len(images), self._batches)
     return self._compiled[name, batch](padded(images, batch))
 
@@ -83,7 +113,7 @@ def in_parallel(jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
     return {key: future.result() for key, future in futures.items()}
 
 
-def padded(images: np.ndarray, batch: int) -> np.ndarray:
+def padded(images: Any, batch: int) -> Any:
   """Images, and black ones up to a number."""
   missing = batch - len(images)
   if not missing:
