@@ -39,11 +39,8 @@ for flag in "$@"; do
 done
 
 cd "$(dirname "$0")/.."
-# XLA by itself tries out many kernels as it compiles, and on an H100 compiling
-# left no time to measure; part f says what that search costs and is worth.
 # PyTorch is timed in the same process and wants memory, too.
-run env XLA_FLAGS="${XLA_FLAGS---xla_gpu_autotune_level=0}" \
-  XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.65}" \
+run env XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.65}" \
   timeout --kill-after=10 480 "${PYTHON:-python}" -m drnet_jax benchmark_accelerator \
   "--out=${OUT:-runs/accelerator}" --config=configs/accelerator.py \
   "--config.data.data_dir=$packed" "${flags[@]}"

@@ -8,7 +8,7 @@ import pytest
 from conftest import encoded, pack, rows_of
 
 from configs import accelerator as accelerator_config
-from drnet_jax.bench import accelerator, trace
+from drnet_jax.bench import accelerator, accelerator_parts, trace
 from drnet_jax.errors import UserError
 
 
@@ -25,7 +25,7 @@ def suite(tmp_path):
   )
   config = accelerator_config.get_config()
   config.data.data_dir = path
-  return accelerator.Suite(
+  return accelerator_parts.Suite(
     out=str(tmp_path / 'out'),
     seconds=800,
     small=True,
@@ -68,7 +68,7 @@ def test_every_part_in_small(suite):
     and measure == 'gmacs'
   ]
   assert routed and min(routed) > 0
-  assert '7 of 7' in text and '| routed, bulk |' in text
+  assert '9 of 9' in text and '| routed, bulk |' in text
   with open(f'{suite.out}/index.html') as file:
     assert 'fixed 32, 16 images' in file.read()
 
@@ -77,7 +77,7 @@ def test_a_training_is_as_long_as_the_speed_allows(suite):
   suite.config.data.held_out = 8
   steps = suite.found['c steps'] = []
   with pytest.raises(RuntimeError, match='no fixed step'):
-    accelerator._set_epochs(suite, suite.config, 100.0)
+    accelerator_parts._set_epochs(suite, suite.config, 100.0)
   lengths = []
   for speed in (10.0, 20.0):
     steps[:] = [
@@ -87,7 +87,7 @@ def test_a_training_is_as_long_as_the_speed_allows(suite):
         'images_per_second': speed,
       }
     ]
-    accelerator._set_epochs(suite, suite.config, 1000.0)
+    accelerator_parts._set_epochs(suite, suite.config, 1000.0)
     stages = suite.config.pretrain, suite.config.finetune
     lengths.append([stage.epochs for stage in stages])
   slow, fast = np.array(lengths)

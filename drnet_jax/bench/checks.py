@@ -43,6 +43,7 @@ _OBJECTIVE = {
   'costs': (),
 }
 _TARGET_SHARE = 0.3
+_HALF = 0.25  # what rounding may change of a gradient; on CPUs .17
 # Multiply-adds up to the last exit, as the authors' counter prints.
 _RANET, _RANET_MACS = 'cifar_budgeted_small', 58_921_020
 _EXIT_CONFIDENCE = 0.12  # of ten classes: some images leave early
@@ -62,7 +63,7 @@ def all_checks(small: bool) -> Iterator[dict]:
   halved = _gradients(_drnet(small, 'bfloat16'), size)
   for name, ours in halved.items():
     error = _error(ours, exact[name])
-    yield _row(f'bfloat16 against float32, {name}', error, 0.1)
+    yield _row(f'bfloat16 against float32, {name}', error, _HALF)
 
 
 def _row(check: str, value: float, bound: float) -> dict:

@@ -101,10 +101,10 @@ def in_torch(network: str, num_classes: int) -> Callable:
   return run
 
 
-def training_step(
-  network: str, num_classes: int, batch_size: int
+def training_steps(
+  network: str, num_classes: int, batch_size: int, steps: int
 ) -> Callable[[], None]:
-  """A job: a training step, on the same images of 224 px each time.
+  """A job: so many training steps, on the same images of 224 px each time.
 
   Channels last, compiled, bfloat16 on a GPU, SGD with momentum.
   """
@@ -120,16 +120,17 @@ def training_step(
   labels = torch.arange(batch_size, device=where) % num_classes
   compiled = torch.compile(module)
 
-  def step() -> None:
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(where, torch.bfloat16, enabled=where != 'cpu'):
-      loss = loss_fn(compiled(images), labels)
-    loss.backward()
-    optimizer.step()
+  def run() -> None:
+    for _ in range(steps):
+      optimizer.zero_grad(set_to_none=True)
+      with torch.autocast(where, torch.bfloat16, enabled=where != 'cpu'):
+        loss = loss_fn(compiled(images), labels)
+      loss.backward()
+      optimizer.step()
     if where != 'cpu':
       torch.cuda.synchronize()
 
-  return step
+  return run
 
 
 def device() -> str:

@@ -68,7 +68,9 @@ class StageEngine(Engine):
 
   def pool(self, option: int, *, comes_first: bool) -> Pool | None:
     """Of images on their way to an exit; None for the first: it takes crops."""
-    return Pool(self._states[option], self._compiled[option]) if option else None
+    return (
+      Pool(self._states[option], self._compiled[option]) if option else None
+    )
 
   def _shapes(self, batch: int) -> list[Any]:
     """The state that each stage begins with."""
