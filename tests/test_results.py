@@ -258,7 +258,11 @@ def accelerator():
     measures[r['what']][r['measure']] = r['value']
   rows = [('matrix product, TFLOP/s', ',.0f'), ('copy, GB/s', ',.0f')]
   rows += [('routed step against dense, float32', '.1e')]
-  rows += [('RANet, multiply-adds', '.0f')]
+  rows += [
+    (what, '.2f' if what.startswith('bfloat16') else '.0f')
+    for what, measured in measures.items()
+    if 'bound' in measured and not what.startswith('routed')
+  ]
   return [
     [
       what,
@@ -267,6 +271,11 @@ def accelerator():
     ]
     for what, form in rows
   ]
+
+
+def compiling():
+  """Seconds that an H100's programs took to compile."""
+  return [list(r.values()) for r in raw('accelerator_compiling')]
 
 
 def ladder_speed():
@@ -644,6 +653,7 @@ IN_RESULTS = {
   ('network and part', 'float32, %'): int8,
   ('weights and size', 'float32, %'): half_accuracy,
   ('on an H100', 'found'): accelerator,
+  ('program', 'images', 'searched for'): compiling,
   ('in a stream, float32',): stream,
 }
 

@@ -163,7 +163,7 @@ def _initial_weights(
 ):
   """(params, batch_stats) to begin the first stage with."""
   weights = jax.device_put(
-    models.initial_weights(model, jax.random.key(run.seed)),
+    models.initial_weights(model, run.seed),
     mesh_lib.replicated(mesh),
   )
   if not run.init_from:

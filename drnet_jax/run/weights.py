@@ -129,11 +129,10 @@ def import_torch(
   names = data.class_names()
   section = settings.field(config, 'model')
   model = models.create(section, num_classes=len(names))
-  key = jax.random.key(settings.field(config, 'seed'))
   weights = _from_torch(
     file,
     model,
-    models.initial_weights(model, key),
+    models.initial_weights(model, settings.field(config, 'seed')),
     reset_head=settings.field(config, 'reset_head'),
   )
   workdir.begin(path, config, names)

@@ -88,9 +88,9 @@ class Pool:
     self._slots = push(self._slots, state, padded_rows, start)
     self.waiting += items
 
-  def pop(self) -> tuple[Any, list[Any]]:
-    """Takes the latest batch out: its state, in its bucket, and its images."""
-    count = min(len(self.waiting), self._batches[-1])
+  def pop(self, most: int) -> tuple[Any, list[Any]]:
+    """Takes the latest out: their state, in its bucket, and the images."""
+    count = min(len(self.waiting), most)
     start = len(self.waiting) - count
     pop = self._compiled['pop', routing.bucket(count, self._batches)]
     # Before `pop`: if it fails, nobody must wait for these images.

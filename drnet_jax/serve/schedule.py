@@ -207,7 +207,7 @@ class Schedule:
       crops = np.stack([x.picture.crop(view) for x in taken], out=crops)
       self._run(place, taken, self._engine.put(crops), crops)
     else:
-      inputs, taken = queue.pop()
+      inputs, taken = queue.pop(self._batch)
       self._run(place, taken, inputs)
 
   def _run(
