@@ -250,12 +250,12 @@ class Data:
       image = random_crop.random_resized_crop(
         encoded, size_px, rng, least=self.least_crop, max_pixels=limit
       )
-    else:
+      example = example | {'image': image}
+    elif self.augmentation == 'random_shift':
       image = pixels.decode(encoded, max_pixels=limit)
-    if self.augmentation == 'random_shift':
       image = transforms.random_shift(image, size_px, rng)
-    example = example | {'image': image}
-    if self.augmentation == 'compose_digits':
+      example = example | {'image': image}
+    else:
       example = scaled_digits.compose_example(example, rng, size_px)
     if self.rand_augment:
       image = rand_augment.apply(example['image'], rng, *self.rand_augment)

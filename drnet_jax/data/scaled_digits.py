@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from drnet_jax.data import pixels
 from drnet_jax.errors import UserError
 
 CANVAS_PX = 64
@@ -71,14 +72,19 @@ def _enlargement(from_px: int, to_px: int) -> np.ndarray:
 def compose_example(
   example: dict[str, np.ndarray], rng: np.random.Generator, size_px: int
 ) -> dict[str, np.ndarray]:
-  """A fresh training image from an element of the split 'originals'."""
+  """A fresh training image from an element of the split 'originals', encoded."""
   if size_px != CANVAS_PX:
     raise UserError(
       f'scaled_digits are {CANVAS_PX} px: the largest of '
       f'config.model.resolutions must be {CANVAS_PX}, not {size_px}'
     )
-  image, size = compose(example['image'][..., 0], rng)
+  image, size = compose(_original(example['image']), rng)
   return example | {'image': image, 'digit_px': np.int32(size)}
+
+
+@functools.cache  # they are few, and come again and again
+def _original(encoded: bytes) -> np.ndarray:
+  return pixels.decode(encoded)[..., 0]
 
 
 class ScaledDigits(tfds.core.GeneratorBasedBuilder):

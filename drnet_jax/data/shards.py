@@ -11,10 +11,12 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from etils import epath
 
 from drnet_jax.data.pixels import UnreadableImage
 from drnet_jax.errors import UserError
 
+_KEPT_BYTES = 2**25  # of a split's shards, up to which its examples are kept
 _THREADS = 16  # that open shards; they may lie on a remote disk
 
 
@@ -55,6 +57,11 @@ class Shards:
       deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
     )
     self._parts = builder.info.splits[split].file_instructions
+    # Of a small split, so that it is read once and not in every epoch.
+    self._kept: dict[int, dict[str, Any]] | None = None
+    files = {os.fspath(part.filename) for part in self._parts}
+    if sum(epath.Path(x).stat().length for x in files) <= _KEPT_BYTES:
+      self._kept = {}
     self._ends = list(itertools.accumulate(part.take for part in self._parts))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       list(pool.map(_check, self._parts))  # raises what they raise
@@ -63,6 +70,14 @@ class Shards:
     return len(self._examples)
 
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    if self._kept is None:
+      return self._read(i)
+    at = range(len(self))[i]
+    if at not in self._kept:
+      self._kept[at] = self._read(at)
+    return self._kept[at].copy()
+
+  def _read(self, i: SupportsIndex) -> dict[str, Any]:
     try:
       record = self._examples[i]
     except RuntimeError as error:  # what the reader raises for damaged data
