@@ -28,6 +28,7 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import programs
 from drnet_jax.serve.answers import Failure, predictions
 from drnet_jax.serve.classifier import Classifier
+from drnet_jax.serve.engines import LadderEngine
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.schedule import Item
 from drnet_jax.serve.streaming import Request
@@ -120,6 +121,21 @@ def test_kept_on_the_device_an_image_is_sent_there_once(trained, monkeypatch):
     sent.clear()
     classifier.policy = asked
     assert len(classifier.predict(pictures(50))) == sum(sent) == 50
+
+
+def test_networks_of_a_ladder_are_sent_crops_of_their_own(trained):
+  """Even if both keep images on the device: one's are nothing to the other."""
+  contracts = {'one': Contract.of(trained), 'two': Contract.of(trained)}
+  engine = LadderEngine([(kept(trained), c) for c in contracts.values()])
+  both = Classifier(Contract.join(contracts), engine)
+  assert kept(trained).pool(2) and not any(engine.pool(j) for j in range(6))
+  alone, images = Classifier(contracts['one'], kept(trained)), pictures(30)
+  alone.policy = policy.fixed(2)
+  # Of the first network the smallest size, then of the second the largest.
+  both.policy = policy.Policy((0, 5), None, (2.0,), answer='last')
+  for a, b in zip(alone.predict(images), both.predict(images), strict=True):
+    np.testing.assert_array_equal(a.probabilities, b.probabilities)
+    assert len(b.ran) == 2
 
 
 def test_twice_the_same_is_bit_for_bit_the_same(classifier):

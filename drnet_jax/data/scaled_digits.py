@@ -72,7 +72,7 @@ def _enlargement(from_px: int, to_px: int) -> np.ndarray:
 def compose_example(
   example: dict[str, np.ndarray], rng: np.random.Generator, size_px: int
 ) -> dict[str, np.ndarray]:
-  """A fresh training image from an element of the split 'originals', encoded."""
+  """A fresh training image from an encoded element of 'originals'."""
   if size_px != CANVAS_PX:
     raise UserError(
       f'scaled_digits are {CANVAS_PX} px: the largest of '

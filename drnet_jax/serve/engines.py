@@ -44,10 +44,10 @@ class Engine(Protocol):
     """How many images are computed at an option where `count` are asked for."""
     return count
 
-  def pool(self, option: int, *, comes_first: bool) -> Any | None:
-    """Where images wait that go on with what an earlier place left.
+  def pool(self, option: int) -> Any | None:
+    """Where images wait for an option that is not the first they come to.
 
-    `comes_first`: the option is the first place of its network on their way.
+    They go on with what the predictor or an earlier option left.
     """
     return None  # they wait as crops
 
@@ -149,6 +149,8 @@ class LadderEngine(Engine):
     self._options = [
       (engine, j) for engine, c in members for j in range(len(c.options))
     ]
+    chain = [link for _, c in members for link in c.options.chain]
+    self._exits = {option for option, link in enumerate(chain) if link >= 0}
     self._router = next((e for e, c in members if c.routes), None)
     self.name = ' + '.join(dict.fromkeys(engine.name for engine in engines))
     self.best_batch = min(engine.best_batch for engine in engines)
@@ -158,10 +160,10 @@ class LadderEngine(Engine):
     engine, j = self._options[option]
     return engine.bucket(j, count)
 
-  def pool(self, option: int, *, comes_first: bool) -> Any | None:
+  def pool(self, option: int) -> Any | None:
     engine, j = self._options[option]
-    # What one network left, or its predictor, is nothing to another.
-    return engine.pool(j, comes_first=True)
+    # What one network left is nothing to another; only exits follow each other.
+    return engine.pool(j) if option in self._exits else None
 
   def log_p(self, images: np.ndarray) -> Any:
     return self._router.log_p(images)

@@ -133,7 +133,7 @@ class Schedule:
     self._stops, self._entries = plan(policy, contract)
     self.predicts = self._stops[0].option is None
     self.queues = [
-      (place and engine.pool(stop.option, comes_first=not place)) or Waiting()
+      (place and engine.pool(stop.option)) or Waiting()
       for place, stop in enumerate(self._stops)
     ]
     self._in_flight: collections.deque[_Flight] = collections.deque()

@@ -66,7 +66,7 @@ class StageEngine(Engine):
     batch = len(jax.tree.leaves(inputs)[0])
     return self._compiled[option]['run', batch](inputs)
 
-  def pool(self, option: int, *, comes_first: bool) -> Pool | None:
+  def pool(self, option: int) -> Pool | None:
     """Of images on their way to an exit; None for the first: it takes crops."""
     return (
       Pool(self._states[option], self._compiled[option]) if option else None

@@ -82,10 +82,8 @@ class XlaEngine(Engine):
   def bucket(self, option: int, count: int) -> int:
     return routing.bucket(count, self._batches)
 
-  def pool(self, option: int, *, comes_first: bool) -> Pool | None:
-    if comes_first or not self._keeps:
-      return None
-    return Pool(self._crops, self._compiled)
+  def pool(self, option: int) -> Pool | None:
+    return Pool(self._crops, self._compiled) if self._keeps else None
 
   def put(self, crops: np.ndarray) -> Any:
     if not self._keeps:
