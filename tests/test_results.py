@@ -729,9 +729,11 @@ def test_the_quick_start_wins_plainly():
 def test_the_prose_on_photographs_is_that_of_its_csv():
   cells = {row[0]: row[1:] for row in photos_seeds()}
   _, top1, gain, over_networks = cells['best within 30 %']
-  gain = gain.partition(' ')[0].lstrip('+')
+  gain, over_networks = (
+    x.partition(' ')[0].lstrip('+') for x in (gain, over_networks)
+  )
   for said in (
-    f'and {over_networks.lstrip("+")} more than networks trained for one size',
+    f'and {over_networks} more than networks trained for one size',
     f'has {top1.partition(" ")[0]} %, {gain} points more than its',
     f'network has {gain} points more than its best fixed size',
   ):
