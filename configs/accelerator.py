@@ -42,5 +42,7 @@ def get_config(start: str = 'scratch') -> ml_collections.ConfigDict:
     config.finetune.eval_every_epochs = 1000.0
     config.finetune.objective.gradient = 'all'
     config.finetune.objective.eta = 1.0
+    # Few programs: on a GPU each takes 20 s and more to compile.
+    config.finetune.objective.bucket_growth = 4.0
     config.finetune.objective.target_gmacs = 1.1  # half of the largest size's
   return config

@@ -36,7 +36,7 @@ from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import programs
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated
-from drnet_jax.run import evaluate, train
+from drnet_jax.run import evaluate, train, workdir
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.xla import XlaEngine
 
@@ -159,7 +159,7 @@ def more_steps(suite: Suite, left_s: float) -> Iterator[dict]:
 def _step_rows(
   suite: Suite, batch_size: int, kinds: Sequence[str], start: int = 0
 ) -> Iterator[dict]:
-  """Rows of `training.time_steps`, but for the first ones, as this page has."""
+  """Rows of `training.time_steps`, from that of contender `start` on."""
   batch = _batch(suite.small, batch_size)
   contenders = _compiled(suite, batch_size, kinds)
   rounds = 2 if suite.small else 10
@@ -221,19 +221,10 @@ def _batch(small: bool, batch_size: int) -> dict[str, jax.Array]:
 
 def inference(suite: Suite, left_s: float) -> Iterator[dict]:
   """Part d: whole predictions, in bulk and one at a time."""
-  model, weights = _model(suite.small)
-  bulk, count, rounds = (4, 8, 1) if suite.small else (_BULK, _IMAGES, 5)
-  # Without a margin to cut off: only the network counts.
-  trained = subjects.untrained(model, weights, _CLASSES)
-  contract = Contract.of(trained)
-  made = programs(trained, contract)
-  engine = XlaEngine('jax', made, contract, batches=(1, bulk))
-  classifier = Classifier(contract, engine)
-  images = costs.noise(model.image_px, count)
-  subject = subjects.Subject(trained, list(images), shares=_SHARES)
-  full = policy_lib.fixed(len(model.resolutions) - 1)
-  kinds = {'fixed': full} | subjects.policies_for(subject, classifier)
-  modes = {'bulk': images, 'single': images[:20]}
+  trained, classifier, modes = _served(suite.small)
+  subject = subjects.Subject(trained, list(modes['bulk']), shares=_SHARES)
+  kinds = {'fixed': _full(classifier)}
+  kinds |= subjects.policies_for(subject, classifier)
   jobs = {
     (mode, kind): subjects.Predictions(
       classifier, policy, some, singly=mode == 'single'
@@ -241,13 +232,32 @@ def inference(suite: Suite, left_s: float) -> Iterator[dict]:
     for mode, some in modes.items()
     for kind, policy in kinds.items()
   }
-  taken = interleaved(jobs, rounds, 'inference')
+  taken = interleaved(jobs, 1 if suite.small else 5, 'inference')
   for (mode, kind), seconds in taken.items():
     implied = jobs[mode, 'fixed'].gmacs / jobs[mode, kind].gmacs
     yield {
       'what': f'{kind}, {mode}',
       'images_per_second': len(modes[mode]) / float(np.median(seconds)),
     } | speed_up(taken[mode, 'fixed'], seconds, implied)
+
+
+@functools.cache
+def _served(small: bool) -> tuple[workdir.Trained, Classifier, dict]:
+  """A model, compiled for inference, and noise by how it is handed in."""
+  model, weights = _model(small)
+  bulk, count = (4, 8) if small else (_BULK, _IMAGES)
+  # Without a margin to cut off: only the network counts.
+  trained = subjects.untrained(model, weights, _CLASSES)
+  contract = Contract.of(trained)
+  made = programs(trained, contract)
+  engine = XlaEngine('jax', made, contract, batches=(1, bulk))
+  images = costs.noise(model.image_px, count)
+  modes = {'bulk': images, 'single': images[:20]}
+  return trained, Classifier(contract, engine), modes
+
+
+def _full(classifier: Classifier) -> policy_lib.Policy:
+  return policy_lib.fixed(len(classifier.contract.options) - 1)
 
 
 def beside_torch(suite: Suite, left_s: float) -> Iterator[dict]:
@@ -261,20 +271,26 @@ def beside_torch(suite: Suite, left_s: float) -> Iterator[dict]:
   rival = rivals.training_steps(_NETWORK, _CLASSES, _BATCH, steps)
   batch = _batch(suite.small, _BATCH)
   for row in training.time_steps([fixed], [batch], 5, {'PyTorch': rival}):
-    yield {'what': f'{row.pop("step")}, {row.pop("batch_size")} images'} | row
+    yield _named(row)
   del rival
   rivals.free()
   run = rivals.in_torch(_NETWORK, _CLASSES)
-  images = costs.noise(_model(suite.small)[0].image_px, _IMAGES)
-  found = {'bulk': (images, _BULK), 'single': (images[:20], 1)}
-  jobs = {
-    mode: functools.partial(_in_batches, run, some, batch)
-    for mode, (some, batch) in found.items()
-  }
-  for mode, seconds in interleaved(jobs, 5, 'PyTorch').items():
-    count = len(found[mode][0])
-    rate = count / float(np.median(seconds))
-    yield {'what': f'PyTorch, {mode}', 'images_per_second': rate}
+  _, classifier, modes = _served(suite.small)
+  jobs = {}
+  for mode, images in modes.items():
+    singly = mode == 'single'
+    jobs[mode, 'fixed'] = subjects.Predictions(
+      classifier, _full(classifier), images, singly
+    )
+    jobs[mode, 'PyTorch'] = functools.partial(
+      _in_batches, run, images, 1 if singly else _BULK
+    )
+  taken = interleaved(jobs, 5, 'PyTorch')
+  for (mode, name), seconds in taken.items():
+    yield {
+      'what': f'{name}, {mode}',
+      'images_per_second': len(modes[mode]) / float(np.median(seconds)),
+    } | speed_up(taken[mode, 'fixed'], seconds, 1.0)
 
 
 def _in_batches(run, images: np.ndarray, batch: int) -> None:
@@ -379,8 +395,7 @@ def _model(small: bool) -> tuple[DRNet, tuple]:
       return rng.standard_normal(x.shape, np.float32) / np.sqrt(fan_in)
     return np.full(x.shape, path[-1].key in ('scale', 'var'), x.dtype)
 
-  # On the host: `init` is 161 small kernels, which take half a minute to
-  # compile for a GPU.
+  # On the host, with nothing to compile.
   params, batch_stats = jax.tree_util.tree_map_with_path(
     drawn, jax.eval_shape(model.init, jax.random.key(0))
   )

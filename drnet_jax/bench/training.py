@@ -119,7 +119,7 @@ class Contender:
         self._state = self._state.replace(step=again)
       self._state, metrics = self._step(self._state, batch, _KEY)
       self.metrics.append(metrics)
-    jax.block_until_ready((self._state, self.metrics))
+    jax.block_until_ready(self._state)
 
   def macs_per_image(self) -> float:
     """What an image of the steps needed on average, forward and backward."""

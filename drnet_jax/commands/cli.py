@@ -33,7 +33,7 @@ _REMEDIES = (
   | dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), _FOLDER)
 )
 
-_GC_THRESHOLD = 20_000, 20, 50  # not 700, 10, 10
+_GC_THRESHOLD = 20_000, 20, 50  # by itself, up to Python 3.12, 700, 10, 10
 _SHARED = f'{__package__}.flags'  # the module whose flags commands `USES`
 
 # One flag for all commands: absl refuses a name that two modules define.

@@ -57,14 +57,16 @@ class Shards:
       deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
     )
     self._parts = builder.info.splits[split].file_instructions
-    # Of a small split, so that it is read once and not in every epoch.
-    self._kept: dict[int, dict[str, Any]] | None = None
-    files = {os.fspath(part.filename) for part in self._parts}
-    if sum(epath.Path(x).stat().length for x in files) <= _KEPT_BYTES:
-      self._kept = {}
     self._ends = list(itertools.accumulate(part.take for part in self._parts))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       list(pool.map(_check, self._parts))  # raises what they raise
+    # Of a small split, so that it is read once and not in every epoch.
+    self._kept: dict[int, dict[str, Any]] | None = None
+    files = {os.fspath(part.filename) for part in self._parts}
+    sizes = itertools.accumulate(epath.Path(x).stat().length for x in files)
+    # Of a large one, whose shards may be remote, no more than a few are asked.
+    if all(size <= _KEPT_BYTES for size in sizes):
+      self._kept = {}
 
   def __len__(self) -> int:
     return len(self._examples)
