@@ -10,7 +10,7 @@ from PIL import Image
 from test_sources import DATA
 
 from drnet_jax import settings
-from drnet_jax.data import scaled_digits, sources
+from drnet_jax.data import scaled_digits, shards, sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 
@@ -52,6 +52,28 @@ def test_splits_have_the_promised_sizes_and_digits(data):
   assert sizes.min() >= 9 and sizes.max() <= 56
   # log-uniform: the median is the geometric mean of 9 and 56
   assert abs(np.median(sizes) - np.sqrt(9 * 56)) < 4
+
+
+def test_a_small_split_is_read_once_and_a_large_one_each_time(
+  data, monkeypatch
+):
+  read = []
+
+  def counted(self, i, whole=shards.Shards._read):
+    read.append(i)
+    return whole(self, i)
+
+  monkeypatch.setattr(shards.Shards, '_read', counted)
+  small = data.open('originals').examples
+  monkeypatch.setattr(shards, '_KEPT_BYTES', 0)
+  large = data.open('originals').examples
+  for examples, times in ((small, 1), (large, 3)):
+    read.clear()
+    changed = examples[5]
+    changed.pop('image')  # what is kept is nobody's to change
+    assert examples[5] == examples[5]
+    assert read == [5] * times
+  assert small[5] == large[5] and small[5].keys() > changed.keys()
 
 
 def test_originals_are_scikit_learns_and_not_in_the_test_split(data):
