@@ -4,6 +4,9 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
+# Python keeps what it compiles: without that each process compiles JAX anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help quickstart test test-slow test-all test-soak lint
 
 help:

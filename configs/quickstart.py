@@ -119,7 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
     'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'all',
-      'explore': 0.5,
+      'explore': 0.25,
       'loss': 'expected',
       'statistics': 'fresh',
       'tau': (1.0, 1.0),
@@ -129,7 +129,7 @@ def get_config() -> ml_collections.ConfigDict:
       'target_gmacs': 0.0061,  # 45 % of the full size
       'target_epochs': 0,
       'usage_weight': 1.0,  # else the largest size is soon out of use
-      'bucket_growth': 2.9,  # few programs: a short run is mostly compiling
+      'bucket_growth': 2.2,  # three buckets of 128, the middle one for half
       'costs': (),  # C_j: GMACs; or milliseconds from `calibrate --measure`
     },
   }

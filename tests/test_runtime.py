@@ -306,6 +306,29 @@ def test_half_precision_gives_the_same_answers(trained):
 
 
 @needs_openvino
+def test_half_precision_resizes_alike(trained):
+  """A resize with its constants behind is the same one, and all have that."""
+  how = {'runtime': 'openvino', 'precision': 'f32'}
+  networks, turned = (
+    Classifier.of(trained, **how).engine._networks for _ in range(2)
+  )
+  images = pictures(8)
+  found = []
+  for network, other in zip(networks, turned, strict=True):
+    openvino._resize_in_half(other._model)
+    found.append(
+      [
+        sum(
+          openvino._is_product(node, 0) for node in x._model.get_ordered_ops()
+        )
+        for x in (network, other)
+      ]
+    )
+    np.testing.assert_allclose(other(images), network(images), atol=1e-6)
+  assert found == [[1, 0], [1, 0], [0, 0]]  # the largest is not resized
+
+
+@needs_openvino
 def test_openvino_makes_only_what_is_run(trained):
   engine = Classifier.of(trained, runtime='openvino', precision='f32').engine
   images = pictures(40)

@@ -9,8 +9,10 @@ therefore differs from image to image, and we know why: the digit's size.
 """
 
 import functools
+import importlib.util
 import io
 import math
+import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -120,12 +122,9 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing to download
-    # Here, for it takes as long to import as all the rest of a run's input.
-    from sklearn import datasets as sklearn_datasets
-
-    digits = sklearn_datasets.load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    labels = digits.target
+    digits = _digits()
+    images = np.round(digits[:, :-1] * (255 / 16)).astype(np.uint8)
+    images, labels = images.reshape(-1, 8, 8), digits[:, -1]
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     num_test = round(_TEST_SHARE * len(images))
     num_validation = round(_VALIDATION_SHARE * len(images))
@@ -152,6 +151,16 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     raise AssertionError('the split generators yield the examples themselves')
+
+
+def _digits() -> np.ndarray:
+  """scikit-learn's digits, float64 [1797, 65]: ink of 8 x 8 px, and the digit.
+
+  Read from its file: `load_digits` would import all of scikit-learn and SciPy.
+  """
+  package = importlib.util.find_spec('sklearn')
+  folder = pathlib.Path(package.origin).parent / 'datasets' / 'data'
+  return np.loadtxt(folder / 'digits.csv.gz', delimiter=',')
 
 
 def _example(image: np.ndarray, digit_px: int, label: int, original: int):

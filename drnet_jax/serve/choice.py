@@ -26,14 +26,15 @@ from drnet_jax.export.contract import Contract, read_fields
 from drnet_jax.serve import openvino
 from drnet_jax.serve.engines import INT8, Engine, OnnxEngine, full_name
 
-# How far a probability may be from the reference's. In half precision the third
-# digit is rounded, and dozens of layers add that up: it is held to the same
-# answers rather than to the same digits.
+# How far a probability may be from the reference's, in float32 that of any
+# picture. In half precision the third digit is rounded, dozens of layers add
+# that up, and where two classes are level they move far: there the pictures'
+# largest differences are averaged, lest one picture decide.
 # Runtimes round int8 so differently that only what is broken can be told.
-TOLERANCE = {'f32': 1e-4, 'bf16': 0.05, 'f16': 0.05, INT8: 0.3}
+TOLERANCE = {'f32': 1e-4, 'bf16': 0.03, 'f16': 0.03, INT8: 0.3}
 MODULES = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
 BATCH = 8  # that is timed where none is asked for
-_PICTURES = 8  # whose answers are compared
+_PICTURES = 16  # whose answers are compared
 _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 # What else the time of a call may depend on.
 _PACKAGES = ('jax', 'jaxlib', 'onnxruntime', 'openvino', 'libtpu')
@@ -184,7 +185,7 @@ def choose(
       why = ' '.join(str(error).split())[:200]
       out.append(f'{full_name(*key)} is left out: {why}')
   apart = {
-    key: float(np.abs(found - answers[reference]).max())
+    key: _apart(key[1], found, answers[reference])
     for key, found in answers.items()
   }
   if np.isnan(apart[reference]):
@@ -207,17 +208,31 @@ def choose(
   return choice
 
 
-def _answers(engine: Engine, contract: Contract, batch: int) -> np.ndarray:
-  """Probabilities of some pictures, the predictor's and at every option."""
+def _answers(
+  engine: Engine, contract: Contract, batch: int
+) -> list[np.ndarray]:
+  """Probabilities of the pictures, [N, K]: the predictor's, every option's."""
   answers = []
   for call, side_px in _calls(engine, contract):
-    images = _pictures(side_px, max(batch, _PICTURES))
+    images = _pictures(side_px, _PICTURES)
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
     results = [np.asarray(call(part))[: len(part)] for part in parts]
-    answers.append(np.concatenate(results).ravel())
+    answers.append(np.concatenate(results))
   if contract.routes:
     answers[0] = np.exp(answers[0])
-  return np.concatenate(answers)
+  return answers
+
+
+def _apart(
+  precision: str, answers: list[np.ndarray], reference: list[np.ndarray]
+) -> float:
+  """How far probabilities are apart, for `TOLERANCE`; NaN where one is."""
+  largest = [
+    np.abs(found - true).max(1)
+    for found, true in zip(answers, reference, strict=True)
+  ]
+  typical = np.mean if precision in ('bf16', 'f16') else np.max
+  return float(np.max([typical(of_pictures) for of_pictures in largest]))
 
 
 def _time(

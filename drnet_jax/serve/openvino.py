@@ -107,6 +107,8 @@ class Network:
   def __init__(self, path: str, precision: str):
     # Its weights are mapped, not read.
     self._model = core().read_model(path)
+    if precision != 'f32':
+      _resize_in_half(self._model)
     self._precision = precision
     self._lock = threading.Lock()
     # Requests: one for a single image; for many one for each core, in turn,
@@ -159,6 +161,43 @@ class Network:
     request.start_async({0: images}, share_inputs=True)
     oldest[1] = _Answer(request, images)
     return oldest[1]
+
+
+def _resize_in_half(model: Any) -> None:
+  """Rewrites R x C, a resize, as (x C)ᵀ Rᵀ, turned back.
+
+  OpenVINO computes a product in half precision only if the constant is its
+  second factor, and what follows does not scale channels. A resize takes a
+  third of the time of a small network at 64 px; so it takes half as long.
+  """
+  from openvino import opset13 as op
+
+  def turned(node: Any) -> Any:
+    return op.transpose(node, np.array([0, 1, 3, 2]))
+
+  for rows in model.get_ordered_ops():
+    readers = [x.get_node() for x in rows.output(0).get_target_inputs()]
+    if not _is_product(rows, 0) or len(readers) != 1:
+      continue
+    columns = readers[0]
+    if (
+      not _is_product(columns, 1)
+      or rows.output(0).partial_shape.rank.get_length() != 4
+    ):
+      continue
+    x, r, c = rows.input_value(1), rows.input_value(0), columns.input_value(1)
+    narrow = turned(op.matmul(x, c, False, False))
+    resized = turned(op.matmul(narrow, r, False, True))
+    for reader in columns.output(0).get_target_inputs():
+      reader.replace_source_output(resized.output(0))
+
+
+def _is_product(node: Any, constant: int) -> bool:
+  """Whether it is a matrix product, with a constant there."""
+  return (
+    node.get_type_name() == 'MatMul'
+    and node.input_value(constant).get_node().get_type_name() == 'Constant'
+  )
 
 
 class _Answer:
