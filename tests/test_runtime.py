@@ -17,7 +17,7 @@ from drnet_jax.choosing import policy
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
 from drnet_jax.run.checkpoint import Checkpoints
-from drnet_jax.serve import choice, openvino, parity
+from drnet_jax.serve import choice, openvino, openvino_graphs, parity
 from drnet_jax.serve.choice import How
 from drnet_jax.serve.classifier import Classifier
 
@@ -100,7 +100,7 @@ def test_openvino_is_told_the_precision(trained):
   has = [p for a, p in openvino._ABILITIES if a in openvino.abilities()]
   assert has[-1] == 'f32'
   engine = Classifier.of(trained, runtime='openvino').engine
-  compiled = engine._networks[0]._compile('LATENCY')
+  compiled = engine._networks[0].graph.compiled('LATENCY')
   told = compiled.get_property('INFERENCE_PRECISION_HINT')
   assert told.to_string() in ('f32', has[0])
   for precision in {'bf16', 'f16'} - {*has}:
@@ -263,6 +263,7 @@ def same(ours, theirs, images):
     ('fixed', 'full'),
     ('ladder', 'full'),
     ('exported', 'full'),
+    ('shared', 'full'),
   ],
 )
 def test_openvino_answers_as_jax(ladder, kind, decode, tmp_path):
@@ -280,8 +281,9 @@ def test_openvino_answers_as_jax(ladder, kind, decode, tmp_path):
         has_router=False, resolutions=(32,), resolution_aware_bn=False
       )
     ours = Classifier.of(trained, runtime='jax', **how)
-    if kind == 'exported':
-      ours.export(str(tmp_path / 'out'), formats=('onnx',))
+    if kind in ('exported', 'shared'):
+      weights = 'shared' if kind == 'shared' else 'folded'
+      ours.export(str(tmp_path / 'out'), formats=('onnx',), weights=weights)
       out = str(tmp_path / 'out')
       theirs = Classifier.load(out, runtime='openvino', precision='f32')
     else:
@@ -313,19 +315,40 @@ def test_half_precision_resizes_alike(trained):
     Classifier.of(trained, **how).engine._networks for _ in range(2)
   )
   images = pictures(8)
-  found = []
+  resized = []
   for network, other in zip(networks, turned, strict=True):
-    openvino._resize_in_half(other._model)
-    found.append(
-      [
-        sum(
-          openvino._is_product(node, 0) for node in x._model.get_ordered_ops()
-        )
-        for x in (network, other)
-      ]
-    )
+    resized.append(openvino_graphs._resize(network.graph.model) is not None)
+    openvino_graphs.resize_in_half(other.graph.model)
+    assert openvino_graphs._resize(other.graph.model) is None
     np.testing.assert_allclose(other(images), network(images), atol=1e-6)
-  assert found == [[1, 0], [1, 0], [0, 0]]  # the largest is not resized
+  assert resized == [True, True, False]  # the largest is not
+
+
+@needs_openvino
+def test_sizes_that_share_weights_are_one_graph(trained, tmp_path):
+  """Folded, each has weights of its own; graphs that differ are left apart."""
+  made = {}
+  for weights in ('folded', 'shared'):
+    folder = str(tmp_path / weights)
+    ours = Classifier.of(trained, runtime='jax', batch=1)
+    ours.export(folder, formats=('onnx',), weights=weights)
+    engine = Classifier.load(folder, runtime='openvino').engine
+    made[weights] = {network.graph for network in engine._networks}
+  assert [len(graphs) for graphs in made.values()] == [3, 1]
+  constants = [
+    sum(
+      node.data.nbytes
+      for node in graph.model.get_ordered_ops()
+      if node.get_type_name() == 'Constant'
+    )
+    for graph in (*made['shared'], *made['folded'])
+  ]
+  assert constants[0] <= min(constants[1:])
+  apart = [
+    openvino.core().read_model(str(tmp_path / weights / 'r16.onnx'))
+    for weights in ('folded', 'shared')
+  ]
+  assert openvino_graphs.merged(apart) is None
 
 
 @needs_openvino

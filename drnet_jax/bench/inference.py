@@ -123,9 +123,8 @@ class Contenders:
     if 'openvino' not in paths:
       return
     for precision in openvino.precisions(openvino.abilities()):
-      resizers = {
-        px: openvino.Network(view, precision) for px, view in views.items()
-      }
+      made = openvino.networks([*views.values()], precision=precision)
+      resizers = dict(zip(views, made, strict=True))
       engine = OpenVinoEngine(
         folder, contract, precision=precision, batch=batch
       )

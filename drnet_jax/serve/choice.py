@@ -140,15 +140,17 @@ def exported_engine(
   runtime: str, precision: str, folder: str, contract: Contract, batch: int
 ) -> Engine:
   """Runs what was exported to a folder."""
+  fields = read_fields(folder)
   if runtime == 'stablehlo':
     from drnet_jax.serve import compiled
 
-    shared = read_fields(folder)['stablehlo_weights']
+    shared = fields['stablehlo_weights']
     return compiled.exported(folder, contract, shared, batch)
   if runtime == 'onnx':
     return OnnxEngine(folder, contract, batch=batch)
+  share = fields.get('weights') == 'shared' and precision != INT8
   return openvino.OpenVinoEngine(
-    folder, contract, precision=precision, batch=batch
+    folder, contract, precision=precision, batch=batch, share=share
   )
 
 

@@ -107,17 +107,20 @@ def _share_arena() -> None:
 class GraphEngine(Engine):
   """Exported ONNX graphs in a runtime that takes any batch.
 
-  `network` makes a function of images of a graph's file.
+  `networks` makes functions of images of graphs' files.
   """
 
   def __init__(
-    self, folder: str, contract: Contract, network: Callable[[str], Callable]
+    self,
+    folder: str,
+    contract: Contract,
+    networks: Callable[[Sequence[str]], Sequence[Callable]],
   ):
-    def load(name: str) -> Callable:
-      return network(os.path.join(folder, f'{name}.onnx'))
+    def load(*names: str) -> Sequence[Callable]:
+      return networks([os.path.join(folder, f'{name}.onnx') for name in names])
 
-    self._predictor = load(PREDICTOR) if contract.routes else None
-    self._networks = [load(name) for name in contract.programs]
+    self._predictor = load(PREDICTOR)[0] if contract.routes else None
+    self._networks = load(*contract.programs)
 
   def log_p(self, images: np.ndarray) -> Any:
     return self._predictor(images)
@@ -133,7 +136,7 @@ class OnnxEngine(GraphEngine):
   in_flight = 1  # a call returns when it is done
 
   def __init__(self, folder: str, contract: Contract, *, batch: int = 0):
-    super().__init__(folder, contract, onnx_network)
+    super().__init__(folder, contract, lambda x: [*map(onnx_network, x)])
     # On a CPU an image costs no less in a large batch, and caches are small.
     self.best_batch = batch or 8
 

@@ -13,13 +13,14 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
+from drnet_jax.serve import openvino_graphs
 from drnet_jax.serve.engines import INT8, GraphEngine, full_name
 
 # What OpenVINO calls an ability of the processor, and the precision it is asked
@@ -80,12 +81,20 @@ def abilities() -> list[str]:
 class OpenVinoEngine(GraphEngine):
   """See the module; `batch` is for bulk work, 0 for what suits.
 
+  With `share` all sizes are one graph, see `openvino_graphs.merged`.
+
   Raises:
     UserError: OpenVINO is not installed, or the processor lacks the precision.
   """
 
   def __init__(
-    self, folder: str, contract: Contract, *, precision: str, batch: int
+    self,
+    folder: str,
+    contract: Contract,
+    *,
+    precision: str,
+    batch: int,
+    share: bool = False,
   ):
     there = [name for ability, name in _ABILITIES if ability in abilities()]
     if precision not in (*there, 'f32', INT8):
@@ -94,22 +103,72 @@ class OpenVinoEngine(GraphEngine):
       )
     # What is not in int8 in such graphs is computed as fast as it can be.
     rest = precisions(abilities())[0] if precision == INT8 else precision
-    super().__init__(folder, contract, lambda path: Network(path, rest))
+    of_paths = functools.partial(networks, precision=rest, share=share)
+    super().__init__(folder, contract, of_paths)
     self.name = full_name('openvino', precision)
     self.best_batch = batch or 16
     # One for each core, and one that waits for the first to be free.
     self.in_flight = (os.cpu_count() or 1) + 1
 
 
-class Network:
-  """One graph, of an ONNX file: for a single image, and for many."""
+def networks(
+  paths: Sequence[str], *, precision: str, share: bool = False
+) -> list['Network']:
+  """Exported graphs, to be run; with `share` as one, if they can be."""
+  models = [core().read_model(path) for path in paths]  # mapped, not read
+  found = openvino_graphs.merged(models) if share else None
+  if found:
+    graph = Graph(found[0], precision)
+    return [Network(graph, values) for values in found[1]]
+  if precision != 'f32':
+    for model in models:
+      openvino_graphs.resize_in_half(model)
+  return [Network(Graph(model, precision)) for model in models]
 
-  def __init__(self, path: str, precision: str):
-    # Its weights are mapped, not read.
-    self._model = core().read_model(path)
-    if precision != 'f32':
-      _resize_in_half(self._model)
+
+class Graph:
+  """Compiled when it is first run, and once for all sizes that share it.
+
+  Args:
+    model: with a batch of images as its first input.
+    precision: to compute in.
+  """
+
+  def __init__(self, model: Any, precision: str):
+    self.model = model
     self._precision = precision
+    self._lock = threading.Lock()
+    self._compiled: dict[str, Any] = {}
+
+  def compiled(self, hint: str) -> Any:
+    """For single images ('LATENCY'), or for many ('THROUGHPUT')."""
+    with self._lock:
+      if hint not in self._compiled:
+        self._compiled[hint] = self._compile(hint)
+      return self._compiled[hint]
+
+  def _compile(self, hint: str) -> Any:
+    model = self.model
+    if hint == 'LATENCY':
+      model = model.clone()  # constants are shared
+      images = model.inputs[0]
+      model.reshape({images: [1, *list(images.partial_shape)[1:]]})
+    settings = {
+      'PERFORMANCE_HINT': hint,
+      'INFERENCE_PRECISION_HINT': self._precision,
+      # Batches of several sizes run at once, each size with threads of its
+      # own: pinned, those of two sizes may share a core while another is idle.
+      'ENABLE_CPU_PINNING': False,
+    }
+    return core().compile_model(model, 'CPU', settings)
+
+
+class Network:
+  """A graph and what it is given beside the images: for one image, and many."""
+
+  def __init__(self, graph: Graph, values: Sequence[np.ndarray] = ()):
+    self.graph = graph
+    self._values = values
     self._lock = threading.Lock()
     # Requests: one for a single image; for many one for each core, in turn,
     # with the answer that it is working on: the oldest is the first to be free.
@@ -120,37 +179,30 @@ class Network:
     """[B, K] of uint8 [B, S, S, 3]; `numpy.asarray` waits."""
     with self._lock:
       if len(images) == 1:
-        self._single = self._single or self._for_one(images.shape)
+        self._single = self._single or self._requests('LATENCY')[0]
         # A request is one caller's at a time, and its output the next one's.
         found = self._single.infer({0: images}, share_inputs=True)
         return next(iter(found.values()))
-      self._bulk = self._bulk or self._for_many()
+      if not self._bulk:
+        requests = self._requests('THROUGHPUT')
+        self._bulk = collections.deque([x, None] for x in requests)
       # Into how many pieces depends on nothing but their number: with its batch
       # the last digits of an answer may change.
       count = max(1, min(len(self._bulk), len(images) // _LEAST_BATCH))
       return _Joined([self._begin(x) for x in np.array_split(images, count)])
 
-  def _for_one(self, shape: tuple[int, ...]) -> Any:
-    fixed = self._model.clone()  # constants are shared
-    fixed.reshape(list(shape))
-    return self._compile('LATENCY', fixed).create_infer_request()
+  def _requests(self, hint: str) -> list[Any]:
+    """As many as run at once."""
+    from openvino import Tensor
 
-  def _for_many(self) -> collections.deque:
-    compiled = self._compile('THROUGHPUT')
-    count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
-    return collections.deque(
-      [compiled.create_infer_request(), None] for _ in range(count)
-    )
-
-  def _compile(self, hint: str, model: Any = None) -> Any:
-    settings = {
-      'PERFORMANCE_HINT': hint,
-      'INFERENCE_PRECISION_HINT': self._precision,
-      # Batches of several sizes run at once, each size with threads of its
-      # own: pinned, those of two sizes may share a core while another is idle.
-      'ENABLE_CPU_PINNING': False,
-    }
-    return core().compile_model(model or self._model, 'CPU', settings)
+    compiled, count = self.graph.compiled(hint), 1
+    if hint == 'THROUGHPUT':
+      count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
+    requests = [compiled.create_infer_request() for _ in range(count)]
+    for request in requests:
+      for i, value in enumerate(self._values, 1):
+        request.set_input_tensor(i, Tensor(value, shared_memory=True))
+    return requests
 
   def _begin(self, images: np.ndarray) -> '_Answer':
     oldest = self._bulk[0]
@@ -161,43 +213,6 @@ class Network:
     request.start_async({0: images}, share_inputs=True)
     oldest[1] = _Answer(request, images)
     return oldest[1]
-
-
-def _resize_in_half(model: Any) -> None:
-  """Rewrites R x C, a resize, as (x C)ᵀ Rᵀ, turned back.
-
-  OpenVINO computes a product in half precision only if the constant is its
-  second factor, and what follows does not scale channels. A resize takes a
-  third of the time of a small network at 64 px; so it takes half as long.
-  """
-  from openvino import opset13 as op
-
-  def turned(node: Any) -> Any:
-    return op.transpose(node, np.array([0, 1, 3, 2]))
-
-  for rows in model.get_ordered_ops():
-    readers = [x.get_node() for x in rows.output(0).get_target_inputs()]
-    if not _is_product(rows, 0) or len(readers) != 1:
-      continue
-    columns = readers[0]
-    if (
-      not _is_product(columns, 1)
-      or rows.output(0).partial_shape.rank.get_length() != 4
-    ):
-      continue
-    x, r, c = rows.input_value(1), rows.input_value(0), columns.input_value(1)
-    narrow = turned(op.matmul(x, c, False, False))
-    resized = turned(op.matmul(narrow, r, False, True))
-    for reader in columns.output(0).get_target_inputs():
-      reader.replace_source_output(resized.output(0))
-
-
-def _is_product(node: Any, constant: int) -> bool:
-  """Whether it is a matrix product, with a constant there."""
-  return (
-    node.get_type_name() == 'MatMul'
-    and node.input_value(constant).get_node().get_type_name() == 'Constant'
-  )
 
 
 class _Answer:
