@@ -234,6 +234,25 @@ def int8():
   ]
 
 
+def memory():
+  """Resident megabytes of a ResNet-50 of one size and of five."""
+  found = {
+    (r['precision'], r['mode'], r['weights'], r['sizes']): r['resident_mb']
+    for r in raw('inference_memory')
+  }
+  rows = []
+  for precision, name in (('f32', 'float32'), ('bf16', 'bfloat16')):
+    for mode, said in (('single', 'one at a time'), ('bulk', 'bulk')):
+      of = [
+        found[precision, mode, *which]
+        for which in (('folded', '1'), ('folded', '5'), ('shared', '5'))
+      ]
+      times = [f'{int(x) / int(of[0]):.2f}' for x in of[1:]]
+      row = [of[0], of[1], times[0], of[2], times[1]]
+      rows.append([f'{name}, {said}', *(f'{x}' for x in row)])
+  return rows
+
+
 def stream():
   """Images that arrive at random, by the share of what can be done in bulk."""
   return [
@@ -493,7 +512,7 @@ def test_the_best_policy_against_the_best_family():
     f'At {sum(x <= 0.003 for x in behind)} of the {len(behind)} budgets'
     in PROSE
   )
-  assert max(behind) == pytest.approx(0.008)
+  assert max(behind) == pytest.approx(0.00725)
 
 
 def ladder():
@@ -655,6 +674,7 @@ IN_RESULTS = {
   ('on an H100', 'found'): accelerator,
   ('program', 'images', 'searched for'): compiling,
   ('in a stream, float32',): stream,
+  ('resident, MB', 'one size'): memory,
 }
 
 
@@ -711,19 +731,16 @@ def test_the_quick_start_wins_plainly():
   fixed = [
     column(quickstart_rows(f'fixed {px} px'), 'top1') for px in (32, 44, 64)
   ]
-  assert (np.diff(fixed, axis=0) > 1).all(), 'accuracy rises with the size'
+  assert (np.diff(fixed, axis=0) > 2).all(), 'accuracy rises with the size'
   best, full = (quickstart_rows(x) for x in ('best policy', 'fixed 64 px'))
   assert len(best) == 3
   share = column(best, 'gmacs') / column(full, 'gmacs')
-  assert np.median(share) < 0.58 and max(share) < 0.6
-  lost = column(full, 'top1') - column(best, 'top1')
-  assert np.median(lost) < 0.3 and max(lost) < 0.5
+  assert np.median(share) < 0.55 and max(share) < 0.61
+  assert (column(best, 'top1') > column(full, 'top1') + 0.5).all()
   for px in (32, 44, 64):
-    assert (column(best, f'share of {px} px') > 4.9).all()
-  for rival in ('best fixed', 'random'):
+    assert (column(best, f'share of {px} px') > 11).all()
+  for rival in ('best fixed', 'random', 'router', 'cascade'):
     assert (column(quickstart_rows(rival), 'gain_low') > 0).all()
-  for rival in ('router', 'cascade'):
-    assert (column(quickstart_rows(rival), 'gain') > 0.29).all()
 
 
 def test_the_prose_on_photographs_is_that_of_its_csv():

@@ -327,14 +327,26 @@ def test_half_precision_resizes_alike(trained):
 @needs_openvino
 def test_sizes_that_share_weights_are_one_graph(trained, tmp_path):
   """Folded, each has weights of its own; graphs that differ are left apart."""
+  depthwise = {
+    'network': 'mobilenet_v2',
+    'stem': 8,
+    'stages': ((1, 8, 1, 2), (2, 8, 1, 2)),
+    'head': 16,
+  }
+  networks = {
+    'folded': trained,
+    'shared': trained,
+    'depthwise': tiny_trained(base=depthwise, has_router=False),
+  }
   made = {}
-  for weights in ('folded', 'shared'):
-    folder = str(tmp_path / weights)
-    ours = Classifier.of(trained, runtime='jax', batch=1)
+  for name, network in networks.items():
+    folder = str(tmp_path / name)
+    weights = 'folded' if name == 'folded' else 'shared'
+    ours = Classifier.of(network, runtime='jax', batch=1)
     ours.export(folder, formats=('onnx',), weights=weights)
     engine = Classifier.load(folder, runtime='openvino').engine
-    made[weights] = {network.graph for network in engine._networks}
-  assert [len(graphs) for graphs in made.values()] == [3, 1]
+    made[name] = {network.graph for network in engine._networks}
+  assert [len(graphs) for graphs in made.values()] == [3, 1, 3]
   constants = [
     sum(
       node.data.nbytes
@@ -345,8 +357,8 @@ def test_sizes_that_share_weights_are_one_graph(trained, tmp_path):
   ]
   assert constants[0] <= min(constants[1:])
   apart = [
-    openvino.core().read_model(str(tmp_path / weights / 'r16.onnx'))
-    for weights in ('folded', 'shared')
+    openvino.core().read_model(str(tmp_path / name / 'r16.onnx'))
+    for name in ('folded', 'shared')
   ]
   assert openvino_graphs.merged(apart) is None
 
