@@ -234,6 +234,18 @@ def int8():
   ]
 
 
+def quickstart_time():
+  """Seconds of whole quick starts: median and range."""
+  found = []
+  for version in ('0.4', '0.5'):
+    runs = [r for r in raw('quickstart_time') if r['version'] == version]
+    cpu = [float(r['user_s']) + float(r['sys_s']) for r in runs]
+    real = [float(r['real_s']) for r in runs]
+    row = [median_range(x, digits=0) for x in (cpu, real)]
+    found.append([f'version {version}', str(len(runs)), *row])
+  return found
+
+
 def memory():
   """Resident megabytes of a ResNet-50 of one size and of five."""
   found = {
@@ -675,6 +687,7 @@ IN_RESULTS = {
   ('program', 'images', 'searched for'): compiling,
   ('in a stream, float32',): stream,
   ('resident, MB', 'one size'): memory,
+  ('quick start', 'runs'): quickstart_time,
 }
 
 
