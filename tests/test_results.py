@@ -416,8 +416,16 @@ def spread(rows, name):
 
 
 def photos_resnet50():
+  return photos_of('photos_resnet50', (0, 1, 2, 7, 10, 13, 17, 19, 20, 21))
+
+
+def photos_large():
+  return photos_of('photos_large', (0, 1, 2, 6, 8, 10, 12, 14, 16, 18))
+
+
+def photos_of(name, chosen):
   """Fixed sizes, then some budgets."""
-  rows = raw('photos_resnet50')
+  rows = raw(name)
   return [
     [
       r['policy'].partition(', on while')[0],
@@ -427,7 +435,7 @@ def photos_resnet50():
       if r['best_fixed']
       else '',
     ]
-    for r in (rows[i] for i in (0, 1, 2, 7, 10, 13, 17, 19, 20, 21))
+    for r in (rows[i] for i in chosen)
   ]
 
 
@@ -679,6 +687,7 @@ IN_RESULTS = {
   ('policy of one network', '% of 160 px'): photos,
   ('budget, % of 160 px', '% of 160 px'): photos_halves,
   ('a ResNet-50', '% of 160 px'): photos_resnet50,
+  ('MobileNetV2 at 96 to 224 px', '% of 224 px'): photos_large,
   ('top-1, %', 'GMACs', 'ms'): ladder_speed,
   ('in OpenVINO, against the full size',): inference_half,
   ('network and part', 'float32, %'): int8,
