@@ -175,6 +175,21 @@ def test_the_fastest_that_agrees_is_chosen_once(trained):
   assert choice.remembered('a model', How(), list(tried)) is None
 
 
+def test_half_precision_is_judged_by_the_pictures_on_average():
+  """One picture on the edge decides nothing there; in float32 it does."""
+  true = [np.full((16, 2), 0.5)]
+  found = [true[0].copy()]
+  found[0][3] += (0.2, -0.2)
+  assert choice._apart('bf16', found, true) == pytest.approx(0.2 / 16)
+  for precision in ('f32', 'int8'):
+    assert choice._apart(precision, found, true) == pytest.approx(0.2)
+  # The worst of several options counts, and NaN in any is far.
+  both = true * 2, [true[0], true[0] + 0.04]
+  assert choice._apart('bf16', *both) == pytest.approx(0.04)
+  found[0][5] = np.nan
+  assert np.isnan(choice._apart('bf16', found, true))
+
+
 @pytest.mark.parametrize('batch', [0, 1])
 def test_auto_agrees_and_is_measured_once(trained, batch, monkeypatch):
   # In half precision answers are the same to the second digit only, see below.

@@ -16,7 +16,7 @@ def resize_in_half(model: Any) -> None:
 
   OpenVINO computes a product in half precision only if the constant is its
   second factor, and what follows does not scale channels. A resize takes a
-  third of the time of a small network at 64 px; so it takes half as long.
+  third of the time of a small network at 64 px; so it takes a third less.
   """
   from openvino import opset13 as op
 
