@@ -23,22 +23,25 @@ x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=everywhere)
 program = ahead.Program(lambda x: jnp.tanh(x @ x), out_shardings=everywhere)
 with ahead.Compiling() as compiling:
   compiling(program, x)
-print(jax.process_index(), 'found', compiling.cached, flush=True)
+print('found', compiling.cached)
 """
 
 
-def run(*command, **environment):
+def compile_in_two(folder, **environment):
+  """What each of two processes prints, which may do so at the same moment."""
   done = subprocess.run(
-    [*command, sys.executable, '-c', COMPILE],
+    [
+      *(ROOT / 'launch' / 'local.sh', '--devices', '1', '2'),
+      *('sh', '-c', '"$@" >"$0/$JAX_PROCESS_ID"', folder),
+      *(sys.executable, '-c', COMPILE),
+    ],
     env=os.environ | {'PYTHONPATH': str(ROOT)} | environment,
     capture_output=True,
     text=True,
     timeout=200,
   )
   assert not done.returncode, done.stderr
-  return sorted(
-    x for x in done.stdout.splitlines() if 'found' in x
-  ), done.stdout
+  return [(folder / name).read_text() for name in '01']
 
 
 def test_the_cache_is_set_though_jax_is_imported_before(tmp_path):
@@ -60,15 +63,15 @@ def test_the_cache_is_set_though_jax_is_imported_before(tmp_path):
 @pytest.mark.slow
 def test_processes_use_the_cache(tmp_path):
   cache = {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path),
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
   }
-  two = (ROOT / 'launch' / 'local.sh', '--devices', '1', '2')
-  first, _ = run(*two, **cache)
-  again, text = run(*two, **cache)
-  assert first == ['0 found 0', '1 found 0']
+  for text in compile_in_two(tmp_path, **cache):
+    assert text.endswith('found 0\n')
+  first, _ = compile_in_two(tmp_path, **cache)
   # JAX's key holds the topology, which CPUs of two processes do not share; all
   # else in it is equal. So only the process that writes finds its programs.
-  assert again[0] == '0 found 1'
-  assert 'compiled 1 programs in' in text and '1 of them from the cache' in text
+  assert first.endswith('found 1\n')
+  assert 'compiled 1 programs in' in first
+  assert '1 of them from the cache' in first
