@@ -43,7 +43,7 @@ def stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
   found = []
   for start in paths:
     files = [start] if os.path.isfile(start) else []
-    for folder, _, names in os.walk(start):
+    for folder, _, names in os.walk(start, followlinks=True):
       files += [os.path.join(folder, name) for name in names]
     parent = os.path.dirname(start)
     for file in files:

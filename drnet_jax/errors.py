@@ -32,3 +32,7 @@ class UserError(Exception):
 
 class NotFinite(UserError):
   """A network returns NaN or infinity."""
+
+
+class NotHeldOut(UserError):
+  """Policies would be set, or weights tested, on images that were seen."""

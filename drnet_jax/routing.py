@@ -82,7 +82,10 @@ def bucket(count: int, ladder: Sequence[int]) -> int:
 
 
 def evenly_spread(count: int, batch: int) -> np.ndarray:
-  """Indices into a device's batch: the same images on any number of devices."""
+  """Indices into a device's batch.
+
+  The same images on any number of devices that can share them evenly.
+  """
   return np.arange(count) * batch // max(count, 1)
 
 

@@ -104,6 +104,19 @@ def test_records_of_other_images_are_made_again(small):
     assert not other.is_current(record, split), change
 
 
+def test_batches_that_the_devices_cannot_share_are_named(small):
+  for size in (0, 7):
+    with pytest.raises(UserError, match=f'eval_batch_size = {size} cannot be'):
+      Subject(small, [f'--config.eval_batch_size={size}'])
+
+
+def test_what_is_timed_is_of_all_classes():
+  examples = [{'label': i // 100} for i in range(1000)]
+  found = [x['label'] for x in subjects.spread(examples, 40)]
+  assert np.bincount(found).tolist() == [4] * 10
+  assert subjects.spread(examples, 2000) == examples
+
+
 @pytest.mark.parametrize(
   'flags, why',
   [
@@ -308,7 +321,7 @@ def exported_to_int8(path, folder, capsys, **flags):
 
 
 def test_int8_says_what_it_loses_and_keeps_what_loses_too_much(
-  small, images, capsys, tmp_path
+  small, images, capsys, tmp_path, monkeypatch
 ):
   if not choice.is_installed('nncf'):
     pytest.skip('NNCF is not installed')
@@ -316,6 +329,11 @@ def test_int8_says_what_it_loses_and_keeps_what_loses_too_much(
   flags = {'check_images': 0}
   with pytest.raises(UserError, match='at every option: .* stays in float32'):
     exported_to_int8(small, folder, capsys, max_drop=-50.0, **flags)
+  with monkeypatch.context() as patch:
+    patch.setattr(choice, 'is_installed', lambda module: module != 'nncf')
+    with pytest.raises(UserError, match='needs NNCF'):  # before any work
+      exported_to_int8(small, f'{folder}_not', capsys, **flags)
+  assert not os.path.exists(f'{folder}_not')
   assert 'int8' not in settings.read_json(f'{folder}/contract.json')
 
   text = exported_to_int8(small, folder, capsys, max_drop=50.0, **flags)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import conftest
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -202,8 +203,10 @@ def test_a_budget_is_met(classifier, trained):
 
 
 def test_what_networks_with_exits_cannot(trained, classifier, tmp_path):
-  with pytest.raises(UserError, match="'jax' only"):
+  with pytest.raises(UserError, match='runtime = .* in JAX only'):
     Classifier.of(trained, runtime='onnx')
+  with pytest.raises(UserError, match='precision = .* in JAX only'):
+    Classifier.of(trained, precision='bf16')
   with pytest.raises(UserError, match='cannot be exported'):
     classifier.export(str(tmp_path / 'out'), formats=('onnx',))
 
@@ -232,6 +235,22 @@ def test_a_ladder_of_both_methods(trained):
     if expected[k] == 2:
       np.testing.assert_allclose(x.probabilities, y.probabilities, atol=1e-5)
       assert x.gmacs == pytest.approx(small.gmacs[2] + y.gmacs)
+
+
+def test_a_router_after_exits_has_batches_of_its_own(trained):
+  """The exits' engine takes more images at a time than the router's."""
+  members = {
+    'exits': trained,
+    'sizes': tiny_trained(resolutions=(16, 32), image_px=32),
+  }
+  classifier = Classifier.of_ladder(members, runtime='jax')
+  classifier.policy = classifier.contract.as_trained
+  images = list(conftest.pictures(20, side=32))
+  expected = classifier.predict(images)
+  with classifier.stream(deadline_ms=1e5) as stream:
+    answers = [stream.submit(x) for x in images]
+  for x, y in zip(answers, expected, strict=True):
+    assert x.result().label == y.label
 
 
 # The commands, on a run that took no training.
@@ -306,7 +325,7 @@ def test_a_run_trains_evaluates_calibrates_and_predicts(
 ):
   evaluate.evaluate(run_with_exits)
   with open(os.path.join(run_with_exits, 'held_out.json')) as file:
-    assert len(set(json.load(file))) == 16
+    assert len(set(json.load(file)['rows'])) == 16
   names = {row['metric'] for row in rows_of(run_with_exits, 'metrics.csv')}
   assert {'train/top1_exit2', 'validation/fixed_exit_2_top1'} <= names
   with flagsaver.flagsaver(workdir=run_with_exits, measure='jax'):

@@ -90,6 +90,19 @@ def test_paper_schedule():
     np.testing.assert_allclose(rate(step), value, rtol=1e-5, atol=1e-9)
 
 
+def test_a_schedule_without_decay():
+  rate = optim.schedule(
+    kind='step',
+    lr=0.1,
+    warmup_epochs=0,
+    epochs=70,
+    decay_epochs=0,
+    decay_factor=0.1,
+    steps_per_epoch=10,
+  )
+  assert rate(0) == rate(699) == pytest.approx(0.1)
+
+
 def test_halfway_schedule():
   """RANet's on CIFAR: x.1 from epoch 150 and again from 225 of 300."""
   rate = optim.schedule(

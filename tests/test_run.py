@@ -289,6 +289,7 @@ def changed(config, **fields):
     ({'finetune__objective__eta': None}, 'finetune.objective.eta is missing'),
     ({'finetune__objective__etta': 1}, 'did you mean eta'),
     ({'pretrain': None}, 'config.pretrain is missing'),
+    ({'stages': ('pretrain', 'finetune', 'pretrain')}, 'names a stage twice'),
     ({'model__resolutions': (32, 16, 64)}, 'ascending order'),
     ({'model__resolutions': (64,)}, 'at least two sizes'),
     ({'model__image_px': 32}, 'must be 64'),

@@ -175,6 +175,36 @@ def test_the_fastest_that_agrees_is_chosen_once(trained):
   assert choice.remembered('a model', How(), list(tried)) is None
 
 
+def test_what_cannot_be_made_is_no_reference(trained):
+  contract = Classifier.of(trained, runtime='jax', batch=1).contract
+  tried = imagined(onnx=None, openvino=Imaginary(0.0))
+  tried['onnx', 'f32'] = lambda: 1 // 0
+  found = choice.choose('a model', How(), tried, contract)
+  assert found.runtime == 'openvino' and 'onnx is left out' in found.said
+  tried['openvino', 'f32'] = lambda: 1 // 0
+  with pytest.raises(ZeroDivisionError):
+    choice.choose('a model', How(), tried, contract)
+
+
+def test_a_choice_without_the_device_at_hand_is_not_kept(trained, monkeypatch):
+  """JAX runs on the processor where its accelerator is busy or hidden."""
+  contract = Classifier.of(trained, runtime='jax', batch=1).contract
+  tried = imagined(jax=Imaginary(0.0), onnx=Imaginary(0.001))
+  monkeypatch.setattr(choice, '_devices', lambda: ['/dev/nvidia0'])
+  monkeypatch.setattr(choice, 'is_installed', lambda module: 'cuda' in module)
+  for name in choice._HIDE:
+    monkeypatch.delenv(name, raising=False)
+  choice.choose('a model', How(), tried, contract)
+  assert choice.remembered('a model', How(), tried) is None
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+  choice.machine.cache_clear()
+  choice.choose('a model', How(), tried, contract)
+  assert choice.remembered('a model', How(), tried).runtime == 'jax'
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+  choice.machine.cache_clear()
+  assert choice.remembered('a model', How(), tried) is None
+
+
 def test_half_precision_is_judged_by_the_pictures_on_average():
   """One picture on the edge decides nothing there; in float32 it does."""
   true = [np.full((16, 2), 0.5)]
@@ -376,6 +406,25 @@ def test_sizes_that_share_weights_are_one_graph(trained, tmp_path):
     for name in ('folded', 'shared')
   ]
   assert openvino_graphs.merged(apart) is None
+
+
+@needs_openvino
+@pytest.mark.parametrize('network', ['resnet18', 'resnet18d'])
+def test_sizes_that_pad_otherwise_are_graphs_of_their_own(network, tmp_path):
+  """With 'SAME' a stride's padding depends on whether the side is even."""
+  base = {'network': network, 'width': 8, 'padding': 'same'}
+  sizes = {'resolutions': (48, 64), 'image_px': 64}
+  odd = tiny_trained(base=base, has_router=False, **sizes)
+  folder = str(tmp_path)
+  how = {'runtime': 'jax', 'batch': 1}
+  ours = Classifier.of(odd, **how)
+  ours.export(folder, formats=('onnx',), weights='shared')
+  theirs = Classifier.load(folder, runtime='openvino', precision='f32')
+  assert len({x.graph for x in theirs.engine._networks}) == 2
+  images = list(pictures(6, side=64))
+  for j in range(2):
+    ours.policy = theirs.policy = policy.fixed(j)
+    assert parity.compare(ours, theirs, images).holds
 
 
 @needs_openvino

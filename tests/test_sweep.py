@@ -52,6 +52,7 @@ def test_rows_share_a_first_stage(file):
     assert row.needs is first
     assert "--config.stages=('finetune',)" in row.arguments
     assert '--config.init_from=out/first_stage/low' in row.arguments
+    assert '--config.reset_head=False' in row.arguments
   assert fixed.arguments == (
     f'--config={file}:fixed',
     '--workdir=out/fixed',

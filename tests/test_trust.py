@@ -14,8 +14,9 @@ from configs import smoke
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import settings
 from drnet_jax.data import classes
-from drnet_jax.errors import UserError
-from drnet_jax.run import evaluate, train, weights, workdir
+from drnet_jax.data.pipeline import Data
+from drnet_jax.errors import NotHeldOut, UserError
+from drnet_jax.run import calibrate, evaluate, train, weights, workdir
 from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.run.recording import Subject
 from drnet_jax.steps import optim
@@ -121,7 +122,7 @@ def test_classes_that_change_are_named_wherever_data_meets_a_model(
   for meet in (
     lambda: evaluate.evaluate(path),
     lambda: train.train(config, path),
-    lambda: workdir.load(path, mesh_lib.create(1)).open('validation_split'),
+    lambda: workdir.open_split(path, config, 'held', NAMES),
   ):
     with pytest.raises(
       UserError, match=f'other classes .*{expected}.*class_map'
@@ -222,6 +223,70 @@ def test_data_that_moved_and_no_training_split(spoilable):
     record_of(path, '--config.seed=3')
 
 
+def set_aside(path, config):
+  """Has the run hold five images out, for the report too, and notes which."""
+  config.data.update(
+    held_out=5, validation_split='held_out', test_split='held_out'
+  )
+  settings.write_json(f'{path}/config.json', settings.plain(config))
+  data = settings.call(Data, config.data, 'config.data')
+  os.rename(f'{path}/checkpoints', f'{path}/away')  # it is not trained yet
+  workdir.keep_held_out(path, data.open('held_out', NAMES).examples)
+  os.rename(f'{path}/away', f'{path}/checkpoints')
+
+
+def test_images_that_were_trained_on_are_not_held_out(spoilable):
+  """A draw depends on what there is: one image more, and it is another."""
+  path, config, data = spoilable
+  overrides = ('--config.data.held_out=5', '--config.data.test_split=held_out')
+  with pytest.raises(NotHeldOut, match='without holding images out'):
+    record_of(path, *overrides)
+  set_aside(path, config)
+  assert len(record_of(path).label) == 5
+  moved = data.rename(data.parent / 'moved')
+  there = f'--config.data.data_dir={moved}'
+  assert len(record_of(path, there).label) == 5
+  moved.rename(data)
+  Image.new('L', (40, 40), 3).save(data / 'train' / 'ant' / '00b.png')
+  with pytest.raises(NotHeldOut, match='other images than are held out now'):
+    evaluate.evaluate(path)
+  # What was put there, `convert` for one, has seen nothing.
+  os.rename(f'{path}/checkpoints/finetune', f'{path}/checkpoints/initial')
+  assert len(record_of(path).label) == 5
+
+
+def test_policies_are_not_set_on_what_was_trained_on(spoilable):
+  path, _, _ = spoilable
+  with pytest.raises(NotHeldOut, match="'train', .*networks were trained on"):
+    calibrate.calibrate(Subject(path), split='train')
+  os.rename(f'{path}/checkpoints/finetune', f'{path}/checkpoints/initial')
+  calibrate.check_held_out('train', Subject(path))
+
+
+def test_an_image_more_is_another_record(spoilable):
+  path, _, data = spoilable
+  record = record_of(path)
+  assert Subject(path).is_current(record, 'val')
+  Image.new('L', (40, 40), 3).save(data / 'val' / 'ant' / '00b.png')
+  assert not Subject(path).is_current(record, 'val')
+  assert len(Subject(path).test_record().label) == len(record.label) + 1
+  with open(f'{path}/{workdir.EVALUATION}') as file:
+    assert json.load(file)['origin'] == 'stage finetune, step 7'
+  shutil.rmtree(data)  # not at hand: as they were
+  assert Subject(path).is_current(record, 'val')
+
+
+def test_a_calibration_of_other_images_is_kept(spoilable, capsys):
+  path, config, _ = spoilable
+  config.data.validation_split = 'val'  # of the report
+  settings.write_json(f'{path}/config.json', settings.plain(config))
+  evaluate.evaluate(path)
+  assert 'Not calibrated: policies would be set' in capsys.readouterr().out
+  calibrate.calibrate(Subject(path), split='held').write()
+  evaluate.evaluate(path)
+  assert 'Not calibrated again: policies' in capsys.readouterr().out
+
+
 FREE = {
   'data.threads': 3,
   'data.workers': 2,
@@ -262,7 +327,9 @@ def test_what_may_change_is_recorded_and_the_rest_refused(spoilable):
     with pytest.raises(UserError, match=f'another config: config.{field} = '):
       workdir.begin(path, other, NAMES)
   config.finetune.epochs = 5
-  with pytest.raises(UserError, match=f'for longer.*init_from={path}'):
+  with pytest.raises(
+    UserError, match=f'for longer.*init_from={path}, .*reset_head=False'
+  ):
     workdir.begin(path, config, NAMES)
 
 

@@ -135,10 +135,9 @@ class Contenders:
 
   def _add_int8(self, folder: str) -> None:
     contract, _, fields = contract_lib.read(folder)
-    if contract.options != self.contract.options or not fields.get('int8'):
+    if contract != self.contract or not fields.get('int8'):
       raise UserError(
-        f'--int8={folder}: it is no int8 export of these '
-        f'{", ".join(self.contract.options.names)}'
+        f'--int8={folder}: it is no int8 export of {self.contract.origin}'
       )
     precision = openvino.precisions(openvino.abilities())[0]
     beside = engines.full_name('openvino', precision)

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from drnet_jax import settings as settings_lib
 from drnet_jax.bench import stopwatch
-from drnet_jax.bench.subjects import Predictions
+from drnet_jax.bench.subjects import Predictions, spread
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.policy import Policy, describe, fixed
 from drnet_jax.choosing.record import Record
-from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.report import evaluated
+from drnet_jax.run import workdir
 from drnet_jax.serve.classifier import Classifier
 
 
@@ -52,14 +51,14 @@ def subject(
   points = run.calibration.family('GMACs', policy)
   some = np.linspace(0, len(points) - 1, settings).round().astype(int)
   full = fixed(int(run.record.gmacs.argmax()))
-  data = settings_lib.call(Data, run.config.data, 'config.data')
-  examples = data.open(data.test_split, run.class_names).examples
+  split = run.config.data.test_split
+  _, source = workdir.open_split(run.first, run.config, split, run.class_names)
   return Subject(
     name=path,
     classifier=classifier,
     policies=list(dict.fromkeys([*(points[i].policy for i in some), full])),
     record=run.record,
-    files=[examples[i]['image'] for i in range(min(images, len(examples)))],
+    files=[example['image'] for example in spread(source.examples, images)],
   )
 
 

@@ -18,12 +18,13 @@ from drnet_jax.choosing import exit_shares
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.policy import AT_ONCE, Policy
 from drnet_jax.choosing.record import Record, signals
+from drnet_jax.data.sources import Examples
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.models import ranet_network
 from drnet_jax.models.drnet import DRNet
 from drnet_jax.report import evaluated
-from drnet_jax.run import workdir
+from drnet_jax.run import paths, workdir
 from drnet_jax.serve.answers import Prediction
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.steps.state import Weights
@@ -83,9 +84,13 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
   a policy and a budget, as for `Calibration.find`.
   """
   trained = workdir.load(path, mesh_lib.create(1))
-  examples = trained.open('test_split')[1].examples
-  count = min(images, len(examples))
-  rows = np.arange(count) * len(examples) // count
+  _, source = workdir.open_split(
+    paths.root(path),
+    trained.config,
+    trained.config.data.test_split,
+    trained.class_names,
+  )
+  some = spread(source.examples, images)
   policies, record = {}, None
   as_trained = asked in ({}, {'policy': 'router'})
   if evaluated.is_evaluated(path) or not as_trained:
@@ -103,11 +108,18 @@ def of_workdir(path: str, images: int, asked: Mapping[str, Any]) -> Subject:
     policies['router as trained'] = Contract.of(trained).as_trained
   return Subject(
     trained,
-    [examples[i]['image'] for i in rows],
-    [int(examples[i]['label']) for i in rows],
+    [example['image'] for example in some],
+    [int(example['label']) for example in some],
     policies,
     record,
   )
+
+
+def spread(examples: Examples, count: int) -> list[dict[str, Any]]:
+  """So many examples, or all, evenly: they may be sorted by class."""
+  count = min(count, len(examples))
+  rows = np.arange(count) * len(examples) // max(count, 1)
+  return [examples[i] for i in rows.tolist()]
 
 
 def of_network(

@@ -19,7 +19,7 @@ from drnet_jax import settings
 from drnet_jax.bench.stopwatch import interleaved, speed_up
 from drnet_jax.errors import UserError
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.run import workdir
+from drnet_jax.run import paths, workdir
 from drnet_jax.steps import state as state_lib
 from drnet_jax.steps.pretrain import PretrainStep
 from drnet_jax.steps.routed import RoutedStep
@@ -201,7 +201,9 @@ def benchmark(path: str, *, steps: int, batch_size: int) -> list[dict]:
   stage = config[stage_name]
   batch_size = batch_size or stage.batch_size // stage.accumulate
   mesh_lib.check_batch(batch_size, mesh, '--batch_size')
-  data, source = trained.open('train_split')
+  data, source = workdir.open_split(
+    paths.root(path), config, config.data.train_split, trained.class_names
+  )
   stream = data.train_batches(
     source,
     size_px=model.image_px,

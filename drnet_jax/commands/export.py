@@ -60,6 +60,7 @@ parse_flags = cli.keep_overrides
 
 def run(arguments: Sequence[str]) -> None:
   from drnet_jax import terminal
+  from drnet_jax.serve import int8
   from drnet_jax.serve.classifier import Classifier
 
   path, folder = cli.model(), TO.value
@@ -80,6 +81,7 @@ def run(arguments: Sequence[str]) -> None:
     cli.refuse_beside('--int8', _WEIGHTS)
     if 'onnx' not in formats:
       raise UserError('--int8 needs onnx among --formats')
+    int8.check_installed()
     held_out = _examples(path, 'validation_split', '--noint8', arguments)
   ours = Classifier.load(path, runtime='jax', decode=decode)
   set_policy(ours)
@@ -87,10 +89,8 @@ def run(arguments: Sequence[str]) -> None:
   if images:
     _compare(ours, folder, formats, images)
   if _INT8.value:
-    from drnet_jax.serve import int8
-
     # Evenly: in a folder they stand class by class.
-    every = max(1, len(held_out) // _MOST_HELD_OUT)
+    every = -(-len(held_out) // _MOST_HELD_OUT) or 1
     chosen = [held_out[i] for i in range(0, len(held_out), every)]
     parts = int8.quantize(
       folder,
@@ -134,8 +134,6 @@ def _examples(
   Raises:
     UserError: it cannot be opened; `without` is the flag to do without it.
   """
-  from drnet_jax import settings
-  from drnet_jax.data.pipeline import Data
   from drnet_jax.run import ladder, paths, workdir
 
   if not isinstance(path, str) or ladder.is_ladder(path):
@@ -143,8 +141,9 @@ def _examples(
   path = paths.root(path)
   names = workdir.class_names(path)
   config = workdir.read_config(path, overrides)
-  data = settings.call(Data, config.data, 'config.data')
   try:
-    return data.open(getattr(data, split), names).examples
+    return workdir.open_split(path, config, config.data[split], names)[
+      1
+    ].examples
   except UserError as error:
     raise UserError(f'{error}. To export without it: {without}') from error

@@ -163,8 +163,11 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
         shared[key] = Job(f'first stage of {name!r}', folder, only_first)
         jobs.append(shared[key])
       first = shared[key]
-      begin = f'--config.init_from={first.workdir}'
-      fields = _stages_flag(config.stages[1:]), begin
+      fields = (
+        _stages_flag(config.stages[1:]),
+        f'--config.init_from={first.workdir}',
+        '--config.reset_head=False',  # that stage did
+      )
     jobs.append(Job(name, workdir, arguments(name, workdir, *fields), first))
   return jobs
 

@@ -70,6 +70,14 @@ class Contract:
   class_names: tuple[str, ...]
   origin: str
 
+  @property
+  def views_of_programs(self) -> dict[str, View]:
+    """What each program is given; the predictor's, if there is one, is last."""
+    views = dict(zip(self.programs, self.views, strict=True))
+    if self.routes:
+      views[PREDICTOR] = self.predictor_view
+    return views
+
   @classmethod
   def of(
     cls, trained: 'workdir.Trained', *, decode: str = 'full'

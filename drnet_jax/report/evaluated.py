@@ -62,15 +62,20 @@ class EvaluatedRun:
   calibration: Calibration | None
   asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def first(self) -> str:
+    """The workdir, or the first of those of a ladder."""
+    return _first(self.path)
+
   @functools.cached_property
   def config(self) -> ml_collections.ConfigDict:
     """That it was begun with; of a ladder, the first run's."""
-    return workdir.read_config(_first(self.path))
+    return workdir.read_config(self.first)
 
   @functools.cached_property
   def class_names(self) -> Sequence[str]:
     """In label order."""
-    return workdir.class_names(_first(self.path))
+    return workdir.class_names(self.first)
 
   @functools.cached_property
   def sessions(self) -> Sequence[Mapping[str, str]]:
@@ -80,7 +85,7 @@ class EvaluatedRun:
   @functools.cached_property
   def evaluation(self) -> Mapping[str, Any]:
     """`report/evaluation.json`; {} of older runs."""
-    path = os.path.join(self.directory, 'evaluation.json')
+    path = os.path.join(self.path, workdir.EVALUATION)
     return settings.read_json(path) if os.path.exists(path) else {}
 
   @functools.cached_property
@@ -305,25 +310,24 @@ def read(path: str, **asked: Any) -> EvaluatedRun:
       evaluate = how_to_calibrate(path)
     raise UserError(f'{path} is not evaluated yet: {evaluate}')
   record = record_lib.load(os.path.join(path, workdir.TEST_RECORD))
-  calibration = _calibration(path, record)
+  calibrated = calibration(path, record)
   if asked == {'policy': 'router'}:  # as trained: no calibration needed
     if len(policy_lib.routes(record)) < 2:
       raise UserError(f'{path}: --policy=router needs a trained predictor')
-  elif asked and not calibration:
+  elif asked and not calibrated:
     raise UserError(
       f'{path} is not calibrated for its weights: {how_to_calibrate(path)}'
     )
-  return EvaluatedRun(path, record, calibration, asked)
+  return EvaluatedRun(path, record, calibrated, asked)
 
 
 def _first(path: str) -> str:
-  """The workdir, or the first of those of a ladder."""
   if ladder.is_ladder(path):
     return next(iter(ladder.members(path).values()))
   return path
 
 
-def _calibration(path: str, record: Record) -> Calibration | None:
+def calibration(path: str, record: Record) -> Calibration | None:
   """That of a workdir, if it is of the weights that were evaluated."""
   try:
     found = calibration_lib.read(path)

@@ -15,7 +15,7 @@ from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.options import Costs
 from drnet_jax.choosing.record import Record
 from drnet_jax.data.pipeline import HELD_OUT
-from drnet_jax.errors import UserError
+from drnet_jax.errors import NotHeldOut, UserError
 from drnet_jax.run import ladder, workdir
 from drnet_jax.run.recording import Subject
 
@@ -64,7 +64,8 @@ def calibrate(
     ms: milliseconds of this machine; default those measured before.
 
   Raises:
-    UserError: the split holds images of the test split.
+    NotHeldOut: the split is the one that was trained on, or holds images of
+      the test split.
   """
   split = split or subject.data.validation_split
   check_held_out(split, subject)
@@ -158,23 +159,28 @@ def _calibrated(
 
 
 def check_held_out(split: str, subject: Subject) -> None:
-  """Raises UserError if policies would be set on the test split."""
+  """Raises NotHeldOut if policies would be set on images for something else."""
+  what = ''
   if split == subject.data.test_split:
-    raise UserError(
-      f'policies would be set on {split!r}, the images that they are to be '
-      'tested on. Train with --config.data.held_out=0.1 '
-      f'--config.data.validation_split={HELD_OUT}, name other images with '
-      'calibrate --split, or estimate what policies give with --halves=10'
+    what = 'they are to be tested on'
+  elif split == subject.data.train_split and workdir.has_trained(subject.path):
+    what = 'the networks were trained on'
+  if what:
+    raise NotHeldOut(
+      f'policies would be set on {split!r}, the images that {what}. Train with '
+      f'--config.data.held_out=0.1 --config.data.validation_split={HELD_OUT}, '
+      'name other images with calibrate --split, or estimate what policies '
+      'give with --halves=10'
     )
 
 
 def _check_disjoint(record: Record, test: Record, split: str) -> None:
-  """Raises UserError if a split of another name holds test images."""
+  """Raises NotHeldOut if a split of another name holds test images."""
   if test.draw is None:
     return
   shared = float(np.isin(record.draw, test.draw).mean())
   if shared > _ALIKE:
-    raise UserError(
+    raise NotHeldOut(
       f'{shared:.0%} of the images of {split!r} are also in the test split: '
       'policies would be set on images that they are to be tested on. Name '
       'others with config.data.validation_split or calibrate --split'

@@ -8,14 +8,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from drnet_jax import processes, settings, terminal
-from drnet_jax.choosing import record as record_lib
+from drnet_jax import processes, terminal
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.record import Record
-from drnet_jax.errors import UserError
+from drnet_jax.errors import NotHeldOut, UserError
 from drnet_jax.report import evaluated, pictures, run_page
 from drnet_jax.report.page import FILE
-from drnet_jax.run import workdir
 from drnet_jax.run.calibrate import Calibrated, calibrate
 from drnet_jax.run.recording import Subject
 
@@ -42,6 +40,9 @@ def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   try:
     calibrated = calibrate(subject, record)
   except UserError as error:
+    # What a process cannot read the others know nothing of: they would wait.
+    if jax.process_count() > 1 and not isinstance(error, NotHeldOut):
+      raise
     refusal = f'Not calibrated: {error}'
   if processes.is_main():
     _say(subject, record, calibrated, refusal)
@@ -58,9 +59,12 @@ def _say(
 ) -> None:
   """Prints what was found; called before `_write`, which a disk may stop."""
   data, bad = subject.data, subject.unreadable(record)
-  run = evaluated.EvaluatedRun(
-    subject.path, record, calibrated and calibrated.calibration
-  )
+  found = evaluated.calibration(subject.path, record)  # of another split
+  if calibrated:
+    found = calibrated.calibration
+  elif found:
+    refusal = refusal.replace('Not calibrated', 'Not calibrated again')
+  run = evaluated.EvaluatedRun(subject.path, record, found)
   terminal.say(
     f'\n{data.name}/{data.test_split}, {len(record.label)} images'
     + (f'; {bad} more cannot be read and are left out' if bad else '')
@@ -78,17 +82,9 @@ def _write(
   """Leaves what `evaluate` promises."""
   path, trained, data = subject.path, subject.trained, subject.data
   directory = os.path.join(path, 'report')
-  os.makedirs(directory, exist_ok=True)
-  record_lib.save(record, os.path.join(path, workdir.TEST_RECORD))
+  subject.keep(record)
   if calibrated:
     calibrated.write()
-  workdir.note(path, 'evaluate')
-  facts = {
-    'origin': trained.origin,
-    'unreadable': subject.unreadable(record),
-    'parameters': sum(x.size for x in jax.tree.leaves(trained.params)),
-  }
-  settings.write_json(os.path.join(directory, 'evaluation.json'), facts)
   source = subject.source(data.test_split)
 
   def read_image(i: int) -> np.ndarray:

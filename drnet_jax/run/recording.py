@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -19,9 +20,9 @@ from drnet_jax import processes, settings, terminal
 from drnet_jax.choosing import record as record_lib
 from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.record import Record
-from drnet_jax.data.pipeline import Data
+from drnet_jax.data.pipeline import HELD_OUT, Data
 from drnet_jax.data.sources import Source
-from drnet_jax.errors import NotFinite, UserError
+from drnet_jax.errors import NotFinite, NotHeldOut, UserError
 from drnet_jax.models import Model
 from drnet_jax.run import paths, workdir
 
@@ -145,8 +146,9 @@ class Subject:
     mesh = mesh_lib.create()
     self.path = path
     self.trained = workdir.load(path, mesh, overrides)
-    config = self.trained.config.data
-    self.data = settings.call(Data, config, 'config.data')
+    config = self.trained.config
+    mesh_lib.check_batch(config.eval_batch_size, mesh, 'config.eval_batch_size')
+    self.data = settings.call(Data, config.data, 'config.data')
     self._evaluator = Evaluator(self.trained.model, mesh)
     self._sources: dict[str, Source] = {}
 
@@ -155,8 +157,7 @@ class Subject:
   ) -> Record:
     """Runs the model once over a split; see `Evaluator`."""
     trained = self.trained
-    with processes.main_first(f'split {split}'):
-      source = self.source(split)
+    source = self.source(split)
     record = self._evaluator(
       self.data,
       source,
@@ -172,7 +173,11 @@ class Subject:
   def source(self, split: str) -> Source:
     """The images of a split, of the model's classes; opened once."""
     if split not in self._sources:
-      self._sources[split] = self.data.open(split, self.trained.class_names)
+      with processes.main_first(f'split {split}'):
+        source = self.data.open(split, self.trained.class_names)
+      if split == HELD_OUT:
+        workdir.check_held_out(self.path, source.examples)
+      self._sources[split] = source
     return self._sources[split]
 
   def unreadable(self, record: Record) -> int:
@@ -182,26 +187,59 @@ class Subject:
 
   def origin(self, split: str) -> str:
     """Which weights and which images a record of a split is of."""
+    examples = self.source(split).examples
+    names = '\n'.join(map(examples.name, range(len(examples))))
+    return self._origin(split, f', images {zlib.crc32(names.encode()):08x}')
+
+  def _origin(self, split: str, images: str = '') -> str:
     trained = self.trained
     shown = settings.plain(trained.config.data)
     shown = {k: v for k, v in shown.items() if k not in _CHANGES_NOTHING}
     data = zlib.crc32(json.dumps(shown, sort_keys=True).encode())
     return (
-      f'{trained.origin}, weights {trained.digest}; data {data:08x}; '
+      f'{trained.origin}, weights {trained.digest}; data {data:08x}{images}; '
       f'{self.data.name}/{split}'
     )
 
   def is_current(self, record: Record | None, split: str) -> bool:
-    """Whether a record is of these weights and of this split."""
-    return record is not None and record.origin == self.origin(split)
+    """Whether a record is of these weights and of this split.
+
+    Where the images are not at hand, they are taken to be those they were.
+    """
+    of = record.origin if record else ''
+    if re.sub(r', images \w+', '', of) != self._origin(split):
+      return False
+    try:
+      return of == self.origin(split)
+    except UserError as error:
+      # Of several processes the others wait for the first to open a split.
+      if isinstance(error, NotHeldOut) or jax.process_count() > 1:
+        raise
+      return True
 
   def test_record(self) -> Record:
     """What `evaluate` recorded of the test split, made again if stale."""
+    split = self.data.test_split
     kept = os.path.join(self.path, workdir.TEST_RECORD)
     record = record_lib.load(kept) if os.path.exists(kept) else None
-    if self.is_current(record, self.data.test_split):
-      return record
-    return self.record(self.data.test_split, 'test')
+    if not self.is_current(record, split):
+      record = self.record(split, 'test')
+      if processes.is_main():
+        self.keep(record)
+    return record
+
+  def keep(self, record: Record) -> None:
+    """Writes a record of the test split, and what else a report says of it."""
+    file = os.path.join(self.path, workdir.TEST_RECORD)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    record_lib.save(record, file)
+    workdir.note(self.path, 'evaluate')
+    facts = {
+      'origin': self.trained.origin,
+      'unreadable': self.unreadable(record),
+      'parameters': sum(x.size for x in jax.tree.leaves(self.trained.params)),
+    }
+    settings.write_json(os.path.join(self.path, workdir.EVALUATION), facts)
 
 
 def _judge(

@@ -101,7 +101,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   changed = workdir.begin(path, config, names)
   workdir.note(path, 'train', changed)
   if data.held_out and processes.is_main():
-    workdir.keep_held_out(path, data.open(HELD_OUT, names).examples.rows)
+    workdir.keep_held_out(path, data.open(HELD_OUT, names).examples)
   processes.wait_for_all('workdir')
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]
@@ -137,6 +137,11 @@ def read(config: ml_collections.ConfigDict) -> Run:
   settings.check_values({'stages': Sequence[str]}, {'stages': names}, 'config')
   if not names:
     raise UserError('config.stages is missing or empty; name at least one')
+  if len({*names}) < len(names):
+    raise UserError(
+      f'config.stages = {(*names,)} names a stage twice: to repeat one, give a '
+      'copy of its section another name'
+    )
   defined = {}
   for name, section in [*sections.items()]:
     # A stage may be defined and left out: its section is known by its step.

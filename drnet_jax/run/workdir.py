@@ -28,12 +28,13 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
-from drnet_jax.errors import UserError
+from drnet_jax.errors import NotHeldOut, UserError
 from drnet_jax.run import paths, provenance
 from drnet_jax.run.checkpoint import Checkpoints
 
 if TYPE_CHECKING:  # a model is read without its data
   from drnet_jax.data.pipeline import Data
+  from drnet_jax.data.selection import Some
   from drnet_jax.data.sources import Source
 
 # Fields that may differ from those a run was begun with. These change nothing
@@ -60,8 +61,11 @@ _OF_EVALUATION = ('config.data.*', 'config.eval_batch_size')
 
 # What was recorded of the test split, in a workdir.
 TEST_RECORD = os.path.join('report', 'record.npz')
+EVALUATION = os.path.join('report', 'evaluation.json')
 
 _NEEDED = ('data', 'eval_batch_size', 'model', 'stages')  # of every config
+
+_HELD_OUT = 'held_out.json'
 
 # In place of a stage's name: weights that no stage of this run has trained.
 INITIAL = 'initial'
@@ -95,20 +99,6 @@ class Trained:
     for x in jax.tree.leaves((self.params, self.batch_stats)):
       found = zlib.crc32(np.ascontiguousarray(x), found)
     return f'{found:08x}'
-
-  def open(self, split: str) -> 'tuple[Data, Source]':
-    """Its data, and of it a split whose labels are the model's.
-
-    Args:
-      split: 'train_split', 'test_split' or 'validation_split'.
-
-    Raises:
-      UserError: it cannot be opened, or has other classes than the model.
-    """
-    from drnet_jax.data.pipeline import Data
-
-    data = settings.call(Data, self.config.data, 'config.data')
-    return data, data.open(getattr(data, split), self.class_names)
 
 
 def begin(
@@ -157,8 +147,8 @@ def _another_config(
   if all(field.endswith('.epochs') for field in refused):
     remedy = (
       'To train a run for longer, begin another with its weights: another '
-      f'--workdir, --config.init_from={path} and in --config.stages the stage '
-      'to repeat.'
+      f'--workdir, --config.init_from={path}, --config.reset_head=False and in '
+      '--config.stages the stage to repeat.'
     )
   return f'{path} holds a run with another config: {what}. {remedy}'
 
@@ -191,22 +181,76 @@ def sessions(path: str) -> list[dict[str, Any]]:
   return found
 
 
-def keep_held_out(path: str, rows: np.ndarray) -> None:
-  """Writes which images are held out, or checks that they are still the same.
-
-  They are rows of the training split, int [N].
+def keep_held_out(path: str, examples: 'Some') -> None:
+  """Notes which images are held out, or checks that they are still the same.
 
   Raises:
-    UserError: the run was begun with others.
+    NotHeldOut: the run was begun with others.
   """
-  file = os.path.join(path, 'held_out.json')
-  if not (os.path.exists(file) and has_run(path)):
-    settings.write_json(file, rows.tolist())
-  elif settings.read_json(file) != rows.tolist():
-    raise UserError(
-      f'{file} names other images than are held out now: the data set or the '
-      'random numbers have changed. Choose another --workdir.'
+  file = os.path.join(path, _HELD_OUT)
+  if os.path.exists(file) and has_trained(path):
+    check_held_out(path, examples)
+  else:
+    settings.write_json(file, _which(examples))
+
+
+def check_held_out(path: str, examples: 'Some') -> None:
+  """Raises NotHeldOut if what was trained there has seen some of these."""
+  if not has_trained(path):
+    return
+  file = os.path.join(path, _HELD_OUT)
+  if not os.path.exists(file):
+    raise NotHeldOut(
+      f'{path} was trained without holding images out: those of now are among '
+      'the ones that it has seen. Name others with calibrate --split, or train '
+      'with config.data.held_out in another --workdir'
     )
+  noted, now = settings.read_json(file), _which(examples)
+  if noted != (now['rows'] if isinstance(noted, list) else now):  # of 0.4
+    raise NotHeldOut(
+      f'{file} names other images than are held out now: the data set or the '
+      'random numbers have changed. Use the images that were there, or train '
+      'in another --workdir'
+    )
+
+
+def _which(examples: 'Some') -> dict[str, Any]:
+  """Which images of a split these are, wherever the data set lies."""
+  names = map(examples.name, range(len(examples)))
+  # Of a path the file, of a record in a file its number.
+  plain = [os.path.basename(name).rpartition(', ')[2] for name in names]
+  return {
+    'of': len(examples.examples),
+    'rows': [int(row) for row in examples.rows],
+    'names': zlib.crc32('\n'.join(plain).encode()),
+  }
+
+
+def open_split(
+  path: str,
+  config: ml_collections.ConfigDict,
+  split: str,
+  class_names: Sequence[str],
+) -> 'tuple[Data, Source]':
+  """The data of the run in a workdir, and of it a split.
+
+  Args:
+    path: of the workdir.
+    config: of the run, data as it lies now.
+    split: its name.
+    class_names: of the model, in label order.
+
+  Raises:
+    UserError: it cannot be opened, or has other classes than the model.
+    NotHeldOut: of 'held_out', the model was trained on some of these images.
+  """
+  from drnet_jax.data.pipeline import HELD_OUT, Data
+
+  data = settings.call(Data, config.data, 'config.data')
+  source = data.open(split, class_names)
+  if split == HELD_OUT:
+    check_held_out(path, source.examples)
+  return data, source
 
 
 def read_config(
@@ -284,8 +328,21 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
 
 def has_run(path: str) -> bool:
   """Whether a run has been begun there, and has saved a checkpoint."""
-  return os.path.exists(os.path.join(path, 'config.json')) and any(
-    name.isdigit()
-    for _, folders, _ in os.walk(os.path.join(path, 'checkpoints'))
-    for name in folders
-  )
+  return bool(_saved_stages(path))
+
+
+def has_trained(path: str) -> bool:
+  """Whether there are weights that were trained there, not only put there."""
+  return bool(_saved_stages(path) - {INITIAL})
+
+
+def _saved_stages(path: str) -> set[str]:
+  """Those with a checkpoint."""
+  if not os.path.exists(os.path.join(path, 'config.json')):
+    return set()
+  root = os.path.join(path, 'checkpoints')
+  return {
+    os.path.basename(folder)
+    for folder, steps, _ in os.walk(root, followlinks=True)
+    if any(name.isdigit() for name in steps)
+  }

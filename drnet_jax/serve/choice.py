@@ -24,7 +24,13 @@ from drnet_jax.errors import UserError
 from drnet_jax.export import PRECISIONS, RUNTIMES
 from drnet_jax.export.contract import Contract, read_fields
 from drnet_jax.serve import openvino
-from drnet_jax.serve.engines import INT8, Engine, OnnxEngine, full_name
+from drnet_jax.serve.engines import (
+  INT8,
+  Engine,
+  OnnxEngine,
+  cores,
+  full_name,
+)
 
 # How far a probability may be from the reference's, in float32 that of any
 # picture. In half precision the third digit is rounded, dozens of layers add
@@ -40,6 +46,14 @@ _ROUNDS, _SECONDS = 5, 3.0  # whichever comes first
 _PACKAGES = ('jax', 'jaxlib', 'onnxruntime', 'openvino', 'libtpu')
 _PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin', 'jax-rocm7-plugin')
 _DEVICES = ('/dev/nvidia0', '/dev/kfd', '/dev/accel0', '/dev/vfio/0')
+# By which JAX is kept from some of these.
+_HIDE = (
+  'JAX_PLATFORMS',
+  'JAX_PLATFORM_NAME',
+  'CUDA_VISIBLE_DEVICES',
+  'HIP_VISIBLE_DEVICES',
+  'ROCR_VISIBLE_DEVICES',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,17 +189,18 @@ def choose(
   """
   batch = how.batch or BATCH
   engines, answers, out = {}, {}, []
-  reference = next(iter(tried))
   for key, make in tried.items():
     try:
       made = make()
       answers[key] = _answers(made, contract, batch)
       engines[key] = made
     except Exception as error:  # whatever a runtime raises on what it lacks
-      if key == reference:
+      # JAX lacks nothing; of the others one is enough.
+      if key[0] == 'jax' or len(out) + 1 == len(tried):
         raise
       why = ' '.join(str(error).split())[:200]
       out.append(f'{full_name(*key)} is left out: {why}')
+  reference = next(iter(answers))
   apart = {
     key: _apart(key[1], found, answers[reference])
     for key, found in answers.items()
@@ -206,7 +221,8 @@ def choose(
     f'image: {"; ".join([times, *out])})'
   )
   choice = Choice(*ranked[0], said)
-  cache.write_json('choices', _key(model, how, tried), choice._asdict())
+  if not (any(runtime == 'jax' for runtime, _ in tried) and _expects_device()):
+    cache.write_json('choices', _key(model, how, tried), choice._asdict())
   return choice
 
 
@@ -302,12 +318,29 @@ def machine() -> list[Any]:
   return [
     platform.node(),
     _processor(),
-    os.cpu_count(),
+    cores(),
     versions,
-    [device for device in _DEVICES if os.path.exists(device)],
-    os.environ.get('JAX_PLATFORMS', ''),
+    _devices(),
+    _hidden(),
     cache.code(),
   ]
+
+
+def _devices() -> list[str]:
+  return [device for device in _DEVICES if os.path.exists(device)]
+
+
+def _hidden() -> dict[str, str]:
+  return {name: os.environ[name] for name in _HIDE if name in os.environ}
+
+
+def _expects_device() -> bool:
+  """Whether JAX would run on an accelerator, if that could be reached.
+
+  Where it runs on the processor all the same, the next process may do better.
+  """
+  plugins = [name.replace('-', '_') for name in _PLUGINS] + ['libtpu']
+  return bool(_devices()) and not _hidden() and any(map(is_installed, plugins))
 
 
 def _processor() -> str:

@@ -31,7 +31,7 @@ from drnet_jax.run import ladder, paths
 from drnet_jax.serve import loading
 from drnet_jax.serve.answers import Failure, Prediction, failure, predictions
 from drnet_jax.serve.choice import How
-from drnet_jax.serve.engines import Engine
+from drnet_jax.serve.engines import Engine, cores
 from drnet_jax.serve.loading import Loaded
 from drnet_jax.serve.picture import Picture
 from drnet_jax.serve.schedule import Item, Schedule
@@ -338,18 +338,17 @@ def _ahead(
     yield [item for one in first if (item := read(*one))], True
     return
   sources = itertools.chain(first, sources)
-  cores = os.cpu_count() or 1
 
   def read_all(some) -> list[Item | None]:
     return [read(*one) for one in some]
 
-  with concurrent.futures.ThreadPoolExecutor(cores) as threads:
+  with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
 
     def begin():
       some = list(itertools.islice(sources, count))
       # A thread takes several at once: to hand over one costs as much as to
       # read an array.
-      each = max(len(some) // (_TURNS * cores), 1)
+      each = max(len(some) // (_TURNS * cores()), 1)
       return [
         threads.submit(read_all, some[i : i + each])
         for i in range(0, len(some), each)

@@ -14,7 +14,7 @@ from drnet_jax import cache, settings
 from drnet_jax.errors import UserError
 from drnet_jax.export import contract as contract_lib
 from drnet_jax.export import package
-from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.export.contract import Contract
 from drnet_jax.export.programs import Program, programs
 from drnet_jax.models.ranet import RANet
 from drnet_jax.run import workdir
@@ -41,9 +41,13 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
   weights = jax.tree.leaves((trained.params, trained.batch_stats))
   if not all(np.isfinite(x).all() for x in weights):
     raise UserError(f'{trained.origin}: the weights hold NaN or infinity')
-  if isinstance(trained.model, RANet) and how.runtime not in ('auto', 'jax'):
+  if isinstance(trained.model, RANet) and (
+    how.is_halved or how.runtime not in ('auto', 'jax')
+  ):
+    asked = 'precision' if how.is_halved else 'runtime'
     raise UserError(
-      f"runtime = {how.runtime!r}: a network with exits runs in 'jax' only"
+      f'{asked} = {getattr(how, asked)!r}: a network with exits runs in JAX '
+      'only, as it was trained'
     )
   engine, said, graphs = _engine(trained, contract, how)
   digests, members = (trained.digest,), (lambda: trained,)
@@ -125,15 +129,12 @@ def exported(
       called in the folder's `weights.npz`.
     batch: images that are run at once; 0 for what suits the device.
   """
-  views = dict(zip(contract.programs, contract.views, strict=True))
-  if contract.routes:
-    views[PREDICTOR] = contract.predictor_view
   arrays = {}
   if shared:
     with np.load(os.path.join(folder, package.STABLEHLO_WEIGHTS)) as file:
       arrays = {name: jax.device_put(file[name]) for name in file.files}
   made = {}
-  for name, view in views.items():
+  for name, view in contract.views_of_programs.items():
     with open(os.path.join(folder, f'{name}.stablehlo'), 'rb') as file:
       call = jax.export.deserialize(bytearray(file.read())).call
     if name in shared:

@@ -28,6 +28,13 @@ from drnet_jax.export.contract import PREDICTOR, Contract
 INT8 = 'int8'  # the precision of graphs that were exported so, see `int8`
 
 
+def cores() -> int:
+  """Of the processor, that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def full_name(runtime: str, precision: str) -> str:
   """Of a runtime in a precision, for people."""
   return runtime if precision == 'f32' else f'{runtime} in {precision}'
@@ -40,8 +47,11 @@ class Engine(Protocol):
   best_batch: int  # that bulk work should come in
   in_flight: int  # batches that keep the device busy
 
-  def bucket(self, option: int, count: int) -> int:
-    """How many images are computed at an option where `count` are asked for."""
+  def bucket(self, option: int | None, count: int) -> int:
+    """How many images are computed at an option where `count` are asked for.
+
+    With None, in the predictor.
+    """
     return count
 
   def pool(self, option: int) -> Any | None:
@@ -73,7 +83,8 @@ def onnx_network(path: str) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
   except ImportError as error:
     raise UserError(
-      "runtime='onnx' needs onnxruntime: pip install 'drnet_jax[export]'"
+      f"runtime='onnx' needs onnxruntime: pip install 'drnet_jax[export]' "
+      f'({error})'
     ) from error
   _share_arena()
   options = onnxruntime.SessionOptions()
@@ -159,8 +170,10 @@ class LadderEngine(Engine):
     self.best_batch = min(engine.best_batch for engine in engines)
     self.in_flight = max(engine.in_flight for engine in engines)
 
-  def bucket(self, option: int, count: int) -> int:
-    engine, j = self._options[option]
+  def bucket(self, option: int | None, count: int) -> int:
+    engine, j = self._router, None
+    if option is not None:
+      engine, j = self._options[option]
     return engine.bucket(j, count)
 
   def pool(self, option: int) -> Any | None:

@@ -23,7 +23,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.export import contract as contract_lib
 from drnet_jax.export import model_card
 from drnet_jax.export.contract import PREDICTOR, Contract, View
-from drnet_jax.serve import openvino
+from drnet_jax.serve import choice, openvino
 from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.engines import INT8
 from drnet_jax.serve.openvino import OpenVinoEngine
@@ -71,6 +71,13 @@ class Part:
     }
 
 
+def check_installed() -> None:
+  """Raises UserError if a package is missing that `quantize` needs."""
+  for module, name in (('nncf', 'NNCF'), ('openvino', 'OpenVINO')):
+    if not choice.is_installed(module):
+      raise UserError(f"--int8 needs {name}: pip install 'drnet_jax[int8]'")
+
+
 def quantize(
   folder: str, images: Sequence[Any], labels: Sequence[int], max_drop: float
 ) -> list[Part]:
@@ -90,10 +97,9 @@ def quantize(
     UserError: a package is missing, there are too few images, or every option
       or the policy, loses more.
   """
+  check_installed()
   contract, usual, _ = contract_lib.read(folder)
-  views = dict(zip(contract.programs, contract.views, strict=True))
-  if contract.routes:
-    views[PREDICTOR] = contract.predictor_view
+  views = contract.views_of_programs
   pictures, labels = _readable(images, labels, contract, {*views.values()})
   ranges = min(_MOST_FOR_RANGES, len(pictures) // 2)
   if len(pictures) - ranges < _LEAST:
@@ -174,15 +180,10 @@ def _write_int8(
   folder: str, to: str, file: str, crops: Sequence[np.ndarray]
 ) -> None:
   """Writes an int8 graph, its weights inside, of one in floating point."""
-  try:
-    import onnx
+  import onnx
 
-    with openvino.without_telemetry():
-      import nncf
-  except ImportError as error:
-    raise UserError(
-      "--int8 needs NNCF: pip install 'drnet_jax[int8]'"
-    ) from error
+  with openvino.without_telemetry():
+    import nncf
   nncf.set_log_level(logging.ERROR)
   model = onnx.load(os.path.join(folder, file))
   kinds = [node.op_type for node in model.graph.node]

@@ -10,7 +10,6 @@ to sizes, or ways to run them, that nobody asks for.
 import collections
 import contextlib
 import functools
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from drnet_jax.errors import UserError
 from drnet_jax.export.contract import Contract
 from drnet_jax.serve import openvino_graphs
-from drnet_jax.serve.engines import INT8, GraphEngine, full_name
+from drnet_jax.serve.engines import INT8, GraphEngine, cores, full_name
 
 # What OpenVINO calls an ability of the processor, and the precision it is asked
 # for by; the fastest first.
@@ -107,8 +106,10 @@ class OpenVinoEngine(GraphEngine):
     super().__init__(folder, contract, of_paths)
     self.name = full_name('openvino', precision)
     self.best_batch = batch or 16
-    # One for each core, and one that waits for the first to be free.
-    self.in_flight = (os.cpu_count() or 1) + 1
+    # One for each core, fewer of those that are cut into pieces; and one that
+    # waits for the first to be free.
+    pieces = max(self.best_batch // _LEAST_BATCH, 1)
+    self.in_flight = max(-(-cores() // pieces), 2) + 1
 
 
 def networks(

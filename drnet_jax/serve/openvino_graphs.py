@@ -47,7 +47,8 @@ def merged(models: Sequence[Any]) -> tuple[Any, list[list[np.ndarray]]] | None:
 
   Returns:
     The graph; and for each size what to give it behind the images. None if the
-    graphs differ in anything else, or have depthwise convolutions.
+    graphs differ in anything else, such as the filters of a convolution or how
+    it pads, or have depthwise convolutions.
   """
   resizes = [_resize(model) for model in models]
   template = next((i for i, found in enumerate(resizes) if found), None)
@@ -57,14 +58,17 @@ def merged(models: Sequence[Any]) -> tuple[Any, list[list[np.ndarray]]] | None:
   kinds = [[*map(_kind, of_size)] for of_size in nodes]
   if any(of_size != kinds[0] for of_size in kinds):
     return None
-  if any(kind.startswith('GroupConvolution') for kind in kinds[0]):
+  if any(node.get_type_name() == 'GroupConvolution' for node in nodes[0]):
     return None
   parts = []  # a constant of the template, and its values at every size
   for same in zip(*nodes, strict=True):
     if same[0].get_type_name() == 'Constant':
       values = [node.data for node in same]
-      if any(not np.array_equal(values[0], x) for x in values[1:]):
-        parts.append((same[template], values))
+      if all(np.array_equal(values[0], x) for x in values[1:]):
+        continue
+      if any(x.get_type_name() == 'Convolution' for x in _readers(same[0])):
+        return None  # of several networks
+      parts.append((same[template], values))
   side_px = models[template].inputs[0].partial_shape[1].get_length()
   whole = np.eye(side_px, dtype=np.float32)  # of the size that is not resized
   for i, place in enumerate((0, 1)):
@@ -95,7 +99,7 @@ def _opened(model: Any, parts: Sequence[tuple[Any, Sequence[np.ndarray]]]):
 def _resize(model: Any) -> tuple[Any, Any] | None:
   """The two products of a resize, if there is one."""
   for node in model.get_ordered_ops():
-    readers = [x.get_node() for x in node.output(0).get_target_inputs()]
+    readers = _readers(node)
     if (
       len(readers) == 1
       and _operand(node, 0)
@@ -127,10 +131,15 @@ def _others(model: Any, resize: tuple[Any, Any] | None) -> list[Any]:
   ]
 
 
-def _kind(node: Any) -> str:
-  """What it is, and how many axes each of its outputs has."""
-  ranks = [str(x.partial_shape.rank) for x in node.outputs()]
-  return ' '.join([node.get_type_name(), *ranks])
+def _kind(node: Any) -> tuple[Any, ...]:
+  """What it is, how it works, and how many axes each of its outputs has."""
+  name = node.get_type_name()
+  how = {} if name == 'Constant' else node.get_attributes()
+  return name, how, [str(x.partial_shape.rank) for x in node.outputs()]
+
+
+def _readers(node: Any) -> list[Any]:
+  return [x.get_node() for x in node.output(0).get_target_inputs()]
 
 
 def _replace(old: Any, new: Any) -> None:

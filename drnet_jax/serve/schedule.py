@@ -233,7 +233,7 @@ class Schedule:
     # Some runtimes make a program of every number of images they meet.
     counts = [*range(1, min(self._batch, _WARM)), self._batch]
     buckets = {
-      tuple(self._engine.bucket(stop.option or 0, n) for stop in self._stops)
+      tuple(self._engine.bucket(stop.option, n) for stop in self._stops)
       for n in counts
     }
     for of_place in buckets:

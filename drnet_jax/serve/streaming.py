@@ -15,7 +15,6 @@ import concurrent.futures
 import contextlib
 import functools
 import math
-import os
 import queue
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drnet_jax.serve.answers import predictions
+from drnet_jax.serve.engines import cores
 from drnet_jax.serve.schedule import Item, Schedule
 
 _PATIENCE_S = 0.05  # between looks for an end of the stream
@@ -78,7 +78,7 @@ class Stream:
     self._open: set[Item] = set()  # whose futures are not done
     self._unread: set[Item] = set()
     self._closing = threading.Event()
-    self._readers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    self._readers = concurrent.futures.ThreadPoolExecutor(cores())
     self._worker = threading.Thread(target=self._work, daemon=True)
 
   def __enter__(self) -> 'Stream':

@@ -79,7 +79,7 @@ class XlaEngine(Engine):
       jobs |= pools.jobs(self._crops)
     self._compiled = in_parallel(jobs)
 
-  def bucket(self, option: int, count: int) -> int:
+  def bucket(self, option: int | None, count: int) -> int:
     return routing.bucket(count, self._batches)
 
   def pool(self, option: int) -> Pool | None:

@@ -31,7 +31,7 @@ def schedule(
     lr: after the warm-up.
     warmup_epochs: linear from 0, counted within `epochs`.
     epochs: length of the stage.
-    decay_epochs: only for 'step'.
+    decay_epochs: only for 'step'; 0 for never.
     decay_factor: only for 'step' and 'halfway'.
     steps_per_epoch: steps in one epoch.
   """
@@ -44,7 +44,7 @@ def schedule(
       marks = [max(round(epochs * x * steps_per_epoch), 1) for x in (0.5, 0.75)]
     else:
       every = max(round(decay_epochs * steps_per_epoch), 1)
-      marks = range(every, total, every)
+      marks = range(every, total, every) if decay_epochs else ()
     # Counted from the first step of all, as the papers count their epochs.
     drops = {mark - warmup: decay_factor for mark in marks}
     after = optax.piecewise_constant_schedule(lr, drops)

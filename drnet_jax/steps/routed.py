@@ -14,7 +14,8 @@ size runs on an image that did not choose it:
 
 The host waits for one thing only, the counts that say which bucket of slots
 each `learn` needs. Batch norm counts the global batch's takers of a size and
-no padding, so any number of devices computes what one would.
+no padding, so any number of devices computes what one would: up to dropout, and
+where each explores and refreshes a whole number of images.
 """
 
 from collections.abc import Callable
