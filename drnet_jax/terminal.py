@@ -12,6 +12,7 @@ def say(line: str) -> None:
   if _is_main():
     # Names of files need not be UTF-8.
     tqdm.write(line.encode(errors='backslashreplace').decode())
+    sys.stdout.flush()  # into a log somebody may be waiting for it
 
 
 def _is_main() -> bool:

@@ -7,9 +7,11 @@
 #
 # The workdir and the data must be on a disk that all nodes share. SLURM warns
 # with SIGTERM three minutes before the time limit: the run saves and exits with
-# 75, and the job queues itself again, at most 100 times. JAX finds its peers in SLURM's variables.
+# 75, and the job queues itself again, at most 100 times. JAX finds its peers in
+# SLURM's variables.
 #
-# GPUS_PER_NODE (8), PYTHON (python): set them to what the nodes have.
+# GPUS_PER_NODE (8), PYTHON (python): set them to what the nodes have. Images are
+# decoded on the nodes' processors: ask for these with --cpus-per-task=... (of a GPU).
 set -euo pipefail
 
 dry_run=
@@ -33,7 +35,8 @@ printf -v run '%q ' "${PYTHON:-python}" -m drnet_jax.main "$@"
 # 2 is for a person to mend, 0 the end; after all else the run can go on. srun
 # returns the highest status, and those it kills have 137: so it kills none. The
 # processes leave together, with one status (drnet_jax/processes.py).
-job="srun --kill-on-bad-exit=0 $run
+# srun takes over sbatch's GPUs, but not how many cores a process has.
+job="srun --kill-on-bad-exit=0 \${SLURM_CPUS_PER_TASK:+--cpus-per-task=\$SLURM_CPUS_PER_TASK} $run
 status=\$?
 if [ \$status -ne 0 ] && [ \$status -ne 2 ] && [ \${SLURM_RESTART_COUNT:-0} -lt 100 ]
 then scontrol requeue \"\$SLURM_JOB_ID\"; fi

@@ -46,10 +46,14 @@ case $action in
     ;;
   install)
     root=$(cd "$(dirname "$0")/.." && pwd)
-    # scp would copy into an older one; and nobody's runs in it are deleted.
-    on_all_hosts '[ ! -e drnet_jax ] || mv drnet_jax "drnet_jax.$(date +%s)"'
-    run gcloud compute tpus tpu-vm scp --recurse "$root" "$NAME:drnet_jax" \
-      "--zone=$ZONE" --worker=all
+    packed=${TMPDIR:-/tmp}/drnet_jax.tgz
+    # Not what lies beside the code: environments, runs, data.
+    run tar -czf "$packed" -C "$root" drnet_jax configs launch setup.cfg \
+      pyproject.toml README.md LICENSE
+    run gcloud compute tpus tpu-vm scp "$packed" "$NAME:" "--zone=$ZONE" --worker=all
+    # Nobody's runs in an older one are deleted.
+    on_all_hosts '[ ! -e drnet_jax ] || mv drnet_jax "drnet_jax.$(date +%s)"
+      mkdir drnet_jax && tar -xzf drnet_jax.tgz -C drnet_jax'
     # The image's own Python may be older than JAX takes.
     on_all_hosts 'python3 -m pip install -q uv &&
       python3 -m uv venv -q --clear --python=3.12 drnet_env &&

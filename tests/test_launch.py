@@ -5,6 +5,7 @@ import os
 import pathlib
 import shlex
 import subprocess
+import tarfile
 import time
 
 import jsonschema
@@ -94,7 +95,7 @@ def test_slurm_runs_one_process_a_gpu_and_queues_again():
   assert command[0] == 'sbatch' and '--nodes=4' in command
   assert '--ntasks-per-node=4' in command and '--signal=TERM@180' in command
   job = command[-1].splitlines()
-  assert shlex.split(job[0])[2:] == [
+  assert shlex.split(job[0])[3:] == [
     *('python', '-m', 'drnet_jax.main', '--config=c.py', '--workdir=/a b')
   ]
   assert 'scontrol requeue' in job[3]
@@ -133,7 +134,7 @@ def commands_of_one(done):
   return [words.stdout.split('\0')[:-1]]
 
 
-def test_tpu_pod():
+def test_tpu_pod(tmp_path):
   where = {'NAME': 'n', 'ZONE': 'z', 'TYPE': 'v5p-32', 'VERSION': 'v'}
 
   def dry(*arguments):
@@ -146,9 +147,20 @@ def test_tpu_pod():
   assert '--worker=all' in trained
   inner = trained[-1].removeprefix('--command=')
   assert shlex.split(inner)[-2:] == ['--config=c.py', '--workdir=/mnt/a b']
-  _, copied, installed = dry('install')
+  packed, copied, unpacked, installed = dry('install')
   assert copied[:5] == 'gcloud compute tpus tpu-vm scp'.split()
-  assert '--worker=all' in copied and '--worker=all' in installed
+  for command in (copied, unpacked, installed):
+    assert '--worker=all' in command
+  # What is sent is the code alone, and all that it needs to be installed.
+  archive = str(tmp_path / 'sent.tgz')
+  packed[2] = archive
+  subprocess.run(packed, check=True)
+  with tarfile.open(archive) as file:
+    names = {name.partition('/')[0] for name in file.getnames()}
+  assert names == {
+    *('drnet_jax', 'configs', 'launch', 'setup.cfg', 'pyproject.toml'),
+    *('README.md', 'LICENSE'),
+  }
   assert dry('delete')[0][4] == 'delete'
 
 

@@ -106,6 +106,15 @@ def test_images_can_be_held_out_by_number_or_by_share(folder, held_out):
   assert len(data.open('held_out').examples) == 3
   with pytest.raises(UserError, match='held_out = 0.01 of 12 images'):
     Data(**fields | {'held_out': 0.01}).open('held_out')
+  # Of a single folder as many to test on; the held-out ones stay as they were.
+  both = Data(**fields | {'test_split': 'held_out_test'})
+  rows = [
+    both.open(split).examples.rows.tolist()
+    for split in ('train', 'held_out', 'held_out_test')
+  ]
+  assert sorted(sum(rows, [])) == list(range(12))
+  assert [len(x) for x in rows] == [6, 3, 3]
+  assert rows[1] == data.open('held_out').examples.rows.tolist()
 
 
 def test_an_epoch_of_few_images_may_take_them_more_than_once(folder):

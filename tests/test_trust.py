@@ -231,7 +231,7 @@ def set_aside(path, config):
   settings.write_json(f'{path}/config.json', settings.plain(config))
   data = settings.call(Data, config.data, 'config.data')
   os.rename(f'{path}/checkpoints', f'{path}/away')  # it is not trained yet
-  workdir.keep_held_out(path, data.open('held_out', NAMES).examples)
+  workdir.keep_held_out(path, data.open('train', NAMES).examples)
   os.rename(f'{path}/away', f'{path}/checkpoints')
 
 
@@ -243,6 +243,8 @@ def test_images_that_were_trained_on_are_not_held_out(spoilable):
     record_of(path, *overrides)
   set_aside(path, config)
   assert len(record_of(path).label) == 5
+  with pytest.raises(NotHeldOut, match='other images than are held out now'):
+    record_of(path, '--config.data.test_split=held_out_test')
   moved = data.rename(data.parent / 'moved')
   there = f'--config.data.data_dir={moved}'
   assert len(record_of(path, there).label) == 5

@@ -73,10 +73,6 @@ def _take_up(suite: Suite) -> None:
     with open(path, newline='') as file:
       rows = csv.DictReader(file)
       kept = [row for row in rows if row['part'][0] not in suite.parts]
-  if TRAINING[0] in suite.parts:
-    for name in ORIGINS:
-      folder = os.path.join(suite.out, name.replace(' ', '_'))
-      shutil.rmtree(folder, ignore_errors=True)
   rows = []
   for cell in kept:
     part, what, key = cell['part'], cell['what'], cell['measure']
@@ -92,6 +88,10 @@ def _take_up(suite: Suite) -> None:
         f'{path} is of {row["value"]}, and this is {here}: name another folder'
       )
     suite.found.setdefault(part, []).append(row)
+  if TRAINING[0] in suite.parts:
+    for name in ORIGINS:
+      folder = os.path.join(suite.out, name.replace(' ', '_'))
+      shutil.rmtree(folder, ignore_errors=True)
   partial = f'{path}.partial'
   with open(partial, 'w', newline='') as file:
     csv.writer(file).writerow(COLUMNS)
@@ -136,12 +136,18 @@ def _time_limit(seconds: float) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+def _after(end: dict) -> str:
+  return f', after {end["seconds"]:.0f} s' if 'seconds' in end else ''
+
+
 def _page(suite: Suite) -> Page:
   """A table of each part."""
   sections, broken = [], []
   found = {name: suite.found[name] for name in PARTS if name in suite.found}
   for name, rows in found.items():
     *measured, end = rows
+    if 'status' not in end:  # killed while it ran
+      measured, end = rows, {'status': 'cut off'}
     if end['status'] != 'finished':
       broken.append(name)
     blank = dict.fromkeys((k for row in measured for k in row), '')
@@ -149,7 +155,7 @@ def _page(suite: Suite) -> Page:
     sections.append(
       Section(
         title=f'{name}: {PARTS[name][1].__doc__.splitlines()[0]}',
-        text=[f'{end["status"]}, after {end["seconds"]:.0f} s.'],
+        text=[f'{end["status"]}{_after(end)}.'],
         table=Table.of(cells) if cells else None,
       )
     )

@@ -177,6 +177,7 @@ def _step_rows(
     yield _named(row) | {
       'of_ceiling': flops / 1e12 / ceiling,
       'compile_seconds': contender.compile_seconds,
+      'programs_cached': contender.cached,
     }
 
 
@@ -321,6 +322,7 @@ def compiling(suite: Suite, left_s: float) -> Iterator[dict]:
     yield {
       'what': f'{fixed.name}, {batch_size} images, {name}',
       'compile_seconds': seconds,
+      'programs_cached': fixed.cached,
       'images_per_second': batch_size / float(np.median(taken[name])),
     }
 

@@ -177,18 +177,26 @@ def _images_per_device(stage: Stage, machine: Machine) -> int:
   return math.ceil(stage.batch_size / stage.accumulate / machine.devices)
 
 
+def _held(stage: Stage, of_size: Mapping[int, int]) -> int:
+  """Bytes of an image, of all sizes that wait for the backward pass."""
+  told = stage.objective if stage.step == 'pretrain' else {}
+  all_wait = told.get('distill') and told.get('teacher') == 'ensemble'
+  return (sum if all_wait else max)(of_size.values())
+
+
 def _estimate_table(
   run: train.Run, model: DRNet, images: int, mfu: float, per_core: float
 ) -> list[dict[str, str]]:
   """Rows: what each stage takes on each machine; see `report`."""
   macs, rows = model.macs(), []
-  per_image = activation_bytes(model, max(model.resolutions))
+  of_size = {r: activation_bytes(model, r) for r in model.resolutions}
   for machine in MACHINES:
     shards = run.parameter_shards or machine.devices
     hosts = machine.devices // machine.devices_per_host
     for name, stage in run.stages.items():
       local = _images_per_device(stage, machine)
-      memory = local * per_image + weight_bytes(stage, model, shards=shards)
+      memory = local * _held(stage, of_size)
+      memory += weight_bytes(stage, model, shards=shards)
       hours = training_hours(stage, macs, machine, images=images, mfu=mfu)
       of_host = images * stage.epochs / hours / 3600 / hosts
       rows.append(
@@ -218,7 +226,7 @@ def program_table(
   for name, stage in stages.items():
     local = _images_per_device(stage, machine)
     resident = local * image_bytes + weight_bytes(stage, model, shards=shards)
-    programs = {'step': (1, local * max(of_size.values()))}
+    programs = {'step': (1, local * _held(stage, of_size))}
     if stage.step == 'routed':
       objective = stage.objective
       rungs = routing.bucket_ladder(

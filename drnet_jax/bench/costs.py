@@ -23,7 +23,9 @@ def measure(contract: Contract, engine: Engine, *, batch: int) -> Costs:
   """
   batch = min(batch, engine.best_batch)
   jobs = calls(contract, engine, batch)
-  taken = stopwatch.interleaved(jobs, _ROUNDS, 'measure')
+  taken = stopwatch.interleaved(
+    jobs, _ROUNDS, 'measure', least_s=stopwatch.OF_A_NETWORK_S
+  )
   ms = {name: stopwatch.ms(taken[name], batch) for name in jobs}
   options: list[float] = []
   for j, name in enumerate(contract.options.names):

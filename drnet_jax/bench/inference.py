@@ -173,7 +173,10 @@ def time_networks(contenders: Contenders, rounds: int) -> list[dict]:
   gmacs = dict(zip(names, own, strict=True))
   gmacs[PREDICTOR] = contract.predictor_gmacs
   rows = []
-  for key, seconds in stopwatch.interleaved(jobs, rounds, 'networks').items():
+  taken = stopwatch.interleaved(
+    jobs, rounds, 'networks', least_s=stopwatch.OF_A_NETWORK_S
+  )
+  for key, seconds in taken.items():
     path, part, batch = key
     ms = stopwatch.ms(seconds, batch)
     rows.append(

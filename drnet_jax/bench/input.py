@@ -4,9 +4,9 @@
 import contextlib
 import dataclasses
 import functools
+import glob
 import itertools
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -21,6 +21,7 @@ from drnet_jax import terminal
 from drnet_jax.data import packed, random_crop, shard_writer, sources
 from drnet_jax.data.pipeline import Data
 from drnet_jax.data.shard_writer import Shard, serializer
+from drnet_jax.data.shards import Shards
 
 _DECODED = 500  # images for the table of decoders
 _WARM_UP = 8  # batches, until what was made ahead is used up
@@ -194,6 +195,8 @@ def _pipelines(asked: Input, kind: str, data: Data) -> list[Row]:
     f'{n} workers': dataclasses.replace(data, workers=n) for n in asked.workers
   }
   source, rows = data.open('train'), []
+  if isinstance(source.examples, Shards):
+    source.examples.keep_nothing()
   measured = [('core', time.process_time, threads)]
   if workers:  # whose processors' time is not counted as ours
     measured.append(('clock', time.perf_counter, threads | workers))
@@ -251,6 +254,21 @@ def _take(stream: Iterator, count: int) -> None:
     pass
 
 
+def _peak_mib(*, of_children: bool) -> float:
+  """Resident memory so far, of this process or of the largest of its children.
+
+  Of Linux alone. What `resource` says of children began with their parent's.
+  """
+  found, mine = [0.0], str(os.getpid())
+  for path in glob.glob('/proc/[0-9]*/status'):
+    with contextlib.suppress(OSError), open(path) as file:
+      fields = dict(line.split(':\t', 1) for line in file if ':\t' in line)
+      who = fields['PPid' if of_children else 'Pid'].strip()
+      if who == mine and 'VmHWM' in fields:
+        found.append(int(fields['VmHWM'].split()[0]) / 1024)
+  return max(found)
+
+
 def _memory(asked: Input, data: Data, workers: int) -> str:
   """Peaks of the process that makes the batches."""
   source, peaks = data.open('train'), []
@@ -258,8 +276,7 @@ def _memory(asked: Input, data: Data, workers: int) -> str:
   for share in (0.1, 1):
     with _stream(asked, changed, source) as stream:
       _take(stream, round(share * asked.memory_images / asked.batch_size))
-    who = resource.RUSAGE_CHILDREN if workers else resource.RUSAGE_SELF
-    peaks.append(resource.getrusage(who).ru_maxrss / 1024)
+      peaks.append(_peak_mib(of_children=bool(workers)))
   batch_mb = asked.batch_size * 3 * asked.size_px**2 / 1e6
   maker = f'each of {workers} workers' if workers else 'this process'
   return (

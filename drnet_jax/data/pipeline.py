@@ -34,7 +34,11 @@ from drnet_jax.data.pixels import UnreadableImage
 from drnet_jax.errors import UserError
 
 Example = dict[str, Any]
+# Splits of training images that are not learned from: for policies and, where
+# the test split is called so, as many to test on.
 HELD_OUT = 'held_out'
+TESTED = 'held_out_test'
+ASIDE = HELD_OUT, TESTED
 
 _BUFFERED = 4  # batches ahead, of each process that makes them
 _SEPARATOR = '\0'  # of the reasons of several unreadable images, in one text
@@ -129,7 +133,7 @@ class Data:
     Raises:
       UserError: it cannot be opened, or its classes are not the model's.
     """
-    is_train = split in (self.train_split, HELD_OUT)
+    is_train = split in (self.train_split, *ASIDE)
     source = sources.load(
       self.name,
       self.train_split if is_train else split,
@@ -144,17 +148,21 @@ class Data:
       classes.read_map(self.class_map),
       f'split {split!r} of {self.data_dir or self.name}',
     )
-    if is_train and (self.held_out or split == HELD_OUT):
+    if is_train and (self.held_out or split in ASIDE):
       count = len(source.examples)
       wanted = round(self.held_out * (1 if self.held_out >= 1 else count))
-      if not 0 < wanted < count:
+      aside = wanted * (2 if TESTED in (split, self.test_split) else 1)
+      if not 0 < aside < count:
         raise UserError(
           f'config.data.held_out = {self.held_out:g} of {count} images of '
           f'{self.train_split!r} leaves none to learn from, or none aside'
         )
-      rows = selection.drawn(count, wanted, seed=0)
-      if split != HELD_OUT:
-        rows = np.setdiff1d(np.arange(count), rows)
+      if split == HELD_OUT:
+        rows = selection.drawn(count, wanted, seed=0)
+      elif split == TESTED:
+        rows = selection.drawn(count, wanted, seed=0, skip=wanted)
+      else:
+        rows = selection.drawn(count, count - aside, seed=0, skip=aside)
       examples = selection.Some(source.examples, rows)
       source = dataclasses.replace(source, examples=examples)
     return source

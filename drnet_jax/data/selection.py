@@ -29,14 +29,16 @@ def classes(
   return tuple(kept), np.array([found.index(name) for name in kept])
 
 
-def drawn(count: int, wanted: int, seed: int) -> np.ndarray:
+def drawn(count: int, wanted: int, seed: int, *, skip: int = 0) -> np.ndarray:
   """Indices of `wanted` of `count` images, ascending; all if `wanted` is 0.
 
-  The same for the same seed, on any machine.
+  The same for the same seed, on any machine. None of those that are drawn with
+  `wanted` = `skip`.
   """
   if not wanted or wanted >= count:
     return np.arange(count)
-  return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
+  order = np.random.default_rng(seed).permutation(count)
+  return np.sort(order[skip : skip + wanted])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,10 @@ class Shards:
     if all(size <= _KEPT_BYTES for size in sizes):
       self._kept = {}
 
+  def keep_nothing(self) -> None:
+    """Has every example read from its shard each time, as of a large split."""
+    self._kept = None
+
   def __len__(self) -> int:
     return len(self._examples)
 

@@ -14,7 +14,7 @@ from drnet_jax.choosing import record as record_lib
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.options import Costs
 from drnet_jax.choosing.record import Record
-from drnet_jax.data.pipeline import HELD_OUT
+from drnet_jax.data.pipeline import HELD_OUT, TESTED
 from drnet_jax.errors import NotHeldOut, UserError
 from drnet_jax.run import ladder, workdir
 from drnet_jax.run.recording import Subject
@@ -168,7 +168,8 @@ def check_held_out(split: str, subject: Subject) -> None:
   if what:
     raise NotHeldOut(
       f'policies would be set on {split!r}, the images that {what}. Train with '
-      f'--config.data.held_out=0.1 --config.data.validation_split={HELD_OUT}, '
+      f'--config.data.held_out=0.1 --config.data.validation_split={HELD_OUT} '
+      f'(and, where there is nothing else to test on, test_split={TESTED}), '
       'name other images with calibrate --split, or estimate what policies '
       'give with --halves=10'
     )

@@ -20,7 +20,7 @@ from drnet_jax import processes, settings, terminal
 from drnet_jax.choosing import record as record_lib
 from drnet_jax.choosing.options import Costs, Options
 from drnet_jax.choosing.record import Record
-from drnet_jax.data.pipeline import HELD_OUT, Data
+from drnet_jax.data.pipeline import ASIDE, Data
 from drnet_jax.data.sources import Source
 from drnet_jax.errors import NotFinite, NotHeldOut, UserError
 from drnet_jax.models import Model
@@ -175,7 +175,7 @@ class Subject:
     if split not in self._sources:
       with processes.main_first(f'split {split}'):
         source = self.data.open(split, self.trained.class_names)
-      if split == HELD_OUT:
+      if split in ASIDE:
         workdir.check_held_out(self.path, source.examples)
       self._sources[split] = source
     return self._sources[split]

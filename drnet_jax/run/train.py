@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
-from drnet_jax.data.pipeline import HELD_OUT, Data
+from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import UserError
 from drnet_jax.models import Model
 from drnet_jax.run import head, workdir
@@ -90,7 +90,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
       f'{data.data_dir or data.name}: {names[0]!r} is the only class of '
       f'{data.train_split!r}; there is nothing to tell apart'
     )
-  source = data.with_unlabelled(source)
+  seen, source = source.examples, data.with_unlabelled(source)
   model = models.create(run.model, num_classes=len(names))
   data.check_side(model.image_px)
   # All stages before the first is run: a mistake in the last shows at once.
@@ -101,7 +101,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   changed = workdir.begin(path, config, names)
   workdir.note(path, 'train', changed)
   if data.held_out and processes.is_main():
-    workdir.keep_held_out(path, data.open(HELD_OUT, names).examples)
+    workdir.keep_held_out(path, seen)
   processes.wait_for_all('workdir')
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]

@@ -35,7 +35,7 @@ from drnet_jax.run.checkpoint import Checkpoints
 if TYPE_CHECKING:  # a model is read without its data
   from drnet_jax.data.pipeline import Data
   from drnet_jax.data.selection import Some
-  from drnet_jax.data.sources import Source
+  from drnet_jax.data.sources import Examples, Source
 
 # Fields that may differ from those a run was begun with. These change nothing
 # that is computed:
@@ -66,6 +66,11 @@ EVALUATION = os.path.join('report', 'evaluation.json')
 _NEEDED = ('data', 'eval_batch_size', 'model', 'stages')  # of every config
 
 _HELD_OUT = 'held_out.json'
+_OTHERS = (
+  '{file} names other images than are held out now: the data set or the random '
+  'numbers have changed. Use the images that were there, or train in another '
+  '--workdir'
+)
 
 # In place of a stage's name: weights that no stage of this run has trained.
 INITIAL = 'initial'
@@ -181,17 +186,22 @@ def sessions(path: str) -> list[dict[str, Any]]:
   return found
 
 
-def keep_held_out(path: str, examples: 'Some') -> None:
+def keep_held_out(path: str, seen: 'Some') -> None:
   """Notes which images are held out, or checks that they are still the same.
+
+  They are all but those `seen`, of the training split.
 
   Raises:
     NotHeldOut: the run was begun with others.
   """
-  file = os.path.join(path, _HELD_OUT)
-  if os.path.exists(file) and has_trained(path):
-    check_held_out(path, examples)
-  else:
-    settings.write_json(file, _which(examples))
+  file, whole = os.path.join(path, _HELD_OUT), seen.examples
+  rows = np.setdiff1d(np.arange(len(whole)), seen.rows).tolist()
+  if not (os.path.exists(file) and has_trained(path)):
+    names = _names(whole, rows)
+    now = {'of': len(whole), 'rows': rows, 'names': names}
+    settings.write_json(file, now)
+  elif not _is_noted(file, whole, rows, exactly=True):
+    raise NotHeldOut(_OTHERS.format(file=file))
 
 
 def check_held_out(path: str, examples: 'Some') -> None:
@@ -205,25 +215,31 @@ def check_held_out(path: str, examples: 'Some') -> None:
       'the ones that it has seen. Name others with calibrate --split, or train '
       'with config.data.held_out in another --workdir'
     )
-  noted, now = settings.read_json(file), _which(examples)
-  if noted != (now['rows'] if isinstance(noted, list) else now):  # of 0.4
-    raise NotHeldOut(
-      f'{file} names other images than are held out now: the data set or the '
-      'random numbers have changed. Use the images that were there, or train '
-      'in another --workdir'
-    )
+  if not _is_noted(file, examples.examples, examples.rows):
+    raise NotHeldOut(_OTHERS.format(file=file))
 
 
-def _which(examples: 'Some') -> dict[str, Any]:
-  """Which images of a split these are, wherever the data set lies."""
-  names = map(examples.name, range(len(examples)))
+def _is_noted(
+  file: str, whole: 'Examples', rows: Sequence[int], *, exactly: bool = False
+) -> bool:
+  """Whether these rows of a training split were noted as held out."""
+  noted = settings.read_json(file)
+  if isinstance(noted, list):  # of 0.4
+    noted = {'rows': noted}
+  elif noted['of'] != len(whole):
+    return False
+  elif noted['names'] != _names(whole, noted['rows']):
+    return False
+  then, now = set(noted['rows']), set(map(int, rows))
+  return now == then if exactly else now <= then
+
+
+def _names(examples: 'Examples', rows: Sequence[int]) -> int:
+  """A checksum of the names of some, wherever the data set lies."""
+  names = (os.path.basename(examples.name(row)) for row in rows)
   # Of a path the file, of a record in a file its number.
-  plain = [os.path.basename(name).rpartition(', ')[2] for name in names]
-  return {
-    'of': len(examples.examples),
-    'rows': [int(row) for row in examples.rows],
-    'names': zlib.crc32('\n'.join(plain).encode()),
-  }
+  plain = (name.rpartition(', ')[2] for name in names)
+  return zlib.crc32('\n'.join(plain).encode())
 
 
 def open_split(
@@ -242,13 +258,14 @@ def open_split(
 
   Raises:
     UserError: it cannot be opened, or has other classes than the model.
-    NotHeldOut: of 'held_out', the model was trained on some of these images.
+    NotHeldOut: of a split that is set aside of the training images, the model
+      was trained on some.
   """
-  from drnet_jax.data.pipeline import HELD_OUT, Data
+  from drnet_jax.data.pipeline import ASIDE, Data
 
   data = settings.call(Data, config.data, 'config.data')
   source = data.open(split, class_names)
-  if split == HELD_OUT:
+  if split in ASIDE:
     check_held_out(path, source.examples)
   return data, source
 

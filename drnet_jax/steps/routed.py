@@ -133,7 +133,7 @@ class RoutedStep(Step):
     state: TrainState,
     batch: dict[str, jax.Array],
     key: jax.Array | None = None,
-  ) -> None:
+  ) -> int:
     """Compiles ahead of the first step: every size and bucket.
 
     Args:
@@ -141,6 +141,9 @@ class RoutedStep(Step):
       batch: of the first step.
       key: for steps like this one only (benchmarks): of buckets those are
         compiled that the batch needs with this key, which routes it once.
+
+    Returns:
+      How many programs lay in the persistent cache.
     """
     images, labels = batch['image'], batch['label']
     norms = state.batch_stats['norm']
@@ -174,6 +177,7 @@ class RoutedStep(Step):
       explored = [logits.result().out_info for logits in explored]
       of_step = (routed, learned, norm_grads, norms, explored, labels)
       compiling(self._update, state, *of_step)
+    return compiling.cached
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array

@@ -73,10 +73,14 @@ class WholeStep(Step):
     state: TrainState,
     batch: dict[str, jax.Array],
     options: dict[str, Any] | None = None,
-  ) -> None:
-    """Compiles ahead of the first step; `options` as of `ahead.Compiling`."""
+  ) -> int:
+    """Compiles ahead of the first step; `options` as of `ahead.Compiling`.
+
+    Returns how many programs lay in the persistent cache.
+    """
     with ahead.Compiling(options) as compiling:
       compiling(self._program, state, batch, ahead.KEY)
+    return compiling.cached
 
   def __call__(
     self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
