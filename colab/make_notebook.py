@@ -188,6 +188,14 @@ def cells() -> list[dict[str, Any]]:
       'imagenet',
     ),
     code(
+      """
+      from google.colab import drive
+
+      drive.mount('/content/drive')
+      """,
+      'imagenet',
+    ),
+    code(
       r"""
       !python -m drnet_jax.main --config=configs/in1k.py \
           --workdir=/content/drive/MyDrive/in1k \

@@ -20,7 +20,7 @@ from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import policy as policy_lib
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.errors import UserError
-from drnet_jax.export import package
+from drnet_jax.export import model_card, package
 from drnet_jax.export.contract import Contract
 from drnet_jax.export.standalone import Model, cut
 from drnet_jax.serve import parity
@@ -79,6 +79,41 @@ def test_what_an_export_may_replace(ours, folder, tmp_path):
   assert not any(name.endswith('.stablehlo') for name in names)
   with pytest.raises(UserError, match='exported to onnx only'):
     Classifier.load(str(target), runtime='stablehlo')
+
+
+def test_what_cannot_be_replaced_stays(ours, folder, tmp_path, monkeypatch):
+  """A mount point for one: it can be neither moved nor written over."""
+  target = tmp_path / 'export'
+  shutil.copytree(folder, target)
+  before = sorted(os.listdir(target))
+  replace = os.replace
+
+  def refuse(source, to):
+    if os.fspath(to) == str(target) and 'before' not in os.fspath(source):
+      raise OSError(16, 'Device or resource busy', to)
+    replace(source, to)
+
+  monkeypatch.setattr(os, 'replace', refuse)
+  with pytest.raises(UserError, match='cannot write .*busy'):
+    ours.export(str(target), formats=('onnx',))
+  assert sorted(os.listdir(target)) == before
+  assert os.listdir(tmp_path) == ['export']
+
+
+def test_trained_in_half_precision_is_exported_in_float32(tmp_path):
+  half = tiny_trained(
+    base={'network': 'resnet10', 'width': 8, 'dtype': 'bfloat16'},
+    predictor={'network': 'resnet10', 'width': 8, 'dtype': 'bfloat16'},
+  )
+  ours = Classifier.of(half, runtime='jax', precision='f32', batch=4)
+  ours.export(str(tmp_path), formats=('onnx', 'stablehlo'))
+  images = list(pictures(20, seed=3))
+  for runtime in ('onnx', 'stablehlo'):
+    theirs = Classifier.load(str(tmp_path), runtime=runtime)
+    assert parity.compare(ours, theirs, images).holds
+  assert half.in_float32().digest == half.digest
+  whole = tiny_trained()
+  assert whole.in_float32().model is whole.model
 
 
 @pytest.mark.parametrize('runtime', ['onnx', 'stablehlo'])
@@ -178,6 +213,17 @@ def test_the_runtime_is_short_and_needs_no_jax(ours, folder, tmp_path):
     assert tuple(row['ran']) == expected.ran
     assert row['gmacs'] == pytest.approx(expected.gmacs)
     assert row['probability'] == pytest.approx(expected.probability, abs=1e-5)
+
+
+def test_the_runtime_may_be_part_of_a_program(folder):
+  parent, name = os.path.split(folder)
+  program = (
+    'import importlib, sys\n'
+    'sys.modules["drnet_jax"] = None\n'
+    f'run = importlib.import_module("{name}.run")\n'
+    f'run.Model({folder!r})\n'
+  )
+  subprocess.run([sys.executable, '-c', program], cwd=parent, check=True)
 
 
 @pytest.mark.parametrize('family', policy_lib.FAMILIES)
@@ -304,6 +350,11 @@ def test_the_card_says_what_it_is(folder, trained):
     '## Limits',
   ):
     assert text in card
+  of = Contract.of(trained)
+  converted = dataclasses.replace(of, origin='stage initial, step 0')
+  about = model_card.about(trained, converted)
+  assert 'with weights that were not trained further' in about
+  assert 'trained on' in model_card.about(trained, of)
 
 
 def test_an_exported_folder_is_run_as_exported(folder):

@@ -369,6 +369,13 @@ def test_values_that_cannot_work(change, message):
     make_step(tiny_model(), mesh_lib.create(1), 8, **change)
 
 
+def test_sizes_of_one_cost_leave_no_choice():
+  model = tiny_model(resolutions=(31, 32))
+  assert len(set(model.macs().gmacs)) == 1
+  with pytest.raises(UserError, match='all take the same multiply-adds'):
+    make_objective(model).check_model(model)
+
+
 def test_one_size_leaves_no_choice():
   with pytest.raises(UserError, match='at least two sizes'):
     make_step(tiny_model(resolutions=(32,)), mesh_lib.create(1), 8)

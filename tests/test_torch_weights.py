@@ -132,6 +132,18 @@ def test_a_predictor_like_the_base_begins_with_its_weights(
   jax.tree.map(np.testing.assert_array_equal, stats['predictor'], began_stats)
 
 
+@pytest.mark.parametrize('other', [{'padding': 'same'}, {'epsilon': 1e-3}])
+def test_torchvision_has_no_network_that_computes_otherwise(other):
+  """It would load the weights, strictly, and compute something else."""
+  base = {'network': 'efficientnet_b0'}
+  usual, changed = (
+    models.create_drnet(base=base | more, num_classes=5, **SETTINGS).base
+    for more in ({}, other)
+  )
+  assert set(torch_weights._namings(usual)) == {'torchvision', 'timm'}
+  assert set(torch_weights._namings(changed)) == {'timm'}
+
+
 def test_another_width_is_refused(fresh, state):
   wide = create(base=BASE | {'width': 0.5})
   with pytest.raises(UserError, match='of another shape'):

@@ -49,6 +49,8 @@ EXPLAINED_CHANNELS = {
 class Lowering:
   """In place of `ahead.Compiling`: traces, and lowers for TPUs."""
 
+  cached = 0
+
   def __init__(self):
     self.found = collections.defaultdict(list)
 

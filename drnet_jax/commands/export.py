@@ -83,7 +83,11 @@ def run(arguments: Sequence[str]) -> None:
       raise UserError('--int8 needs onnx among --formats')
     int8.check_installed()
     held_out = _examples(path, 'validation_split', '--noint8', arguments)
-  ours = Classifier.load(path, runtime='jax', decode=decode)
+  import jax
+
+  # What is written is in float32, and is compared with that.
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  ours = Classifier.load(path, runtime='jax', precision='f32', decode=decode)
   set_policy(ours)
   ours.export(folder, formats=formats, weights=_WEIGHTS.value)
   if images:

@@ -90,7 +90,7 @@ def _costs(found: Comparison) -> str:
   whole = full.prediction
   lines = [
     f'{amount(answer.gmacs)} instead of {amount(whole.gmacs)} '
-    f'at {whole.option} ({_percent(answer.gmacs / whole.gmacs)})',
+    f'at {html.escape(whole.option)} ({_percent(answer.gmacs / whole.gmacs)})',
     f'{found.ms:.3g} ms instead of {full.ms:.3g} ms '
     f'({_percent(found.ms / full.ms)})',
   ]

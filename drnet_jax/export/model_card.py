@@ -24,11 +24,16 @@ def about(trained: workdir.Trained, contract: Contract) -> str:
     ', '.join(f'{v:g}' for v in values)
     for values in (trained.model.mean, trained.model.std)
   )
+  begun = config.get('init_from', '') and f'the weights of `{config.init_from}`'
+  made = (
+    f'trained on `{config.data.name}/{config.data.train_split}` with drnet_jax '
+    f'({contract.origin})' + (f', beginning with {begun}' if begun else '')
+  )
+  if contract.origin.startswith(f'stage {workdir.INITIAL},'):
+    made = f'with {begun or "weights"} that were not trained further'
   return (
-    f'A network `{config.model.base.network}` at {sizes}{chooses}. Trained on '
-    f'`{config.data.name}/{config.data.train_split}` with drnet_jax '
-    f'({contract.origin}); it normalises pixels itself (mean {mean}, deviation '
-    f'{std}).'
+    f'A network `{config.model.base.network}` at {sizes}{chooses}, {made}; it '
+    f'normalises pixels itself (mean {mean}, deviation {std}).'
   )
 
 

@@ -131,8 +131,18 @@ def _replaced(folder: str) -> Iterator[str]:
     try:
       yield partial
       os.chmod(partial, 0o755)
-      shutil.rmtree(target, ignore_errors=True)
-      os.replace(partial, target)
+      with tempfile.TemporaryDirectory(
+        dir=os.path.dirname(target), ignore_cleanup_errors=True
+      ) as aside:
+        before = os.path.join(aside, 'before')
+        if os.path.isdir(target):
+          os.replace(target, before)
+        try:
+          os.replace(partial, target)
+        except OSError:
+          if os.path.isdir(before):
+            os.replace(before, target)
+          raise
     finally:
       shutil.rmtree(partial, ignore_errors=True)
   except OSError as error:

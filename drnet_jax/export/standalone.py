@@ -12,8 +12,10 @@ import zlib
 
 import numpy as np
 
-if __package__:
+if __package__ == 'drnet_jax.export':
   from drnet_jax.data import pixels, transforms
+elif __package__:  # an export that is part of a program
+  from . import pixels, transforms
 else:  # beside it, in an export
   import pixels
   import transforms

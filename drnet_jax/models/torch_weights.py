@@ -429,8 +429,14 @@ def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
       f"are namings for {known}, but not with the stem 'patch'"
     )
   namings = dict(_NAMINGS[kind])
-  if getattr(network, 'lite', False) or stem == 'deep':
-    del namings['torchvision']  # which has no such network
+  of_timm_alone = (
+    getattr(network, 'lite', False)
+    or stem == 'deep'
+    or getattr(network, 'padding', '') == 'same'
+    or getattr(network, 'epsilon', 1e-5) != 1e-5
+  )
+  if of_timm_alone:  # torchvision has no such network
+    namings.pop('torchvision', None)
   return {name: dict(_single(make(network))) for name, make in namings.items()}
 
 

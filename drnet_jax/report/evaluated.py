@@ -254,7 +254,8 @@ class EvaluatedRun:
     base = model.base
     if base.get('stage_sizes'):
       blocks = '-'.join(map(str, base.stage_sizes))
-      return f'{base.network} ({blocks} blocks, width {base.width})'
+      width = f', width {base.width}' if 'width' in base else ''
+      return f'{base.network} ({blocks} blocks{width})'
     if base.get('width', 1.0) != 1.0:
       return f'{base.network} x{base.width}'
     return base.network

@@ -23,7 +23,7 @@ _FOLDER = 'pictures'
 def shown(
   record: Record, ends: np.ndarray | None
 ) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-  """Two groupings of the images, and a few images of each group.
+  """Two groupings of the images, and in which order to show these.
 
   Args:
     record: of a split.
@@ -31,9 +31,9 @@ def shown(
 
   Returns:
     By name the group of each image, int [N], and for each group the indices of
-    up to COLUMNS images, at random with a fixed seed. 'ends': by `ends` (Figure
-    4 of the paper). 'needed': by the cheapest option that is right, the last
-    group by none (Figure 1).
+    its images, at random with a fixed seed: the first COLUMNS of those at hand
+    are to be shown. 'ends': by `ends` (Figure 4 of the paper). 'needed': by the
+    cheapest option that is right, the last group by none (Figure 1).
   """
   groups = {} if ends is None else {'ends': ends}
   groups['needed'] = scores.smallest_sufficient(record)
@@ -43,7 +43,7 @@ def shown(
     images = [
       np.flatnonzero(group == k) for k in range(len(record.options) + 1)
     ]
-    found[name] = group, [rng.permutation(i)[:COLUMNS] for i in images]
+    found[name] = group, [rng.permutation(i) for i in images]
   return found
 
 
@@ -66,7 +66,9 @@ def save(
     read_image: from an index of the record to uint8 [H, W, 3].
     directory: of the report.
   """
-  drawn = [i for _, rows in shown(record, ends).values() for i in rows]
+  drawn = [
+    i[:COLUMNS] for _, rows in shown(record, ends).values() for i in rows
+  ]
   folder = os.path.join(directory, _FOLDER)
   os.makedirs(folder, exist_ok=True)
   for name in os.listdir(folder):

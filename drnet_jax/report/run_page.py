@@ -2,6 +2,7 @@
 """The report of one run."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,7 +133,9 @@ def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:
     found[name] = {}
     for k, title in enumerate([*record.options.names, 'none']):
       option = min(k, len(record.options) - 1)
-      row = [picture(i, option) for i in rows[k] if i in run.pictures]
+      # Of another policy than at evaluation others were saved.
+      there = [i for i in rows[k].tolist() if i in run.pictures]
+      row = [picture(i, option) for i in there[: pictures.COLUMNS]]
       if row:
         share = percent((group == k).mean())
         found[name][f'{title}, {share} % of the images'] = row
@@ -208,12 +211,15 @@ def _accuracy(run: EvaluatedRun) -> Section:
     rows.append(row)
     shares = zip(record.options.names, s.shares, strict=True)
     ends.append({f'{name}, %': percent(share) for name, share in shares})
+  timed = shlex.join(['benchmark', f'--workdir={run.path}'])
+  if run.first != run.path:  # a ladder
+    timed = shlex.join(['compare', f'--workdirs={run.path}', '--folder=times'])
   return Section(
     title='Accuracy and cost',
     text=[
       'Cost is in multiply-adds (GMACs: 1e9, MMACs: 1e6), not in time: `python '
-      f'-m drnet_jax benchmark --workdir={run.path}` measures how much of the '
-      'saving shows on this machine.'
+      f'-m drnet_jax {timed}` measures how much of the saving shows on this '
+      'machine.'
     ],
     table=Table.grouped(
       {'': rows, 'images that end at': ends},
@@ -413,7 +419,7 @@ def _latency(run: EvaluatedRun) -> Section | None:
 def _made_with(run: EvaluatedRun) -> Section:
   rows = [
     ['workdir', run.path],
-    ['weights', run.evaluation.get('origin', 'not recorded')],
+    ['weights', run.evaluation.get('origin', run.record.origin)],
   ]
   if 'parameters' in run.evaluation:
     rows.append(['parameters', f'{run.evaluation["parameters"]:,}'])

@@ -105,6 +105,16 @@ class Trained:
       found = zlib.crc32(np.ascontiguousarray(x), found)
     return f'{found:08x}'
 
+  def in_float32(self) -> 'Trained':
+    """The same weights in networks that compute in float32."""
+    model, networks = self.model, {}
+    for field in dataclasses.fields(model):
+      network = getattr(model, field.name)
+      if getattr(network, 'dtype', 'float32') != 'float32':
+        networks[field.name] = network.clone(dtype='float32')
+    changed = dataclasses.replace(model, **networks) if networks else model
+    return dataclasses.replace(self, model=changed)
+
 
 def begin(
   path: str, config: ml_collections.ConfigDict, class_names: tuple[str, ...]

@@ -36,6 +36,9 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
   Raises:
     UserError: weights that are not finite, or a runtime that cannot run them.
   """
+  # A processor has no units for the half precision that it was trained in.
+  if how.precision == 'f32' or jax.default_backend() == 'cpu':
+    trained = trained.in_float32()
   contract = Contract.of(trained, decode=how.decode or 'full')
   # Not left to the answers: XLA does not always hand a NaN on.
   weights = jax.tree.leaves((trained.params, trained.batch_stats))

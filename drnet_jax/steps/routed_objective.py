@@ -90,6 +90,11 @@ class RoutedObjective:
       )
     if self.costs and len(set(self.costs)) == 1:
       raise UserError('objective.costs are all the same: nothing to choose by')
+    if len(set(model.macs().gmacs)) == 1:
+      raise UserError(
+        f'config.model.resolutions = {sizes}: all take the same multiply-adds, '
+        'there is nothing to choose by'
+      )
 
   def schedules(
     self, steps_per_epoch: int, full_cost: float
