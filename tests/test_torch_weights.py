@@ -136,12 +136,12 @@ def test_a_predictor_like_the_base_begins_with_its_weights(
 def test_torchvision_has_no_network_that_computes_otherwise(other):
   """It would load the weights, strictly, and compute something else."""
   base = {'network': 'efficientnet_b0'}
-  usual, changed = (
-    models.create_drnet(base=base | more, num_classes=5, **SETTINGS).base
-    for more in ({}, other)
-  )
-  assert set(torch_weights._namings(usual)) == {'torchvision', 'timm'}
-  assert set(torch_weights._namings(changed)) == {'timm'}
+  made = models.create_drnet(base=base | other, num_classes=5, **SETTINGS)
+  params, stats = jax.eval_shape(made.init, jax.random.key(0))
+  fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, stats))
+  with pytest.raises(UserError, match='compute something else: .*timm'):
+    torch_weights.export(made, *fresh, 48, naming='torchvision')
+  assert torch_weights.export(made, *fresh, 48, naming='timm')
 
 
 def test_another_width_is_refused(fresh, state):

@@ -189,6 +189,20 @@ def to_state_dict(
   namings = _namings(network)
   if naming not in namings:
     raise UserError(f'naming {naming!r} is not one of {sorted(namings)}')
+  otherwise = [
+    f'{field} = {value!r}'
+    for field, value, usual in (
+      ('padding', getattr(network, 'padding', 'symmetric'), 'symmetric'),
+      ('epsilon', getattr(network, 'epsilon', 1e-5), 1e-5),
+    )
+    if value != usual
+  ]
+  if otherwise and naming == 'torchvision':
+    raise UserError(
+      f"torchvision's {type(network).__name__} would load these weights and "
+      f'compute something else: it has not {" and ".join(otherwise)}. '
+      '--naming=timm is for the tf_ networks of timm, which have'
+    )
   state = {}
   for path, x in traverse_util.flatten_dict(dict(variables)).items():
     name = _torch_name(namings[naming], path)
@@ -429,14 +443,8 @@ def _namings(network: nn.Module) -> dict[str, dict[str, str]]:
       f"are namings for {known}, but not with the stem 'patch'"
     )
   namings = dict(_NAMINGS[kind])
-  of_timm_alone = (
-    getattr(network, 'lite', False)
-    or stem == 'deep'
-    or getattr(network, 'padding', '') == 'same'
-    or getattr(network, 'epsilon', 1e-5) != 1e-5
-  )
-  if of_timm_alone:  # torchvision has no such network
-    namings.pop('torchvision', None)
+  if getattr(network, 'lite', False) or stem == 'deep':
+    del namings['torchvision']  # which has no such network
   return {name: dict(_single(make(network))) for name, make in namings.items()}
 
 
