@@ -65,9 +65,13 @@ def test_numbers_are_those_of_the_classifier(comparer, classifier):
     assert len(ended) > 1
 
 
-def test_the_picture_is_what_the_network_reads(comparer, trained):
+@pytest.mark.parametrize('antialias', [True, False])
+def test_the_picture_is_what_the_network_reads(antialias):
+  trained = tiny_trained(antialias=antialias)
   model = trained.model
-  found = comparer.compare(pictures(1, side=50)[0], fixed(0))
+  classifier = Classifier.of(trained, runtime='jax', batch=1)
+  assert classifier.contract.antialias == (antialias,) * 3
+  found = Comparer(classifier).compare(pictures(1, side=50)[0], fixed(0))
   for option in found.options:
     size_px = option.prediction.size_px
     assert option.view.shape == (size_px, size_px, 3)

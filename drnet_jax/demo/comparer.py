@@ -127,6 +127,6 @@ class Comparer:
       self.contract.sizes_px[option],
       mean=(0.0,) * 3,
       std=(1.0,) * 3,
-      antialias=True,
+      antialias=self.contract.antialias[option],
     )
     return np.asarray((255 * view[0]).round().astype(np.uint8))

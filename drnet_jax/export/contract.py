@@ -45,6 +45,7 @@ class Contract:
   Attributes:
     options: what is chosen among, R of them.
     sizes_px: [R], the side that each option's network works at.
+    antialias: [R], whether it shrinks with a low-pass.
     views: [R], what each is given; it resizes itself.
     programs: [R], their names, of files too.
     gmacs: [R], cost of each with nothing run before, in 1e9 multiply-adds.
@@ -60,6 +61,7 @@ class Contract:
 
   options: Options
   sizes_px: tuple[int, ...]
+  antialias: tuple[bool, ...]
   views: tuple[View, ...]
   programs: tuple[str, ...]
   gmacs: tuple[float, ...]
@@ -99,6 +101,7 @@ class Contract:
     return cls(
       options=options,
       sizes_px=sizes_px,
+      antialias=(getattr(model, 'antialias', True),) * len(options),
       views=tuple(view(size_px) for size_px in sizes_px),
       programs=tuple(
         name.replace(' ', '') if name.startswith('exit') else f'r{size_px}'
@@ -137,7 +140,7 @@ class Contract:
       before += len(one.options)
     of_each = {
       field: sum((getattr(one, field) for one in several.values()), ())
-      for field in ('sizes_px', 'views', 'gmacs')
+      for field in ('sizes_px', 'antialias', 'views', 'gmacs')
     }
     return dataclasses.replace(
       first,
@@ -163,8 +166,9 @@ class Contract:
         k: tuple(v) if isinstance(v, list) else v for k, v in found.items()
       }
 
+    before = {'antialias': [True] * len(fields['sizes_px'])}  # of 0.4
     names = (field.name for field in dataclasses.fields(cls))
-    values = tuples({name: fields[name] for name in names})
+    values = tuples({name: (before | fields)[name] for name in names})
     values['options'] = Options(**tuples(fields['options']))
     values['views'] = tuple(View(**view) for view in fields['views'])
     if fields['predictor_view']:
