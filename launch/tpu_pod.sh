@@ -6,7 +6,8 @@
 #
 #   launch/tpu_pod.sh create        a queued resource; --spot may be preempted,
 #                                   --valid-until-duration=6h gives up waiting
-#   launch/tpu_pod.sh install       this source tree and JAX, on every host
+#   launch/tpu_pod.sh install       this source tree (without .venv, .git, runs)
+#                                   and JAX, on every host
 #   launch/tpu_pod.sh train --config=configs/in1k.py --workdir=/mnt/disk/in1k
 #   launch/tpu_pod.sh delete
 #
@@ -47,9 +48,9 @@ case $action in
   install)
     root=$(cd "$(dirname "$0")/.." && pwd)
     packed=${TMPDIR:-/tmp}/drnet_jax.tgz
-    # Not what lies beside the code: environments, runs, data.
-    run tar -czf "$packed" -C "$root" drnet_jax configs launch setup.cfg \
-      pyproject.toml README.md LICENSE
+    # All but what is large and not needed there; your own networks are.
+    run tar -czf "$packed" --exclude=./.venv --exclude=./.git --exclude=./runs \
+      --exclude=__pycache__ -C "$root" .
     run gcloud compute tpus tpu-vm scp "$packed" "$NAME:" "--zone=$ZONE" --worker=all
     # Nobody's runs in an older one are deleted.
     on_all_hosts '[ ! -e drnet_jax ] || mv drnet_jax "drnet_jax.$(date +%s)"

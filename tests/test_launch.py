@@ -151,16 +151,17 @@ def test_tpu_pod(tmp_path):
   assert copied[:5] == 'gcloud compute tpus tpu-vm scp'.split()
   for command in (copied, unpacked, installed):
     assert '--worker=all' in command
-  # What is sent is the code alone, and all that it needs to be installed.
-  archive = str(tmp_path / 'sent.tgz')
-  packed[2] = archive
+  # What is sent is what was written, not what was installed or trained.
+  source = tmp_path / 'source'
+  for name in ('drnet_jax/a.py', 'mine/b.py', '.venv/c', '.git/d', 'runs/e'):
+    (source / name).parent.mkdir(parents=True)
+    (source / name).touch()
+  packed[2] = str(tmp_path / 'sent.tgz')
+  packed[packed.index('-C') + 1] = str(source)
   subprocess.run(packed, check=True)
-  with tarfile.open(archive) as file:
-    names = {name.partition('/')[0] for name in file.getnames()}
-  assert names == {
-    *('drnet_jax', 'configs', 'launch', 'setup.cfg', 'pyproject.toml'),
-    *('README.md', 'LICENSE'),
-  }
+  with tarfile.open(packed[2]) as file:
+    names = {x.name for x in file.getmembers() if x.isfile()}
+  assert names == {'./drnet_jax/a.py', './mine/b.py'}
   assert dry('delete')[0][4] == 'delete'
 
 

@@ -52,13 +52,21 @@ def test_rows_share_a_first_stage(file):
     assert row.needs is first
     assert "--config.stages=('finetune',)" in row.arguments
     assert '--config.init_from=out/first_stage/low' in row.arguments
-    assert '--config.reset_head=False' in row.arguments
+    assert '--config.reset_head=False' not in row.arguments  # it is so
   assert fixed.arguments == (
     f'--config={file}:fixed',
     '--workdir=out/fixed',
     '--config.seed=3',
   )
   assert all('--config.seed=3' in j.arguments for j in (first, low, high))
+
+
+def test_a_head_is_fitted_in_the_first_stage_alone(file):
+  path = pathlib.Path(file)
+  changed = '  config.reset_head = True\n  return config'
+  path.write_text(path.read_text().replace('  return config', changed))
+  _, low, *_ = sweep.plan(file, 'out', [])
+  assert '--config.reset_head=False' in low.arguments
 
 
 def test_weights_to_begin_with_are_given_where_no_stage_is_shared(file):

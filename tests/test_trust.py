@@ -13,6 +13,7 @@ from PIL import Image
 from configs import smoke
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import settings
+from drnet_jax.choosing import record as record_lib
 from drnet_jax.data import classes
 from drnet_jax.data.pipeline import Data
 from drnet_jax.errors import NotHeldOut, UserError
@@ -271,11 +272,25 @@ def test_an_image_more_is_another_record(spoilable):
   assert Subject(path).is_current(record, 'val')
   Image.new('L', (40, 40), 3).save(data / 'val' / 'ant' / '00b.png')
   assert not Subject(path).is_current(record, 'val')
-  assert len(Subject(path).test_record().label) == len(record.label) + 1
-  with open(f'{path}/{workdir.EVALUATION}') as file:
-    assert json.load(file)['origin'] == 'stage finetune, step 7'
   shutil.rmtree(data)  # not at hand: as they were
   assert Subject(path).is_current(record, 'val')
+
+
+def test_what_is_left_of_an_evaluation_is_of_its_images(spoilable):
+  path, _, data = spoilable
+  report = data.parent / 'run' / 'report'
+  before = evaluate.evaluate(path)
+  assert (report / workdir.PICTURES).exists()
+  Image.new('L', (40, 40), 3).save(data / 'val' / 'ant' / '00b.png')
+  assert len(Subject(path).test_record().label) == len(before.label) + 1
+  assert len(record_lib.load(report / 'record.npz').label) == len(before.label)
+  (report / 'evaluation.json').unlink()
+  calibrate.calibrate(Subject(path)).write()
+  kept = record_lib.load(report / 'record.npz')
+  assert len(kept.label) == len(before.label) + 1
+  assert not (report / workdir.PICTURES).exists()  # of other indices
+  with open(report / 'evaluation.json') as file:
+    assert json.load(file)['origin'] == 'stage finetune, step 7'
 
 
 def test_a_calibration_of_other_images_is_kept(spoilable, capsys):

@@ -102,6 +102,7 @@ class Contenders:
       engine = XlaEngine('jax', made, contract, batches=self.batches)
       self._add(engine, {px: jax.jit(view) for px, view in views.items()})
     if {'onnx', 'openvino'} & {*paths}:
+      made = programs(self.subject.trained.in_float32(), contract)
       for px, view in views.items():
         made[f'view{px}'] = Program(
           lambda weights, images, view=view: view(images), (), model.image_px
@@ -314,7 +315,8 @@ def time_decoding(contenders: Contenders, rounds: int) -> list[dict]:
   for decode in DECODINGS:
     contract = Contract.of(trained, decode=decode)
     with tempfile.TemporaryDirectory() as folder:
-      package.write_onnx(folder, programs(trained, contract), fold_norms=True)
+      made = programs(trained.in_float32(), contract)
+      package.write_onnx(folder, made, fold_norms=True)
       classifier = Classifier(contract, OnnxEngine(folder, contract))
     answers[decode] = Predictions(classifier, policy, files)()
     jobs[decode] = functools.partial(_decode_all, classifier, files)

@@ -166,7 +166,7 @@ def plan(path: str, out: str, overrides: Sequence[str]) -> list[Job]:
       fields = (
         _stages_flag(config.stages[1:]),
         f'--config.init_from={first.workdir}',
-        '--config.reset_head=False',  # that stage did
+        *(['--config.reset_head=False'] if config.get('reset_head') else ()),
       )
     jobs.append(Job(name, workdir, arguments(name, workdir, *fields), first))
   return jobs

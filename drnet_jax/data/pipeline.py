@@ -151,7 +151,8 @@ class Data:
     if is_train and (self.held_out or split in ASIDE):
       count = len(source.examples)
       wanted = round(self.held_out * (1 if self.held_out >= 1 else count))
-      aside = wanted * (2 if TESTED in (split, self.test_split) else 1)
+      used = split, self.test_split, self.validation_split
+      aside = wanted * (2 if TESTED in used else 1)
       if not 0 < aside < count:
         raise UserError(
           f'config.data.held_out = {self.held_out:g} of {count} images of '

@@ -14,10 +14,11 @@ from PIL import Image
 
 from drnet_jax.choosing import scores
 from drnet_jax.choosing.record import Record
+from drnet_jax.run import workdir
 
 COLUMNS = 10
 _SIDE_PX = 128
-_FOLDER = 'pictures'
+_FOLDER = workdir.PICTURES
 
 
 def shown(

@@ -31,18 +31,25 @@ class Calibrated:
     test: record of the images that the report is made of.
     held_out: record of the images that policies were found on.
     calibration: the policies.
+    subject: of a workdir, the run.
   """
 
   folder: str
   test: Record
   held_out: Record
   calibration: Calibration
+  subject: Subject | None = None
 
   def write(self) -> None:
     """Leaves the calibration and the records of both splits in the folder."""
-    record_path = os.path.join(self.folder, workdir.TEST_RECORD)
-    os.makedirs(os.path.dirname(record_path), exist_ok=True)
-    record_lib.save(self.test, record_path)
+    path = os.path.join(self.folder, workdir.TEST_RECORD)
+    before = record_lib.load(path) if os.path.exists(path) else None
+    if before is None or before.origin != self.test.origin:
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      if self.subject:
+        self.subject.keep(self.test)
+      else:
+        record_lib.save(self.test, path)
     self.calibration.write(self.folder)
     calibration_lib.write_record(self.folder, self.held_out)
 
@@ -78,7 +85,8 @@ def calibrate(
     record = subject.record(split, 'calibrate')
   _check_disjoint(record, test, split)
   shown = f'{subject.data.name}/{split}'
-  return _calibrated(subject.path, test, record, shown, ms)
+  done = _calibrated(subject.path, test, record, shown, ms)
+  return dataclasses.replace(done, subject=subject)
 
 
 def calibrate_ladder(

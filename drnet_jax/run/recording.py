@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Sequence
 
@@ -222,16 +223,17 @@ class Subject:
     split = self.data.test_split
     kept = os.path.join(self.path, workdir.TEST_RECORD)
     record = record_lib.load(kept) if os.path.exists(kept) else None
-    if not self.is_current(record, split):
-      record = self.record(split, 'test')
-      if processes.is_main():
-        self.keep(record)
-    return record
+    if self.is_current(record, split):
+      return record
+    return self.record(split, 'test')
 
   def keep(self, record: Record) -> None:
     """Writes a record of the test split, and what else a report says of it."""
     file = os.path.join(self.path, workdir.TEST_RECORD)
-    os.makedirs(os.path.dirname(file), exist_ok=True)
+    folder = os.path.dirname(file)
+    os.makedirs(folder, exist_ok=True)
+    # They are called by their places in the record that was there before.
+    shutil.rmtree(os.path.join(folder, workdir.PICTURES), ignore_errors=True)
     record_lib.save(record, file)
     workdir.note(self.path, 'evaluate')
     facts = {

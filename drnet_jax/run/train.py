@@ -100,8 +100,11 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
   ]
   changed = workdir.begin(path, config, names)
   workdir.note(path, 'train', changed)
-  if data.held_out and processes.is_main():
-    workdir.keep_held_out(path, seen)
+  if processes.is_main():
+    if data.held_out:
+      workdir.keep_held_out(path, seen)
+    else:
+      workdir.forget_held_out(path)
   processes.wait_for_all('workdir')
 
   begun = [i for i, s in enumerate(stages) if s.begun(path)]

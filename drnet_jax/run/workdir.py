@@ -62,6 +62,7 @@ _OF_EVALUATION = ('config.data.*', 'config.eval_batch_size')
 # What was recorded of the test split, in a workdir.
 TEST_RECORD = os.path.join('report', 'record.npz')
 EVALUATION = os.path.join('report', 'evaluation.json')
+PICTURES = 'pictures'  # of the report
 
 _NEEDED = ('data', 'eval_batch_size', 'model', 'stages')  # of every config
 
@@ -212,6 +213,13 @@ def keep_held_out(path: str, seen: 'Some') -> None:
     settings.write_json(file, now)
   elif not _is_noted(file, whole, rows, exactly=True):
     raise NotHeldOut(_OTHERS.format(file=file))
+
+
+def forget_held_out(path: str) -> None:
+  """A run that holds nothing out takes over where none has trained yet."""
+  file = os.path.join(path, _HELD_OUT)
+  if os.path.exists(file) and not has_trained(path):
+    os.remove(file)
 
 
 def check_held_out(path: str, examples: 'Some') -> None:

@@ -76,8 +76,8 @@ class How:
         raise UserError(f'{field} = {value!r} is not one of {known}')
     if self.is_halved and self.runtime not in ('auto', 'openvino'):
       raise UserError(
-        f"precision = {self.precision!r} needs runtime='openvino': "
-        f'{self.runtime} runs what was trained'
+        f"precision = {self.precision!r} needs runtime='openvino'; "
+        f'{self.runtime} does not have it'
       )
 
   @property
@@ -340,7 +340,8 @@ def _expects_device() -> bool:
   Where it runs on the processor all the same, the next process may do better.
   """
   plugins = [name.replace('-', '_') for name in _PLUGINS] + ['libtpu']
-  return bool(_devices()) and not _hidden() and any(map(is_installed, plugins))
+  is_hidden = any(x in ('', '-1', 'cpu') for x in _hidden().values())
+  return bool(_devices()) and not is_hidden and any(map(is_installed, plugins))
 
 
 def _processor() -> str:

@@ -296,7 +296,7 @@ class Classifier:
     if not self.members:
       raise UserError('this was exported: export the run it came from again')
     decode = self.contract.decode
-    trained = [member() for member in self.members]
+    trained = [member().in_float32() for member in self.members]
     members = [(x, Contract.of(x, decode=decode)) for x in trained]
     package.write(
       folder,

@@ -36,8 +36,10 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
   Raises:
     UserError: weights that are not finite, or a runtime that cannot run them.
   """
-  # A processor has no units for the half precision that it was trained in.
-  if how.precision == 'f32' or jax.default_backend() == 'cpu':
+  # Graphs are in float32, and a processor has no units for the half precision
+  # that it may have been trained in.
+  is_graph = how.is_halved or how.runtime not in ('auto', 'jax')
+  if is_graph or how.precision == 'f32' or jax.default_backend() == 'cpu':
     trained = trained.in_float32()
   contract = Contract.of(trained, decode=how.decode or 'full')
   # Not left to the answers: XLA does not always hand a NaN on.
@@ -50,7 +52,7 @@ def of_trained(trained: workdir.Trained, how: How) -> Loaded:
     asked = 'precision' if how.is_halved else 'runtime'
     raise UserError(
       f'{asked} = {getattr(how, asked)!r}: a network with exits runs in JAX '
-      'only, as it was trained'
+      'only'
     )
   engine, said, graphs = _engine(trained, contract, how)
   digests, members = (trained.digest,), (lambda: trained,)
