@@ -291,6 +291,9 @@ def test_what_is_left_of_an_evaluation_is_of_its_images(spoilable):
   assert not (report / workdir.PICTURES).exists()  # of other indices
   with open(report / 'evaluation.json') as file:
     assert json.load(file)['origin'] == 'stage finetune, step 7'
+  (report / 'record.npz').write_bytes(b'damaged')
+  calibrate.calibrate(Subject(path), kept).write()
+  assert record_lib.load(report / 'record.npz').origin == kept.origin
 
 
 def test_a_calibration_of_other_images_is_kept(spoilable, capsys):

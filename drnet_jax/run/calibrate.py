@@ -43,8 +43,11 @@ class Calibrated:
   def write(self) -> None:
     """Leaves the calibration and the records of both splits in the folder."""
     path = os.path.join(self.folder, workdir.TEST_RECORD)
-    before = record_lib.load(path) if os.path.exists(path) else None
-    if before is None or before.origin != self.test.origin:
+    try:
+      before = record_lib.load(path).origin
+    except (OSError, UserError):  # none yet, or a damaged one
+      before = None
+    if before != self.test.origin:
       os.makedirs(os.path.dirname(path), exist_ok=True)
       if self.subject:
         self.subject.keep(self.test)
