@@ -35,7 +35,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.validation_split = 'held_out'
   config.data.least_epoch_images = 1500  # a few steps do not teach a classifier
   config.data.test_split = 'val'
-  config.data.resize_px = 0
   config.data.threads = 2
   config.model.base = {
     'network': 'mobilenet_v2',
@@ -46,6 +45,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.predictor_px = 64
   config.model.image_px = 160
   config.model.resolutions = (64, 112, 160)
+  # Random crops show what is in them larger than a whole image does, so a crop
+  # of the middle suits what was learnt from them, small sizes most of all.
+  config.data.resize_px = config.model.get_ref('image_px') * 6 // 5
   config.stages = ('pretrain',)
   stage = config.pretrain
   stage.epochs = 4.0

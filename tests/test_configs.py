@@ -192,3 +192,14 @@ def test_fields_that_an_older_run_did_not_have_are_filled(tmp_path):
   assert settings.plain(found) == settings.plain(quickstart.get_config())
   with pytest.raises(UserError, match='config.data.max_pixels is missing'):
     settings.call(Data, config['data'], 'config.data')
+
+
+def test_photographs_are_cropped_as_their_side_says():
+  for options, px in (
+    ([], 192),
+    (['--config.model.image_px=224'], 268),
+    (['--config.model.image_px=224', '--config.data.resize_px=0'], 0),
+  ):
+    line = ['python', '-m', 'drnet_jax.main', '--config=configs/photos.py']
+    config = parse(line + options)
+    assert settings.plain(config.data)['resize_px'] == px
