@@ -416,11 +416,11 @@ def spread(rows, name):
 
 
 def photos_resnet50():
-  return photos_of('photos_resnet50', (0, 1, 2, 7, 10, 13, 17, 19, 20, 21))
+  return photos_of('photos_resnet50', (0, 1, 2, 8, 11, 15, 17, 19, 20, 21))
 
 
 def photos_large():
-  return photos_of('photos_large', (0, 1, 2, 6, 8, 10, 12, 14, 16, 18))
+  return photos_of('photos_large', (0, 1, 2, 6, 8, 10, 12, 14, 16, 17))
 
 
 def photos_of(name, chosen):
@@ -466,6 +466,24 @@ def photos_halves():
     for budget in [budgets[i] for i in (5, 7, 9, 10, 11, -1)]
     for rows in [[found[budget] for found in by_seed]]
   ]
+
+
+def photos_crop():
+  """Mean top-1 of the seeds at each size, by how much is cut off."""
+  found = {}
+  for r in raw('photos_crop'):
+    who = 'one for all sizes' if r['row'] == 'ensemble teaches' else 'one alone'
+    key = f'{r["network"]}, {who}', f'{r["size_px"]} of {r["image_px"]} px'
+    ratio = round(int(r['resize_px']) / int(r['image_px']), 1)
+    of_ratio = found.setdefault(key, {}).setdefault(ratio, [])
+    of_ratio.append(100 * float(r['top1']))
+  return [
+    [*key, *(f'{np.mean(x[r]):.1f}' if r in x else '' for r in _RATIOS)]
+    for key, x in found.items()
+  ]
+
+
+_RATIOS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
 
 def photos_router():
@@ -682,6 +700,7 @@ SOURCES = {
 IN_RESULTS = {
   ('row of the set', 'top-1, %'): imagenette,
   ('learns from', '64 px'): photos_training,
+  ('network', 'size', 'all of it'): photos_crop,
   ('folder', 'new classifier'): photos_rates,
   ('row of the set of routers',): photos_router,
   ('policy of one network', '% of 160 px'): photos,
@@ -792,6 +811,13 @@ def test_the_prose_on_photographs_is_that_of_its_csv():
   }
   assert medians['best within 30 %'] >= 3.5
   assert medians['best within 53 %'] >= 1.0
+  # The accuracy of 160 px but for .3 points for 60 % of its cost, in each seed.
+  for seed in '012':
+    mine = [r for r in rows if r['seed'] == seed]
+    (full,) = (r for r in mine if r['policy'] == 'fixed 160 px')
+    kept = float(full['top1']) - 0.003
+    found = [r for r in mine if float(r['top1']) > kept]
+    assert min(float(r['share_of_full']) for r in found) < 0.6
 
 
 def test_the_prose_on_input_is_that_of_its_csv():
