@@ -24,14 +24,20 @@ from drnet_jax import memory
 if __name__ == '__main__':
   memory.use_large_pages()  # before the imports, which take seconds
 
+import functools
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from drnet_jax import mesh, processes, terminal
+from drnet_jax.choosing.options import Costs
 from drnet_jax.commands import cli
+from drnet_jax.commands.flags import MEASURE
+from drnet_jax.errors import UserError
 from drnet_jax.run import describe, evaluate, train
+from drnet_jax.run.workdir import Trained
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File or name of the config, and --config.<field>=<value>.'
@@ -49,9 +55,11 @@ _PEER_TIMEOUT_S = flags.DEFINE_integer(
   'Of several processes: all stop when one has been silent for so long.',
   5,
 )
+flags.declare_key_flag('measure')
 
 
 def main(arguments: Sequence[str]) -> None:
+  cli.refuse_others(['measure'])
   cli.set_up()
   with processes.leaving_together():
     cli.run_command(lambda: _run(arguments[1:]))
@@ -65,16 +73,30 @@ def _run(overrides: Sequence[str]) -> None:
   processes.join(peer_timeout_s=_PEER_TIMEOUT_S.value)
   try:
     terminal.say(mesh.describe())
+    if MEASURE.value and jax.process_count() > 1:
+      raise UserError(
+        '--measure times one process: leave it out, and calibrate the run with '
+        '--measure when it is done'
+      )
     if _MODE.value == 'train':
       train.train(cli.read_config(_CONFIG.value), path)
       overrides = ()  # they are in the run's config
-    evaluate.evaluate(path, overrides)
+    evaluate.evaluate(path, overrides, _measure if MEASURE.value else None)
   except processes.Stopped as stop:
     terminal.say(str(stop))
     sys.exit(stop.status)
   except Exception as error:
     processes.exit_if_peer_was_lost(error)
     raise
+
+
+def _measure(trained: Trained) -> Costs:
+  """Milliseconds of each option of a trained model on this machine."""
+  from drnet_jax.bench import costs
+  from drnet_jax.serve.classifier import Classifier
+
+  load = functools.partial(Classifier.of, trained)
+  return costs.of_this_machine(load, runtime=MEASURE.value)
 
 
 if __name__ == '__main__':

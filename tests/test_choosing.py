@@ -388,6 +388,22 @@ def test_without_a_budget_accuracy_is_surely_kept(calibrated, held_out):
   assert fixed.top1 == pytest.approx(held_out.top1.mean(0).max())
 
 
+def test_without_a_budget_time_counts_where_it_was_measured(held_out):
+  """A small size takes nearly as long as a large one, or next to nothing."""
+  by_macs = Calibration.of(held_out, split='x').find()
+  assert by_macs.policy.family != 'fixed'
+  slow, fast = (
+    Costs('ms', (small, 3.95, 4.0), 0.1, 'made up') for small in (3.9, 0.01)
+  )
+  found = Calibration.of(held_out, split='x', ms=slow).find()
+  assert found.policy == policy_lib.fixed(2) and found.cost == 4
+  found = Calibration.of(held_out, split='x', ms=fast).find()
+  assert 0 in found.policy.path and found.cost < 4
+  paid = decide(found.policy, held_out, fast).cost.mean()
+  assert found.cost == pytest.approx(paid)
+  assert shortfall(found.policy, held_out) <= calibration.TOLERANCE
+
+
 def test_few_images_do_not_tell_what_a_saving_costs(held_out):
   """Of 99 one image is a point, so nothing is saved on them."""
   few, many = (

@@ -656,7 +656,17 @@ def test_a_calibrated_network_with_exits_chooses(tmp_path):
     'On 4 held-out images no saving keeps the accuracy'
     in run_page.answers(few)[-1].text
   )
+  assert run_page.answers(few)[1].short == 'Not measured'
+  # What it takes in time, once that was measured.
+  ms = Costs('ms', (1.0, 3.0, 4.0), 0.0, 'jax, batch 1, cpu')
+  Calibration.of(held_out, split='validation', ms=ms).write(str(path))
   run = evaluated.read(str(path), gmacs=2.0)
+  assert run_page.answers(run)[1] == (
+    'And on the stopwatch?',
+    '1.78 times as fast',
+    '2.25 ms an image on average, 4 ms with all at exit 3, by the time that '
+    'each exit takes (jax, batch 1, cpu).',
+  )
   limit = (0.8 + 0.3) / 2
   assert run.policy.family == 'cascade' and run.router is None
   assert run.policy.stop[0] == pytest.approx(limit)

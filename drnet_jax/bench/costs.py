@@ -11,9 +11,18 @@ import numpy as np
 from drnet_jax.bench import stopwatch
 from drnet_jax.choosing.options import Costs
 from drnet_jax.export.contract import PREDICTOR, Contract
+from drnet_jax.serve.classifier import Classifier
 from drnet_jax.serve.engines import Engine
 
 _ROUNDS = 20  # of which the median counts
+
+
+def of_this_machine(
+  load: Callable[..., Classifier], *, runtime: str, batch: int = 1
+) -> Costs:
+  """`measure` of what `load(runtime=..., batch=...)` makes."""
+  classifier = load(runtime=runtime, batch=batch)
+  return measure(classifier.contract, classifier.engine, batch=batch)
 
 
 def measure(contract: Contract, engine: Engine, *, batch: int) -> Costs:

@@ -43,10 +43,10 @@ class Calibration:
     costs: in each unit that was measured, 'GMACs' at least.
     points: by unit and family ('best' is of all), ascending in cost and top-1.
     kept: by family, what is followed without a budget: the cheapest policy, in
-      GMACs, that surely keeps the accuracy of every option but for TOLERANCE;
-      see `search.as_accurate`. Where none does, or images are few, the most
-      expensive option ('best'), or the family's most accurate policy. Of the
-      router: as trained.
+      milliseconds where they were measured, that surely keeps the accuracy of
+      every option but for TOLERANCE; see `search.as_accurate`. Where none does,
+      or images are few, the most expensive option ('best'), or the family's
+      most accurate policy. Of the router: as trained.
     split: the images, for people: 'scaled_digits/validation'.
     images: how many.
     origin: of the weights and images, as in the record.
@@ -76,11 +76,12 @@ class Calibration:
     costs = {c.unit: c for c in (record.costs, ms) if c}
     every = {k: search.tried(record, c) for k, c in costs.items()}
     points = {k: search.frontiers(every[k], c) for k, c in costs.items()}
+    unit = 'ms' if ms else 'GMACs'
     return cls(
       options=record.options,
       costs=costs,
       points=points,
-      kept=_kept(record, every['GMACs'], points['GMACs']),
+      kept=_kept(record, costs[unit], every[unit], points[unit]),
       split=split,
       images=used,
       origin=record.origin,
@@ -162,11 +163,12 @@ class Calibration:
 
 def _kept(
   record: Record,
+  costs: Costs,
   every: Mapping[str, Sequence[Point]],
   points: Mapping[str, Sequence[Point]],
 ) -> dict[str, Point]:
   """See `Calibration.kept`."""
-  full = search.at(fixed(int(record.gmacs.argmax())), record, record.costs)
+  full = search.at(fixed(int(record.gmacs.argmax())), record, costs)
   found = {k: v[-1] for k, v in points.items()} | {'best': full}
   if len(record.label) >= _FEWEST_IMAGES:
     together = itertools.chain(*every.values())

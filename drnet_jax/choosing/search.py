@@ -91,7 +91,7 @@ def as_accurate(
   asking: what hardly differs from an option is surer than what beats it.
   """
   least = record.top1.mean(0).max() - tolerance
-  for point in sorted(points, key=lambda p: p.gmacs):
+  for point in sorted(points, key=lambda p: p.cost):
     if point.top1 >= least and _shortfall(point, record) <= tolerance:
       return point
   return None

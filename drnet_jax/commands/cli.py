@@ -82,11 +82,16 @@ def start(module: ModuleType) -> None:
     print(_help(module))
     return
   arguments = getattr(module, 'parse_flags', parse_flags)(sys.argv)
-  for flag in _flags_of(_SHARED):
-    if flag.present and flag.name not in getattr(module, 'USES', ()):
-      _refuse(f'--{flag.name} is a flag of other commands; see --help')
+  refuse_others(getattr(module, 'USES', ()))
   set_up()
   run_command(lambda: module.run(arguments[1:]))
+
+
+def refuse_others(uses: Sequence[str]) -> None:
+  """Ends with status 2 where a shared flag is given that is not in `uses`."""
+  for flag in _flags_of(_SHARED):
+    if flag.present and flag.name not in uses:
+      _refuse(f'--{flag.name} is a flag of other commands; see --help')
 
 
 def _flags_of(name: str) -> Sequence[flags.Flag]:

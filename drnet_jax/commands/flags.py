@@ -13,6 +13,13 @@ from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, PRECISIONS, RUNTIMES
 
 TO = flags.DEFINE_string('to', None, 'Folder to write: export, or a ladder.')
+MEASURE = flags.DEFINE_enum(
+  'measure',
+  None,
+  RUNTIMES,
+  'Also time each option on this machine, in this runtime: what is followed '
+  'without a budget is then the cheapest in milliseconds.',
+)
 RUNTIME = flags.DEFINE_enum(
   'runtime',
   'auto',

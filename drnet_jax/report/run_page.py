@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from drnet_jax import settings, tables, terminal
 from drnet_jax.choosing import scores
-from drnet_jax.choosing.policy import describe, fixed
+from drnet_jax.choosing.policy import decide, describe, fixed
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Score
 from drnet_jax.report import latencies, page, pictures, plots, wording
@@ -45,6 +45,11 @@ _UNSURE = (
   ' On {:,} held-out images no saving keeps the accuracy for sure. Set a '
   'budget, hold out more images (config.data.held_out), or name others '
   '(calibrate --split).'
+)
+_NOT_MEASURED = (
+  'Multiply-adds are not time. `python -m drnet_jax calibrate --workdir=... '
+  '--measure=auto` times each {noun} on this machine, and finds what is '
+  'cheapest there.'
 )
 _STALE = (
   ' Hardly any image was sent to {sizes}, so the batch statistics there are '
@@ -106,7 +111,25 @@ def answers(run: EvaluatedRun) -> list[Answer]:
   full = fixed(int(run.record.gmacs.argmax()))
   if run.calibration and run.policy == full and not run.asked:
     how = how._replace(text=how.text + _UNSURE.format(run.calibration.images))
-  return [*found, how]
+  return [found[0], _stopwatch(run), *found[1:], how]
+
+
+def _stopwatch(run: EvaluatedRun) -> Answer:
+  """What the policy takes by the times of its options, if there are any."""
+  question = 'And on the stopwatch?'
+  ms = run.calibration and run.calibration.costs.get('ms')
+  if not ms:
+    what = _NOT_MEASURED.format(noun=run.record.options.noun)
+    return Answer(question, 'Not measured', what)
+  mean = float(decide(run.policy, run.record, ms).cost.mean())
+  full = int(run.record.gmacs.argmax())
+  return Answer(
+    question,
+    f'{ms.options[full] / mean:.2f} times as fast',
+    f'{mean:.3g} ms an image on average, {ms.options[full]:.3g} ms with all at '
+    f'{run.record.options.names[full]}, by the time that each '
+    f'{run.record.options.noun} takes ({ms.source}).',
+  )
 
 
 def size_galleries(run: EvaluatedRun) -> dict[str, dict[str, list[Picture]]]:

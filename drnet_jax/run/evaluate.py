@@ -2,7 +2,7 @@
 """Evaluation: what the latest weights score, what policies make of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -10,17 +10,23 @@ from PIL import Image
 
 from drnet_jax import processes, terminal
 from drnet_jax.choosing import scores
+from drnet_jax.choosing.options import Costs
 from drnet_jax.choosing.record import Record
 from drnet_jax.errors import NotHeldOut, UserError
 from drnet_jax.report import evaluated, pictures, run_page
 from drnet_jax.report.page import FILE
 from drnet_jax.run.calibrate import Calibrated, calibrate
 from drnet_jax.run.recording import Subject
+from drnet_jax.run.workdir import Trained
 
 _EXAMPLES = 8  # images to try `predict` on
 
 
-def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
+def evaluate(
+  path: str,
+  overrides: Sequence[str] = (),
+  measure: Callable[[Trained], Costs] | None = None,
+) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
   Prints a table and leaves in `<workdir>/report/`: `record.npz` (what every
@@ -29,16 +35,21 @@ def evaluate(path: str, overrides: Sequence[str] = ()) -> Record:
   `predict` on as `examples/*.png`. Where the validation split holds other
   images than the test split, policies are calibrated on it (see `calibrate`).
 
-  `overrides` ('--config.data.<field>=<value>') are for data that has moved.
+  `overrides` ('--config.data.<field>=<value>') are for data that has moved;
+  `measure` says what each option takes in milliseconds.
 
   Raises:
     UserError: the workdir holds no trained model, or the data does not fit it.
   """
   subject = Subject(path, overrides)
   record = subject.record(subject.data.test_split, 'evaluate')
-  calibrated, refusal = None, ''
+  calibrated, ms, refusal = None, None, ''
   try:
-    calibrated = calibrate(subject, record)
+    ms = measure and measure(subject.trained)
+  except UserError as error:  # such as a runtime that is not installed
+    terminal.say(f'Not measured: {error}')
+  try:
+    calibrated = calibrate(subject, record, ms=ms)
   except UserError as error:
     # What a process cannot read the others know nothing of: they would wait.
     if jax.process_count() > 1 and not isinstance(error, NotHeldOut):
