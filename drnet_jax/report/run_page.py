@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from drnet_jax import settings, tables, terminal
 from drnet_jax.choosing import scores
+from drnet_jax.choosing.options import Costs
 from drnet_jax.choosing.policy import decide, describe, fixed
 from drnet_jax.choosing.record import Record
 from drnet_jax.choosing.scores import ClassEffect, Score
@@ -47,9 +48,7 @@ _UNSURE = (
   '(calibrate --split).'
 )
 _NOT_MEASURED = (
-  'Multiply-adds are not time. `python -m drnet_jax calibrate --workdir=... '
-  '--measure=auto` times each {noun} on this machine, and finds what is '
-  'cheapest there.'
+  ' That is not time: calibrate --measure=auto times each {} on this machine.'
 )
 _STALE = (
   ' Hardly any image was sent to {sizes}, so the batch statistics there are '
@@ -107,28 +106,27 @@ def answers(run: EvaluatedRun) -> list[Answer]:
   """What a reader asks first, and the answers."""
   if not run.judgement:
     return _without_choice(run)
-  *found, how = wording.answers(run.judgement, run.record, run.policy)
+  saved, *found, how = wording.answers(run.judgement, run.record, run.policy)
   full = fixed(int(run.record.gmacs.argmax()))
   if run.calibration and run.policy == full and not run.asked:
     how = how._replace(text=how.text + _UNSURE.format(run.calibration.images))
-  return [found[0], _stopwatch(run), *found[1:], how]
-
-
-def _stopwatch(run: EvaluatedRun) -> Answer:
-  """What the policy takes by the times of its options, if there are any."""
-  question = 'And on the stopwatch?'
   ms = run.calibration and run.calibration.costs.get('ms')
-  if not ms:
-    what = _NOT_MEASURED.format(noun=run.record.options.noun)
-    return Answer(question, 'Not measured', what)
+  if ms:
+    return [saved, _stopwatch(run, ms), *found, how]
+  text = saved.text + _NOT_MEASURED.format(run.record.options.noun)
+  return [saved._replace(text=text), *found, how]
+
+
+def _stopwatch(run: EvaluatedRun, ms: Costs) -> Answer:
+  """What the policy takes by the times of its options."""
   mean = float(decide(run.policy, run.record, ms).cost.mean())
-  full = int(run.record.gmacs.argmax())
+  full, options = int(run.record.gmacs.argmax()), run.record.options
   return Answer(
-    question,
+    'And on the stopwatch?',
     f'{ms.options[full] / mean:.2f} times as fast',
     f'{mean:.3g} ms an image on average, {ms.options[full]:.3g} ms with all at '
-    f'{run.record.options.names[full]}, by the time that each '
-    f'{run.record.options.noun} takes ({ms.source}).',
+    f'{options.names[full]}, by the time that each {options.noun} takes '
+    f'({ms.source}).',
   )
 
 
