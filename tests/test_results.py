@@ -486,6 +486,26 @@ def photos_crop():
 _RATIOS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
 
+def photos_stopwatch():
+  """Policies found by multiply-adds and by milliseconds, timed in OpenVINO."""
+  found = []
+  for r in raw('photos_stopwatch'):
+    if 'openvino' in r['path'] and 'files' not in r['mode']:
+      precision = 'bfloat16' if 'bf16' in r['path'] else 'float32'
+      mode = 'one at a time' if r['mode'] == 'single' else 'bulk'
+      times = (float(r[k]) for k in ('fixed_ms', 'policy_ms'))
+      found.append(
+        [
+          r['found_by'],
+          f'{precision}, {mode}',
+          *(f'{ms:.1f}' for ms in times),
+          *(f'{float(r[k]):.2f}' for k in ('implied', 'realised')),
+          bare(float(r['realised_of_implied'])),
+        ]
+      )
+  return found
+
+
 def photos_router():
   """Top-1 (and cost) of each family at some budgets, by where it begins."""
   found = {}
@@ -701,6 +721,7 @@ IN_RESULTS = {
   ('row of the set', 'top-1, %'): imagenette,
   ('learns from', '64 px'): photos_training,
   ('network', 'size', 'all of it'): photos_crop,
+  ('found by', 'in OpenVINO'): photos_stopwatch,
   ('folder', 'new classifier'): photos_rates,
   ('row of the set of routers',): photos_router,
   ('policy of one network', '% of 160 px'): photos,
