@@ -123,6 +123,7 @@ def test_what_is_timed_is_of_all_classes():
     ({'halves': 2, 'split': 'test'}, '--split cannot be .* --halves'),
     ({'halves': 2, 'measure': 'jax', 'batch': 8}, '--measure and --batch'),
     ({'batch': 8}, '--batch cannot be combined with options that are not'),
+    ({'precision': 'f32'}, '--precision cannot be combined with options that'),
     ({'to': 'elsewhere'}, '--to cannot be combined with one --workdir'),
     ({'compare': ['other']}, '--compare .* a network without exits'),
   ],
@@ -600,6 +601,17 @@ def test_a_damaged_calibration_is_replaced(small, tmp_path):
   with flagsaver.flagsaver(workdir=path, measure='onnx'):
     calibrate.run([])
   assert 'ms' in calibration_lib.read(path).points
+
+
+def test_options_are_timed_as_is_asked(small, tmp_path):
+  if not choice.is_installed('openvino'):
+    pytest.skip('OpenVINO is not installed')
+  path = copy_of(small, str(tmp_path / 'run'))
+  how = {'measure': 'openvino', 'precision': 'f32', 'batch': 2}
+  with flagsaver.flagsaver(workdir=path, **how):
+    calibrate.run([])
+  costs = calibration_lib.read(path).costs['ms']
+  assert costs.source == 'openvino, batch 2, cpu'
 
 
 def test_a_ladder_is_predicted_by_its_best_policy(

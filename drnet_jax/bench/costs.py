@@ -18,10 +18,10 @@ _ROUNDS = 20  # of which the median counts
 
 
 def of_this_machine(
-  load: Callable[..., Classifier], *, runtime: str, batch: int = 1
+  load: Callable[..., Classifier], *, batch: int = 1, **how: str
 ) -> Costs:
-  """`measure` of what `load(runtime=..., batch=...)` makes."""
-  classifier = load(runtime=runtime, batch=batch)
+  """`measure` of what `load(batch=..., **how)` makes."""
+  classifier = load(batch=batch, **how)
   return measure(classifier.contract, classifier.engine, batch=batch)
 
 

@@ -5,10 +5,10 @@
     python -m drnet_jax calibrate --workdir=runs/small,runs/large --to=runs/both
 
 `main` ends with it. By itself it serves another split (`--split`), another
-machine (`--measure` times each option here, in that runtime, `--batch` images
-at once; what is followed without a budget is then the cheapest in time), or a
-ladder: several runs of the same classes, the cheapest network first, which get
-a folder of their own (`--to`).
+machine (`--measure` times each option here, in that runtime and `--precision`,
+`--batch` images at once; what is followed without a budget is then the cheapest
+in time), or a ladder: several runs of the same classes, the cheapest network
+first, which get a folder of their own (`--to`).
 
 Runs the model over the validation split and searches fixed options, the router,
 cascades and routed cascades; leaves `calibration.json`. Then checks what it
@@ -33,14 +33,14 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import MEASURE, TO
+from drnet_jax.commands.flags import MEASURE, PRECISION, TO
 from drnet_jax.errors import UserError
 
 if TYPE_CHECKING:
   from drnet_jax.choosing.options import Costs
   from drnet_jax.serve.classifier import Classifier
 
-USES = ('to', 'measure')
+USES = ('to', 'measure', 'precision')
 _BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
 _SPLIT = flags.DEFINE_string(
   'split', None, 'Held-out images; default config.data.validation_split.'
@@ -67,11 +67,13 @@ def run(arguments: Sequence[str]) -> None:
   if isinstance(path, str) and ladder.is_ladder(path):
     path, to = list(ladder.members(path).values()), to or path
   if _HALVES.value:
-    cli.refuse_beside('--halves', MEASURE, _BATCH, _SPLIT, _COMPARE)
+    how = MEASURE, PRECISION, _BATCH
+    cli.refuse_beside('--halves', *how, _SPLIT, _COMPARE)
     _halves([path] if isinstance(path, str) else path, to, arguments)
     return
   if not MEASURE.value:
-    cli.refuse_beside('options that are not timed (--measure)', _BATCH)
+    what = 'options that are not timed (--measure)'
+    cli.refuse_beside(what, PRECISION, _BATCH)
   if isinstance(path, str):
     cli.refuse_beside('one --workdir, but for --halves', TO)
     subject = Subject(path, arguments)
@@ -153,5 +155,5 @@ def _measured(load: 'Callable[..., Classifier]') -> 'Costs | None':
     return None
   from drnet_jax.bench import costs
 
-  how = {'runtime': MEASURE.value, 'batch': _BATCH.value}
-  return costs.of_this_machine(load, **how)
+  how = {'runtime': MEASURE.value, 'precision': PRECISION.value}
+  return costs.of_this_machine(load, batch=_BATCH.value, **how)
