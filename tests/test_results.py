@@ -486,6 +486,27 @@ def photos_crop():
 _RATIOS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
 
+def within(rows, share):
+  """Top-1 of the most expensive of some policies within a share of the cost."""
+  some = [r for r in rows if float(r['share_of_full']) < share + 0.005]
+  return f'{100 * float(some[-1]["top1"]):.1f}'
+
+
+def photos_teachers():
+  """Fixed sizes, then the best policy within each share of the cost."""
+  found = {}
+  for r in raw('photos_teachers'):
+    found.setdefault(r['learns_from'], []).append(r)
+  return [
+    [
+      name,
+      *(f'{100 * float(r["top1"]):.1f}' for r in rows[:3]),
+      *(within(rows[3:], share) for share in (0.30, 0.42, 0.53, 0.62)),
+    ]
+    for name, rows in found.items()
+  ]
+
+
 def photos_stopwatch():
   """Policies found by multiply-adds and by milliseconds, timed in OpenVINO."""
   found = []
@@ -722,6 +743,7 @@ IN_RESULTS = {
   ('learns from', '64 px'): photos_training,
   ('network', 'size', 'all of it'): photos_crop,
   ('found by', 'in OpenVINO'): photos_stopwatch,
+  ('on all images, learns from', '64 px'): photos_teachers,
   ('folder', 'new classifier'): photos_rates,
   ('row of the set of routers',): photos_router,
   ('policy of one network', '% of 160 px'): photos,
