@@ -20,6 +20,7 @@ from drnet_jax.bench import inference, subjects
 from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import record as record_lib
 from drnet_jax.choosing import scores
+from drnet_jax.choosing.options import Costs
 from drnet_jax.commands import (
   benchmark_stream,
   calibrate,
@@ -601,6 +602,30 @@ def test_a_damaged_calibration_is_replaced(small, tmp_path):
   with flagsaver.flagsaver(workdir=path, measure='onnx'):
     calibrate.run([])
   assert 'ms' in calibration_lib.read(path).points
+
+
+def test_an_evaluation_may_be_measured(small, tmp_path, capsys):
+  """What is followed is then cheapest in time; without, nothing is lost."""
+  path = copy_of(small, str(tmp_path / 'run'))
+
+  def refuse(trained):
+    raise UserError('there is no such runtime')
+
+  evaluate.evaluate(path, measure=refuse)
+  assert 'Not measured: there is no such runtime' in capsys.readouterr().out
+  assert {*calibration_lib.read(path).costs} == {'GMACs'}
+
+  def measure(trained):  # on a machine that small sizes do not help
+    count = len(trained.model.options)
+    options = tuple(4 - 0.01 * (count - 1 - j) for j in range(count))
+    return Costs('ms', options, 0.1, 'made up')
+
+  evaluate.evaluate(path, measure=measure)
+  found = calibration_lib.read(path)
+  assert found.costs['ms'].source == 'made up'
+  assert found.find().policy.family == 'fixed'
+  said = capsys.readouterr().out
+  assert 'And on the stopwatch? 1.0' in said and '(made up)' in said
 
 
 def test_options_are_timed_as_is_asked(small, tmp_path):
