@@ -221,3 +221,64 @@ def test_sets_of_norms_without_images_stay(name, accumulate):
 
 def assert_same(ours, theirs):
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw():
+  keys = iter(jax.random.split(jax.random.key(0), 9))
+  shape = {
+    'base': {
+      'conv': {'kernel': (3, 3, 4, 16), 'bias': (16,)},
+      'head': {'kernel': (16, 5)},
+    },
+    'predictor': {'dense': {'kernel': (24, 6)}},
+  }
+  params, grads = (
+    jax.tree.map(
+      lambda s: jax.random.normal(next(keys), s),
+      shape,
+      is_leaf=lambda x: isinstance(x, tuple),
+    )
+    for _ in range(2)
+  )
+
+  def update(name, **changes):
+    plain = {'decay_norms_and_biases': False, 'weight_decay': 0.0}
+    optimizer = make(name=name, **plain | changes)
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+  muon, adamw = update('muon'), update('adamw')
+  for kernel, rate in (
+    (muon['base']['conv']['kernel'], 0.5),
+    (muon['predictor']['dense']['kernel'], 0.05),
+  ):
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    # All directions are of one length, to Newton and Schulz's accuracy.
+    singular = jnp.linalg.svd(matrix, compute_uv=False)
+    length = 0.2 * len(matrix) ** 0.5 * rate
+    assert (abs(singular / length - 1) < 0.4).all()
+  # The first step of Adam goes by the gradient's sign.
+  for rest in (('conv', 'bias'), ('head', 'kernel')):
+    got, expected = (tree['base'][rest[0]][rest[1]] for tree in (muon, adamw))
+    assert (jnp.sign(got) == jnp.sign(expected)).all()
+    assert (abs(got) > 0.4).all()
+  # Decay: kernels always, the rest as norms and biases.
+  spared, all_of_them = (
+    jax.tree.map(
+      jnp.subtract,
+      update('muon', weight_decay=0.1, decay_norms_and_biases=decayed),
+      muon,
+    )['base']
+    for decayed in (False, True)
+  )
+  for tree in (spared, all_of_them):
+    np.testing.assert_allclose(
+      tree['conv']['kernel'],
+      -0.05 * params['base']['conv']['kernel'],
+      atol=1e-5,
+    )
+  assert not spared['conv']['bias'].any()
+  np.testing.assert_allclose(
+    all_of_them['head']['kernel'],
+    -0.05 * params['base']['head']['kernel'],
+    atol=1e-5,
+  )

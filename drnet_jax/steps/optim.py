@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import jax
 import optax
+from optax import contrib
 
 from drnet_jax import settings
 from drnet_jax.models.layers import HEAD
@@ -57,7 +58,7 @@ def schedule(
 
 def create(
   *,
-  name: Literal['sgd', 'nesterov', 'adamw'],
+  name: Literal['sgd', 'nesterov', 'adamw', 'muon'],
   momentum: settings.BelowOne,
   weight_decay: settings.NotNegative,
   decay_norms_and_biases: bool,
@@ -72,7 +73,11 @@ def create(
 
   Args:
     name: 'sgd' (with `momentum`, weight decay added to the gradient as PyTorch
-      does), 'nesterov', or 'adamw' (`momentum` is b1, decoupled decay).
+      does), 'nesterov', 'adamw' (`momentum` is b1, decoupled decay), or 'muon':
+      every kernel's momentum made orthogonal, as a matrix of all its inputs by
+      its outputs, at the length that AdamW's updates have, so that rates are
+      alike (Liu et al., arXiv:2502.16982); AdamW for the rest: norms, biases and
+      the classifiers, whose kernels decay as norms and biases do.
     momentum: of the optimiser.
     weight_decay: on every parameter, or only on kernels.
     decay_norms_and_biases: False spares everything of less than two axes.
@@ -97,9 +102,19 @@ def create(
         optax.add_decayed_weights(weight_decay, decayed),
         optax.sgd(rate, momentum, nesterov=name == 'nesterov'),
       )
-    else:
+    elif name == 'adamw':
       update = optax.adamw(
         rate, b1=momentum, weight_decay=weight_decay, mask=decayed
+      )
+    else:
+      update = contrib.muon(
+        rate,
+        beta=momentum,
+        weight_decay=weight_decay,
+        adam_b1=momentum,
+        adam_weight_decay=weight_decay if decay_norms_and_biases else 0.0,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
       )
     return _clipped(update, clip_norm) if clip_norm else update
 
@@ -124,6 +139,18 @@ def create(
   if accumulate == 1:
     return optimizer
   return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def _matrices(params):
+  """Which axes of a kernel are its inputs; none of what is no matrix to Muon."""
+
+  def axes(path, x):
+    if x.ndim < 2 or any(key.key == HEAD for key in path):
+      return None
+    *inputs, outputs = range(x.ndim)
+    return contrib.MuonDimensionNumbers(tuple(inputs), outputs)
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _clipped(
