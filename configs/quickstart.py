@@ -3,8 +3,8 @@
 
 python -m drnet_jax.main --config=configs/quickstart.py --workdir=runs/quick
 
-Expect, in two or three minutes on two cores, the accuracy of 64 px for 55 % of
-its cost: 3.2 points above the best fixed size at that cost (median of three
+Expect, in two or three minutes on two cores, about the accuracy of 64 px for 55
+% of its cost: 2.6 points above the best fixed size there (median of three
 seeds, results/quickstart.md).
 """
 
@@ -87,14 +87,14 @@ def get_config() -> ml_collections.ConfigDict:
   }
   schedule = {  # optim.schedule
     'kind': 'cosine',
-    'lr': 0.03,
+    'lr': 0.05,
     'warmup_epochs': 0.25,
     'decay_epochs': 1,  # of kind 'step' only
     'decay_factor': 0.1,  # of kind 'step' only
   }
   config.pretrain = {  # stage.Stage
     'step': 'pretrain',
-    'epochs': 1.0,
+    'epochs': 1.25,
     'batch_size': 32,
     'accumulate': 1,  # steps to an update
     'ema_decay': 0.0,
@@ -119,7 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
     'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,
       'gradient': 'all',
-      'explore': 0.25,
+      'explore': 0.125,
       'loss': 'expected',
       'statistics': 'fresh',
       'tau': (1.0, 1.0),

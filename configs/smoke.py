@@ -28,4 +28,5 @@ def get_config() -> ml_collections.ConfigDict:
     stage.eval_every_epochs = 1
   config.finetune.objective.target_gmacs = 0.0002
   config.finetune.objective.bucket_growth = 2.0
+  config.finetune.objective.explore = 0.25  # an image on each of 8 devices
   return config

@@ -76,8 +76,8 @@ def create(
       does), 'nesterov', 'adamw' (`momentum` is b1, decoupled decay), or 'muon':
       every kernel's momentum made orthogonal, as a matrix of all its inputs by
       its outputs, at the length that AdamW's updates have, so that rates are
-      alike (Liu et al., arXiv:2502.16982); AdamW for the rest: norms, biases and
-      the classifiers, whose kernels decay as norms and biases do.
+      alike (Liu et al., arXiv:2502.16982); AdamW for the rest: norms, biases
+      and the classifiers, whose kernels decay as norms and biases do.
     momentum: of the optimiser.
     weight_decay: on every parameter, or only on kernels.
     decay_norms_and_biases: False spares everything of less than two axes.
@@ -142,7 +142,7 @@ def create(
 
 
 def _matrices(params):
-  """Which axes of a kernel are its inputs; none of what is no matrix to Muon."""
+  """Which axes of a kernel are inputs; None for what Muon leaves alone."""
 
   def axes(path, x):
     if x.ndim < 2 or any(key.key == HEAD for key in path):
