@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.stages = ('pretrain', 'finetune')
   optimizer = {  # optim.create
-    'name': 'muon',  # a third of the epochs that AdamW takes
+    'name': 'muon',  # AdamW takes more than twice the epochs of stage 1
     'momentum': 0.9,
     'weight_decay': 0.01,
     'decay_norms_and_biases': False,
