@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(overrides: Sequence[str]) -> None:
   if _MODE.value == 'describe':
+    cli.refuse_beside('--mode=describe', MEASURE)
     print(describe.describe(cli.read_config(_CONFIG.value)))
     return
   path = cli.workdir()

@@ -15,7 +15,7 @@ import pytest
 from absl.testing import flagsaver
 from conftest import encoded, pictures, rows_of, tiny_trained
 
-from drnet_jax import __main__, mesh, settings
+from drnet_jax import __main__, main, mesh, settings
 from drnet_jax.bench import inference, subjects
 from drnet_jax.choosing import calibration as calibration_lib
 from drnet_jax.choosing import record as record_lib
@@ -135,6 +135,14 @@ def test_flags_of_calibrate_that_do_not_go_together(small, flags, why):
     pytest.raises(UserError, match=why),
   ):
     calibrate.run([])
+
+
+def test_a_model_that_is_described_is_not_timed():
+  with (
+    flagsaver.flagsaver(mode='describe', measure='auto'),
+    pytest.raises(UserError, match='--measure cannot .* --mode=describe'),
+  ):
+    main._run(())
 
 
 def test_one_checkpoint_is_no_run_to_calibrate(small):

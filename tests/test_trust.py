@@ -266,6 +266,14 @@ def test_policies_are_not_set_on_what_was_trained_on(spoilable):
   calibrate.check_held_out('train', Subject(path))
 
 
+def test_an_evaluation_says_that_it_is_of_trained_images(spoilable, capsys):
+  path, _, _ = spoilable
+  evaluate.evaluate(path)
+  assert 'trained on these' not in capsys.readouterr().out
+  evaluate.evaluate(path, ('--config.data.test_split=train',))
+  assert '/train, 15 images; it was trained on these' in capsys.readouterr().out
+
+
 def test_an_image_more_is_another_record(spoilable):
   path, _, data = spoilable
   record = record_of(path)

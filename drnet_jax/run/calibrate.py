@@ -174,7 +174,7 @@ def check_held_out(split: str, subject: Subject) -> None:
   what = ''
   if split == subject.data.test_split:
     what = 'they are to be tested on'
-  elif split == subject.data.train_split and workdir.has_trained(subject.path):
+  elif subject.learnt_from(split):
     what = 'the networks were trained on'
   if what:
     raise NotHeldOut(

@@ -79,6 +79,11 @@ def _say(
   terminal.say(
     f'\n{data.name}/{data.test_split}, {len(record.label)} images'
     + (f'; {bad} more cannot be read and are left out' if bad else '')
+    + (
+      '; it was trained on these'
+      if subject.learnt_from(data.test_split)
+      else ''
+    )
   )
   terminal.say(summary(run))
   for answer in run_page.answers(run):

@@ -181,6 +181,10 @@ class Subject:
       self._sources[split] = source
     return self._sources[split]
 
+  def learnt_from(self, split: str) -> bool:
+    """Whether the model was trained on the images of a split."""
+    return split == self.data.train_split and workdir.has_trained(self.path)
+
   def unreadable(self, record: Record) -> int:
     """How many images of the test split are not in its record."""
     source = self.source(self.data.test_split)
