@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     },
     'predictor_px': 32,
     'image_px': 64,
-    'resolutions': (32, 44, 64),
+    'resolutions': (32, 40, 64),
     'resolution_aware_bn': True,
     'antialias': True,
     'mean': (0.5, 0.5, 0.5),
@@ -103,8 +103,8 @@ def get_config() -> ml_collections.ConfigDict:
     'optimizer': optimizer,
     'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
-      'distill': 0.0,  # share of the teacher's answer in the labels
-      'teacher': 'largest',  # or the 'ensemble' of all sizes
+      'distill': 0.5,  # share of the teacher's answer in the labels
+      'teacher': 'ensemble',  # of all sizes; or the 'largest'
     },
   }
   config.finetune = {  # stage.Stage
@@ -114,7 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
     'accumulate': 1,  # steps to an update
     'ema_decay': 0.0,
     'eval_every_epochs': 0.0,  # the end of the stage only
-    'schedule': schedule | {'lr': 0.01},
+    'schedule': schedule | {'lr': 0.015},
     'optimizer': optimizer,
     'objective': {  # steps.routed_objective.RoutedObjective
       'label_smoothing': 0.0,

@@ -70,7 +70,7 @@ def small(run, tmp_path_factory):
 
 def test_calibrate_leaves_policies_a_record_and_a_table(calibrated):
   calibration = calibration_lib.read(calibrated)
-  assert calibration.images == 2000
+  assert calibration.images == 4000
   assert calibration.split == 'scaled_digits/validation'
   families = {'fixed', 'router', 'cascade', 'routed_cascade', 'best'}
   for unit in ('GMACs', 'ms'):
@@ -81,7 +81,7 @@ def test_calibrate_leaves_policies_a_record_and_a_table(calibrated):
   ms = calibration.costs['ms']
   assert 0 < min(ms.options) and 'onnx, batch 1' in ms.source
   record = calibration_lib.read_record(calibrated)
-  assert record.predicted.shape == (2000, 7)  # sizes, and means of them
+  assert record.predicted.shape == (4000, 7)  # sizes, and means of them
   assert record.origin.endswith('; scaled_digits/validation')
   rows = rows_of(calibrated, 'report', 'budgets.csv')
   assert {row['family'] for row in rows} == families

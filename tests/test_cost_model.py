@@ -110,7 +110,7 @@ def test_the_report_of_a_config():
     )
 
   text = report(quickstart.get_config())
-  for part in ('v5e-8', 'Programs of v5p-32', 'learn, 44 px', 'Simulated'):
+  for part in ('v5e-8', 'Programs of v5p-32', 'learn, 40 px', 'Simulated'):
     assert part in text
   with pytest.raises(UserError, match='makes a RANet'):
     report(cifar10_ranet.get_config())

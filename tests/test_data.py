@@ -46,7 +46,7 @@ def assert_same(ours, theirs):
 def test_splits_have_the_promised_sizes_and_digits(data):
   originals, test = data.open('originals'), data.open('test')
   assert (len(originals.examples), len(test.examples)) == (1258, 4000)
-  assert len(data.open('validation').examples) == 2000
+  assert len(data.open('validation').examples) == 4000
   assert originals.class_names == tuple('0123456789')
   sizes = np.array([test.examples[i]['digit_px'] for i in range(400)])
   assert sizes.min() >= 9 and sizes.max() <= 56

@@ -205,8 +205,8 @@ def test_a_truncated_shard_is_named(shard, tmp_path, share):
 
 
 def test_another_shard_in_its_place_is_named(shard, tmp_path, data_dir):
-  sources.load('scaled_digits', 'test', data_dir=data_dir)
-  (other,) = glob.glob(f'{data_dir}/scaled_digits/*/*test.array_record*')
+  sources.load('scaled_digits', 'originals', data_dir=data_dir)
+  (other,) = glob.glob(f'{data_dir}/scaled_digits/*/*originals.array_record*')
   shutil.copy(other, shard)
-  with pytest.raises(UserError, match='holds 4000 records, not 2000'):
+  with pytest.raises(UserError, match='holds 1258 records, not 4000'):
     load_copy(tmp_path)

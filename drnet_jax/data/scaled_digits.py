@@ -25,7 +25,7 @@ CANVAS_PX = 64
 DIGIT_PX = (9, 56)  # smallest and largest
 _SPLIT_SEED = 2021
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
-_TEST_IMAGES, _VALIDATION_IMAGES = 4000, 2000
+_TEST_IMAGES, _VALIDATION_IMAGES = 4000, 4000
 
 
 def compose(
@@ -98,10 +98,11 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
   scikit-learn's digits: images of one original are not independent.
   """
 
-  VERSION = tfds.core.Version('1.1.0')
+  VERSION = tfds.core.Version('1.2.0')
   RELEASE_NOTES = {
     '1.0.0': 'First version.',
     '1.1.0': 'The field `original`; the images are the same.',
+    '1.2.0': 'As many validation images again; the others are the same.',
   }
 
   def _info(self) -> tfds.core.DatasetInfo:
