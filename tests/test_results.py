@@ -96,7 +96,7 @@ def quickstart_rows(policy):
 def quickstart():
   names = {
     'fixed 32 px': 'fixed 32 px',
-    'fixed 44 px': 'fixed 44 px',
+    'fixed 40 px': 'fixed 40 px',
     'fixed 64 px': 'fixed 64 px',
     'best policy': 'best policy',
     'router as trained': 'router as trained',
@@ -591,7 +591,7 @@ def test_the_best_policy_against_the_best_family():
     f'At {sum(x <= 0.003 for x in behind)} of the {len(behind)} budgets'
     in PROSE
   )
-  assert max(behind) == pytest.approx(0.00525)
+  assert max(behind) == 0
 
 
 def ladder():
@@ -812,45 +812,40 @@ def test_the_prose_on_the_quick_start_is_that_of_its_csv():
 
 
 def test_the_quick_start_wins_plainly():
-  rises = np.diff(quickstart_tops(), axis=0)
-  assert (np.median(rises, axis=1) > 2).all()
+  """In each of three seeds."""
+  tops = [
+    column(quickstart_rows(f'fixed {x} px'), 'top1') for x in (32, 40, 64)
+  ]
+  assert np.diff(tops, axis=0).min() > 2, 'accuracy rises with the size'
   best, full = (quickstart_rows(x) for x in ('best policy', 'fixed 64 px'))
   assert len(best) == 3
-  share = column(best, 'gmacs') / column(full, 'gmacs')
-  assert max(share) < 0.62
-  assert np.median(column(best, 'top1') - column(full, 'top1')) > 0.4
-  for px in (32, 44, 64):
-    assert (column(best, f'share of {px} px') > 9).all()
-  for rival in ('best fixed', 'random'):
+  assert max(column(best, 'gmacs') / column(full, 'gmacs')) < 0.55
+  assert (column(best, 'top1') > column(full, 'top1') - 0.3).all()
+  for px in (32, 40, 64):
+    assert (column(best, f'share of {px} px') > 10).all()
+  for rival in ('best fixed', 'random', 'router'):
     assert (column(quickstart_rows(rival), 'gain_low') > 0).all()
 
 
-def quickstart_tops():
-  return [
-    column(quickstart_rows(f'fixed {x} px'), 'top1') for x in (32, 44, 64)
-  ]
-
-
-# What it is meant to reach and does not, as results/quickstart.md says. One
-# that passes fails here: then it belongs above.
+# Over the cascade alone the interval reaches zero in one seed. Where it no
+# longer does this fails: then the cascade belongs to the rivals above.
 @pytest.mark.xfail(strict=True)
-@pytest.mark.parametrize(
-  'reached',
-  [
-    lambda best, full: np.diff(quickstart_tops(), axis=0).min() > 2,
-    lambda best, full: np.median(best['gmacs'] / full['gmacs']) < 0.55,
-    lambda best, full: (best['top1'] - full['top1']).min() > -0.3,
-    lambda best, full: column(quickstart_rows('router'), 'gain_low').min() > 0,
-    lambda best, full: column(quickstart_rows('cascade'), 'gain_low').min() > 0,
-  ],
-  ids=['sizes rise by 2', '55 % of the cost', 'level', 'router', 'cascade'],
-)
-def test_what_the_quick_start_does_not_reach(reached):
-  best, full = (
-    {k: column(quickstart_rows(name), k) for k in ('gmacs', 'top1')}
-    for name in ('best policy', 'fixed 64 px')
+def test_what_the_quick_start_does_not_reach():
+  assert (column(quickstart_rows('cascade'), 'gain_low') > 0).all()
+
+
+def test_the_quick_start_takes_half_of_the_time():
+  """Of the processor, in the median of runs in turn, with installing: 15 s."""
+  old, new = (
+    [
+      float(r['user_s']) + float(r['sys_s'])
+      for r in raw('quickstart_time')
+      if r['version'] == version
+    ]
+    for version in ('0.4', '0.5')
   )
-  assert reached(best, full)
+  assert len(old) == len(new) == 3
+  assert np.median(new) + 15 < 0.5 * (np.median(old) + 15)
 
 
 def test_the_prose_on_photographs_is_that_of_its_csv():
