@@ -24,7 +24,6 @@ from drnet_jax import memory
 if __name__ == '__main__':
   memory.use_large_pages()  # before the imports, which take seconds
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,7 +33,7 @@ from ml_collections import config_flags
 from drnet_jax import mesh, processes, terminal
 from drnet_jax.choosing.options import Costs
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import MEASURE
+from drnet_jax.commands import flags as shared
 from drnet_jax.errors import UserError
 from drnet_jax.run import describe, evaluate, train
 from drnet_jax.run.workdir import Trained
@@ -55,26 +54,28 @@ _PEER_TIMEOUT_S = flags.DEFINE_integer(
   'Of several processes: all stop when one has been silent for so long.',
   5,
 )
-flags.declare_key_flag('measure')
+for _flag in shared.TIMING:
+  flags.declare_key_flag(_flag)
 
 
 def main(arguments: Sequence[str]) -> None:
-  cli.refuse_others(['measure'])
+  cli.refuse_others(shared.TIMING)
   cli.set_up()
   with processes.leaving_together():
     cli.run_command(lambda: _run(arguments[1:]))
 
 
 def _run(overrides: Sequence[str]) -> None:
+  shared.check_timing()
   if _MODE.value == 'describe':
-    cli.refuse_beside('--mode=describe', MEASURE)
+    cli.refuse_beside('--mode=describe', shared.MEASURE)
     print(describe.describe(cli.read_config(_CONFIG.value)))
     return
   path = cli.workdir()
   processes.join(peer_timeout_s=_PEER_TIMEOUT_S.value)
   try:
     terminal.say(mesh.describe())
-    if MEASURE.value and jax.process_count() > 1:
+    if shared.MEASURE.value and jax.process_count() > 1:
       raise UserError(
         '--measure times one process: leave it out, and calibrate the run with '
         '--measure when it is done'
@@ -82,7 +83,7 @@ def _run(overrides: Sequence[str]) -> None:
     if _MODE.value == 'train':
       train.train(cli.read_config(_CONFIG.value), path)
       overrides = ()  # they are in the run's config
-    evaluate.evaluate(path, overrides, _measure if MEASURE.value else None)
+    evaluate.evaluate(path, overrides, _measure)
   except processes.Stopped as stop:
     terminal.say(str(stop))
     sys.exit(stop.status)
@@ -91,13 +92,13 @@ def _run(overrides: Sequence[str]) -> None:
     raise
 
 
-def _measure(trained: Trained) -> Costs:
-  """Milliseconds of each option of a trained model on this machine."""
-  from drnet_jax.bench import costs
-  from drnet_jax.serve.classifier import Classifier
+def _measure(trained: Trained) -> Costs | None:
+  def load(**how):
+    from drnet_jax.serve.classifier import Classifier
 
-  load = functools.partial(Classifier.of, trained)
-  return costs.of_this_machine(load, runtime=MEASURE.value)
+    return Classifier.of(trained, **how)
+
+  return shared.measured(load)
 
 
 if __name__ == '__main__':

@@ -137,11 +137,15 @@ def test_flags_of_calibrate_that_do_not_go_together(small, flags, why):
     calibrate.run([])
 
 
-def test_a_model_that_is_described_is_not_timed():
-  with (
-    flagsaver.flagsaver(mode='describe', measure='auto'),
-    pytest.raises(UserError, match='--measure cannot .* --mode=describe'),
-  ):
+@pytest.mark.parametrize(
+  'flags, why',
+  [
+    ({'mode': 'describe', 'measure': 'auto'}, '--measure .* --mode=describe'),
+    ({'batch': 8}, '--batch cannot be combined with options that are not'),
+  ],
+)
+def test_flags_of_main_that_do_not_go_together(flags, why):
+  with flagsaver.flagsaver(**flags), pytest.raises(UserError, match=why):
     main._run(())
 
 

@@ -27,21 +27,15 @@ best of several networks at each budget.
 
 import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from absl import flags
 
 from drnet_jax.commands import cli
-from drnet_jax.commands.flags import MEASURE, PRECISION, TO
+from drnet_jax.commands import flags as shared
 from drnet_jax.errors import UserError
 
-if TYPE_CHECKING:
-  from drnet_jax.choosing.options import Costs
-  from drnet_jax.serve.classifier import Classifier
-
-USES = ('to', 'measure', 'precision')
-_BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
+USES = ('to', *shared.TIMING)
 _SPLIT = flags.DEFINE_string(
   'split', None, 'Held-out images; default config.data.validation_split.'
 )
@@ -63,30 +57,28 @@ def run(arguments: Sequence[str]) -> None:
   from drnet_jax.run.recording import Subject
   from drnet_jax.serve.classifier import Classifier
 
-  path, to = cli.model(), TO.value
+  path, to = cli.model(), shared.TO.value
   if isinstance(path, str) and ladder.is_ladder(path):
     path, to = list(ladder.members(path).values()), to or path
   if _HALVES.value:
-    how = MEASURE, PRECISION, _BATCH
+    how = shared.MEASURE, shared.PRECISION, shared.BATCH
     cli.refuse_beside('--halves', *how, _SPLIT, _COMPARE)
     _halves([path] if isinstance(path, str) else path, to, arguments)
     return
-  if not MEASURE.value:
-    what = 'options that are not timed (--measure)'
-    cli.refuse_beside(what, PRECISION, _BATCH)
+  shared.check_timing()
   if isinstance(path, str):
-    cli.refuse_beside('one --workdir, but for --halves', TO)
+    cli.refuse_beside('one --workdir, but for --halves', shared.TO)
     subject = Subject(path, arguments)
     if not isinstance(subject.trained.model, RANet):
       cli.refuse_beside('a network without exits', _COMPARE)
     # In memory: beside the run may lie a calibration that cannot be read.
-    ms = _measured(functools.partial(Classifier.of, subject.trained))
+    ms = shared.measured(functools.partial(Classifier.of, subject.trained))
     done = calibrate.calibrate(subject, split=_SPLIT.value, ms=ms)
   else:
     cli.refuse_beside('a ladder', _COMPARE)
     if not to:
       raise UserError('--to is missing: name a folder for the ladder')
-    ms = _measured(functools.partial(Classifier.load, path))
+    ms = shared.measured(functools.partial(Classifier.load, path))
     how = {'split': _SPLIT.value, 'ms': ms}
     done = calibrate.calibrate_ladder(path, to, arguments, **how)
   found = evaluated.EvaluatedRun(done.folder, done.test, done.calibration)
@@ -147,13 +139,3 @@ def _halves(paths: list[str], to: str | None, overrides: Sequence[str]) -> None:
   path = os.path.join(folder, 'halves.csv')
   write_csv(path, rows)
   print(f'Written: {path}')
-
-
-def _measured(load: 'Callable[..., Classifier]') -> 'Costs | None':
-  """Milliseconds of each option here, if they are asked for."""
-  if not MEASURE.value:
-    return None
-  from drnet_jax.bench import costs
-
-  how = {'runtime': MEASURE.value, 'precision': PRECISION.value}
-  return costs.of_this_machine(load, batch=_BATCH.value, **how)

@@ -4,13 +4,19 @@
 A command lists in `USES` those that it takes.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from drnet_jax.choosing.calibration import CHOICES
+from drnet_jax.commands import cli
 from drnet_jax.errors import UserError
 from drnet_jax.export import DECODINGS, PRECISIONS, RUNTIMES
+
+if TYPE_CHECKING:
+  from drnet_jax.choosing.options import Costs
+  from drnet_jax.serve.classifier import Classifier
 
 TO = flags.DEFINE_string('to', None, 'Folder to write: export, or a ladder.')
 MEASURE = flags.DEFINE_enum(
@@ -34,6 +40,7 @@ PRECISION = flags.DEFINE_enum(
   'What OpenVINO computes in; auto: the fastest that this processor has, if '
   'the answers stay.',
 )
+BATCH = flags.DEFINE_integer('batch', 1, 'Images at once when timing.', 1)
 DECODE = flags.DEFINE_enum(
   'decode',
   None,
@@ -67,6 +74,24 @@ _EXIT = flags.DEFINE_integer('exit', None, 'Run all images to this exit.', 1)
 
 A_POLICY = ('policy', *(f'budget_{name}' for name in _BUDGETS))
 AN_OPTION = ('size', 'exit')
+TIMING = ('measure', 'precision', 'batch')
+
+
+def check_timing() -> None:
+  """Raises UserError where it is said how options are timed, but not to."""
+  if not MEASURE.value:
+    what = 'options that are not timed (--measure)'
+    cli.refuse_beside(what, PRECISION, BATCH)
+
+
+def measured(load: 'Callable[..., Classifier]') -> 'Costs | None':
+  """Milliseconds of each option on this machine, if they are asked for."""
+  if not MEASURE.value:
+    return None
+  from drnet_jax.bench import costs
+
+  how = {'runtime': MEASURE.value, 'precision': PRECISION.value}
+  return costs.of_this_machine(load, batch=BATCH.value, **how)
 
 
 def asked() -> dict[str, Any]:

@@ -25,7 +25,7 @@ _EXAMPLES = 8  # images to try `predict` on
 def evaluate(
   path: str,
   overrides: Sequence[str] = (),
-  measure: Callable[[Trained], Costs] | None = None,
+  measure: Callable[[Trained], Costs | None] = lambda _: None,
 ) -> Record:
   """Evaluates the latest weights of a workdir on its test split.
 
@@ -36,7 +36,7 @@ def evaluate(
   images than the test split, policies are calibrated on it (see `calibrate`).
 
   `overrides` ('--config.data.<field>=<value>') are for data that has moved;
-  `measure` says what each option takes in milliseconds.
+  `measure` says what each option takes in milliseconds, if it is to be timed.
 
   Raises:
     UserError: the workdir holds no trained model, or the data does not fit it.
@@ -45,7 +45,7 @@ def evaluate(
   record = subject.record(subject.data.test_split, 'evaluate')
   calibrated, ms, refusal = None, None, ''
   try:
-    ms = measure and measure(subject.trained)
+    ms = measure(subject.trained)
   except UserError as error:  # such as a runtime that is not installed
     terminal.say(f'Not measured: {error}')
   try:
