@@ -884,6 +884,20 @@ def test_the_prose_on_photographs_is_that_of_its_csv():
     assert min(float(r['share_of_full']) for r in found) < 0.6
 
 
+def test_a_policy_of_photographs_saves_time_without_bfloat16():
+  (bulk,) = (
+    r
+    for r in raw('photos_stopwatch_avx2')
+    if (r['path'], r['mode']) == ('openvino', 'bulk')
+  )
+  share = float(bulk['realised_of_implied'])
+  assert share >= 0.85
+  page = ' '.join((RESULTS / 'photos.md').read_text().split())
+  said = f'{float(bulk["realised"]):.2f} times as fast where '
+  said += f'{float(bulk["implied"]):.2f} is implied (**{bare(share)}**)'
+  assert said in page
+
+
 def test_the_prose_on_input_is_that_of_its_csv():
   default = next(
     r
