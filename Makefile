@@ -35,7 +35,7 @@ test-slow: $(VENV)/ready
 	$(PYTEST) -n 2 --dist loadfile -m 'slow and not soak'
 
 # In one session, what the tests of a file share is made once for the quick and
-# the slow. Files go by name, so the longest are not last.
+# the slow.
 test-all: lint
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
 

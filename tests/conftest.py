@@ -61,6 +61,11 @@ from drnet_jax.run import workdir  # noqa: E402
 from drnet_jax.run.checkpoint import Checkpoints  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+  """The longest files first: the last keeps one worker alone."""
+  items.sort(key=lambda item: -item.path.stat().st_size)
+
+
 @pytest.fixture(autouse=True, scope='session')
 def parsed_flags():
   """TFDS and Grain read absl flags."""

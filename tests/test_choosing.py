@@ -390,6 +390,7 @@ def test_without_a_budget_accuracy_is_surely_kept(calibrated, held_out):
 
 def test_without_a_budget_time_counts_where_it_was_measured(held_out):
   """A small size takes nearly as long as a large one, or next to nothing."""
+  held_out = held_out.some(slice(1000))
   by_macs = Calibration.of(held_out, split='x').find()
   assert by_macs.policy.family != 'fixed'
   slow, fast = (
@@ -793,8 +794,8 @@ def test_shares_of_extreme_ratios_are_finite():
 
 def test_halves_score_what_they_were_not_set_on():
   made = synthetic(800)
-  rows = halves.halves(made, [1.5, 2.5, 3.5], splits=4)
-  assert {row['split'] for row in rows} == {0, 1, 2, 3}
+  rows = halves.halves(made, [1.5, 2.5, 3.5], splits=2)
+  assert {row['split'] for row in rows} == {0, 1}
   found = {
     row['budget']: row
     for row in halves.summary(rows)
@@ -812,9 +813,9 @@ def test_halves_score_what_they_were_not_set_on():
     for row in rows
     if row['budget'] == halves.NO_BUDGET
   ]
-  assert len(lost) == 8
+  assert len(lost) == 4
   assert kept['kept'] == np.mean(np.array(lost) <= calibration.TOLERANCE)
   # Of a router that knows nothing, thresholds that fit noise gain nothing.
   blind = dataclasses.replace(made, margin=made.margin[::-1].copy())
-  lost = halves.summary(halves.halves(blind, [2.5], splits=4))
+  lost = halves.summary(halves.halves(blind, [2.5], splits=2))
   assert next(r for r in lost if r['family'] == 'cascade')['gain'] < 0.01

@@ -44,7 +44,7 @@ def test_one_rate_explains_the_measured_steps():
 def test_activations_are_what_xla_allocates():
   config = quickstart.get_config().model.to_dict()
   model = models.create(config, num_classes=10)
-  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  params, stats = model.shapes
   images = jax.ShapeDtypeStruct((64, 64, 64, 3), np.uint8)
 
   def loss(base, norm, stats, images):
@@ -67,7 +67,7 @@ def test_averages_and_gradients_that_are_kept_are_counted():
   stage = train.read(quickstart.get_config()).stages['pretrain']
   params, stats = (
     sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    for tree in jax.eval_shape(model.init, jax.random.key(0))
+    for tree in model.shapes
   )
 
   def extra(**changes):

@@ -289,13 +289,15 @@ LOSS_AND_GRADIENT = {
 }
 
 
-SLOW = [
-  pytest.param(name, marks=pytest.mark.slow)
-  for name in ('cifar_anytime', 'tiny imagenet')
-]
-
-
-@pytest.mark.parametrize('name', ['cifar_tiny', *SLOW])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'cifar_tiny',
+    pytest.param('tiny imagenet', marks=pytest.mark.slow),
+    # More of the same blocks.
+    pytest.param('cifar_anytime', marks=[pytest.mark.slow, pytest.mark.soak]),
+  ],
+)
 def test_training_logits_and_loss_are_the_authors(name):
   logits = np.asarray(trained(name)[0])
   for (exit_number, row), expected in TRAIN[name].items():

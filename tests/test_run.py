@@ -33,7 +33,7 @@ from drnet_jax.serve.classifier import Classifier
 
 STAGES = ('pretrain', 'finetune')
 # Each takes a start, 20 s.
-KILLS = int(os.environ.get('DRNET_JAX_KILLS', 3))
+KILLS = int(os.environ.get('DRNET_JAX_KILLS', 2))
 EPOCHS = 3
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

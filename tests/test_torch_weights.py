@@ -137,7 +137,7 @@ def test_torchvision_has_no_network_that_computes_otherwise(other):
   """It would load the weights, strictly, and compute something else."""
   base = {'network': 'efficientnet_b0'}
   made = models.create_drnet(base=base | other, num_classes=5, **SETTINGS)
-  params, stats = jax.eval_shape(made.init, jax.random.key(0))
+  params, stats = made.shapes
   fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, stats))
   with pytest.raises(UserError, match='compute something else: .*timm'):
     torch_weights.export(made, *fresh, 48, naming='torchvision')

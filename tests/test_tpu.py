@@ -279,7 +279,7 @@ def test_what_goes_with_a_step():
 @pytest.mark.parametrize('network', [RESNET, 'inverted_residual4'])
 def test_inference(network):
   model, lowering = drnet(network), Lowering()
-  params, stats = jax.eval_shape(model.init, ahead.KEY)
+  params, stats = model.shapes
   images = jax.ShapeDtypeStruct((128, 224, 224, 3), np.uint8)
   trained = untrained(model, (params, stats), 1000)
   contract = Contract.of(trained)
@@ -291,7 +291,7 @@ def test_inference(network):
 
 def test_inference_with_exits():
   model, lowering = ranet(), Lowering()
-  weights = jax.eval_shape(model.init, ahead.KEY)
+  weights = model.shapes
   state = jax.ShapeDtypeStruct((128, 32, 32, 3), np.uint8)
   for k in range(1, model.network.num_exits + 1):
     stage = functools.partial(model.stage, k)
@@ -305,7 +305,7 @@ def test_inference_with_exits():
 def test_channels_fill_the_lanes():
   """ResNet-50 forward: which channels are no multiple of 128."""
   model, found = drnet('resnet50'), set()
-  params, stats = jax.eval_shape(model.init, ahead.KEY)
+  params, stats = model.shapes
   images = jax.ShapeDtypeStruct((64, 224, 224, 3), np.uint8)
   traced = jax.jit(functools.partial(model.logits_at, size_px=224)).trace(
     params, stats, images

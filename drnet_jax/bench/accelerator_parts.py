@@ -398,9 +398,7 @@ def _model(small: bool) -> tuple[DRNet, tuple]:
     return np.full(x.shape, path[-1].key in ('scale', 'var'), x.dtype)
 
   # On the host, with nothing to compile.
-  params, batch_stats = jax.tree_util.tree_map_with_path(
-    drawn, jax.eval_shape(model.init, jax.random.key(0))
-  )
+  params, batch_stats = jax.tree_util.tree_map_with_path(drawn, model.shapes)
   head = params['predictor']['head']
   params['predictor']['head'] = {
     'kernel': np.zeros_like(head['kernel']),

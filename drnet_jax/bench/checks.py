@@ -255,7 +255,7 @@ def _checkpoint(model: DRNet) -> dict:
     with Checkpoints(folder, 'written', keep=None) as checkpoints:
       read = checkpoints.restore_weights(
         0,
-        *jax.eval_shape(model.init, jax.random.key(0)),
+        *model.shapes,
         mesh_lib.replicated(cpu),
       )
   pairs = zip(jax.tree.leaves(saved), jax.tree.leaves(read), strict=True)

@@ -72,7 +72,7 @@ def weight_bytes(stage: Stage, model: DRNet, *, shards: int) -> float:
 
   `shards` devices share one copy of the parameters.
   """
-  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  params, stats = model.shapes
   # The parameters and their gradient, and what the optimiser keeps.
   copies = 2 + (2 if stage.optimizer['name'] == 'adamw' else 1)
   copies += (stage.accumulate > 1) + (stage.ema_decay > 0)
@@ -89,7 +89,7 @@ def activation_bytes(model: DRNet, size_px: int) -> int:
   The backward pass needs each convolution's input and its output (for the norm
   after it); gradients and what XLA keeps besides are as much again.
   """
-  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  params, stats = model.shapes
   name = model.norm_set(size_px)
   classify = functools.partial(model.classify, size_px=size_px)
   norms = params['norm'][name], stats['norm'][name]
@@ -98,7 +98,7 @@ def activation_bytes(model: DRNet, size_px: int) -> int:
 
 def predictor_bytes(model: DRNet) -> int:
   """The same, of the predictor."""
-  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  params, stats = model.shapes
   return _held_bytes(
     model.predict, model, params['predictor'], stats['predictor']
   )

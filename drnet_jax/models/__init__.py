@@ -6,6 +6,7 @@ and RANet, which looks more closely until it is sure. Both offer *options* of
 rising cost, of which each image gets one.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -153,8 +154,10 @@ def create_ranet(
   return RANet(made, image_px, tuple(mean), tuple(std))
 
 
-def initial_weights(model: Model, seed: int) -> tuple[Any, Any]:
-  """Fresh (params, batch_stats), arrays of the host.
+def initial_weights(
+  model: Model, seed: int, *, draw_base: bool = True
+) -> tuple[Any, Any]:
+  """Fresh (params, batch_stats), arrays of the host; see `DRNet.init`.
 
   That is where they are drawn, whatever devices there are: it takes hundreds of
   small programs, which run once, and which a GPU's compiler needs half a minute
@@ -168,7 +171,8 @@ def initial_weights(model: Model, seed: int) -> tuple[Any, Any]:
     key = jax.random.key(seed)
     if isinstance(model, RANet):
       return jax.device_get(model.init(key))
-    lowered = jax.jit(model.init).lower(key)
+    init = functools.partial(model.init, draw_base=draw_base)
+    lowered = jax.jit(init).lower(key)
     return jax.device_get(lowered.compile(_ONCE if host else None)(key))
 
 

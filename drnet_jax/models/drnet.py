@@ -20,6 +20,7 @@ whole method in a dozen lines; all else computes the same without running the
 sizes that were not chosen.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -113,12 +114,19 @@ class DRNet:
       logits += h[:, j, None] * self.base.apply(weights, x, train=False)
     return logits, h
 
-  def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-    """Returns fresh (params, batch_stats); quickest when compiled."""
+  def init(
+    self, key: jax.Array, *, draw_base: bool = True
+  ) -> tuple[Tree, Tree]:
+    """Returns fresh (params, batch_stats); quickest when compiled.
+
+    Without `draw_base` the base network's convolutions are zeros, for what is
+    to have the weights of another.
+    """
     base_key, predictor_key = jax.random.split(key)
-    variables = self.base.init(
-      base_key, self._blank(max(self.resolutions)), train=True
-    )
+    with contextlib.nullcontext() if draw_base else layers.shapes_alone():
+      variables = self.base.init(
+        base_key, self._blank(max(self.resolutions)), train=True
+      )
     stats = variables.get('batch_stats', {})
     shared, norm = resolution_norm.split(variables['params'], stats)
     sets = [self.norm_set(r) for r in self.resolutions]
@@ -137,6 +145,12 @@ class DRNet:
       'predictor': predictor.get('batch_stats', {}),
     }
     return params, batch_stats
+
+  @functools.cached_property
+  def shapes(self) -> tuple[Tree, Tree]:
+    """Of what `init` returns, each a `jax.ShapeDtypeStruct`."""
+    with layers.shapes_alone():
+      return jax.eval_shape(self.init, jax.random.key(0))
 
   def view(self, images: jax.Array, size_px: int) -> jax.Array:
     """Images [B, H, H, 3] as a network reads them, see `resize`."""
@@ -229,12 +243,12 @@ class DRNet:
 
   @functools.cached_property
   def _macs(self) -> Macs:
-    with layers.shapes_alone():
-      params, stats = jax.eval_shape(self.init, jax.random.key(0))
+    params, stats = self.shapes
 
     def count(network: nn.Module, variables: Tree, size_px: int) -> int:
       images = self._blank(size_px)
-      return flops.count_macs(network.apply, variables, images, train=False)
+      with layers.shapes_alone():
+        return flops.count_macs(network.apply, variables, images, train=False)
 
     predictor = 0
     if self.predictor is not None:

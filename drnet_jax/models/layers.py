@@ -161,17 +161,21 @@ def round_channels(channels: float) -> int:
 
 @contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
-  """Within, fresh convolutions are zeros: for `jax.eval_shape` of an `init`.
+  """Within, convolutions are traced as briefly as can be, their shapes right.
 
-  To trace how their weights are drawn takes as long as all the rest.
+  Fresh filters are zeros, and none is computed in another way on CPUs. To trace
+  how filters are drawn takes as long as all the rest of an `init`.
   """
 
-  def without_draws(call, args, kwargs, context):
-    if isinstance(context.module, nn.Conv):
-      object.__setattr__(context.module, 'kernel_init', nn.initializers.zeros)
+  def brief(call, args, kwargs, context):
+    module = context.module
+    if isinstance(module, nn.Conv):
+      object.__setattr__(module, 'kernel_init', nn.initializers.zeros)
+      if module.conv_general_dilated in (narrow_conv, _dense, _depthwise):
+        object.__setattr__(module, 'conv_general_dilated', None)
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(without_draws):
+  with nn.intercept_methods(brief):
     yield
 
 

@@ -59,6 +59,12 @@ class RANet:
     fresh = ranet_network.initial(key, shapes)
     return {'network': fresh['params']}, {'network': fresh['batch_stats']}
 
+  @functools.cached_property
+  def shapes(self) -> tuple[Tree, Tree]:
+    """Of what `init` returns, each a `jax.ShapeDtypeStruct`."""
+    with layers.shapes_alone():
+      return jax.eval_shape(self.init, jax.random.key(0))
+
   def classify(
     self, params: Tree, batch_stats: Tree, images: jax.Array, *, train: bool
   ) -> tuple[jax.Array, Tree]:

@@ -70,7 +70,7 @@ def _of_exits(model: RANet) -> list[str]:
 
 def count_parameters(model: DRNet) -> dict[str, int]:
   """Parameters by part; a *set* of norms belongs to one size."""
-  params, _ = jax.eval_shape(model.init, jax.random.key(0))
+  params, _ = model.shapes
 
   def count(tree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))

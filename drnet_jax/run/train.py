@@ -171,7 +171,7 @@ def _initial_weights(
 ):
   """(params, batch_stats) to begin the first stage with."""
   weights = jax.device_put(
-    models.initial_weights(model, run.seed),
+    models.initial_weights(model, run.seed, draw_base=not run.init_from),
     mesh_lib.replicated(mesh),
   )
   if not run.init_from:

@@ -36,7 +36,8 @@ def load(
       which go to the base network, its norms to every size. An untrained
       predictor may begin with them too, see `begin_predictor`.
     model: to load them into.
-    fresh: of the model, as initialised.
+    fresh: of the model, as initialised; of the base only the classifier may
+      be used.
     mesh: devices to put them on.
     class_names: of the model; a workdir's must be the same.
     reset_head: keep the fresh classifier (of the base network), for other
@@ -132,7 +133,9 @@ def import_torch(
   weights = _from_torch(
     file,
     model,
-    models.initial_weights(model, settings.field(config, 'seed')),
+    models.initial_weights(
+      model, settings.field(config, 'seed'), draw_base=False
+    ),
     reset_head=settings.field(config, 'reset_head'),
   )
   workdir.begin(path, config, names)

@@ -332,7 +332,6 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
   config = read_config(path, overrides)
   names = class_names(path)
   model = models.create(config.model, num_classes=len(names))
-  abstract = jax.eval_shape(model.init, jax.random.key(0))
   stages = (*reversed(config.stages), INITIAL)
   for stage in [only_stage] if only_stage else stages:
     if not os.path.isdir(os.path.join(path, 'checkpoints', stage)):
@@ -347,7 +346,7 @@ def load(path: str, mesh: Mesh, overrides: Sequence[str] = ()) -> Trained:
           f'{path} has no checkpoint {stage}/{step}; there are {steps}'
         )
       params, batch_stats = checkpoints.restore_weights(
-        step, *abstract, mesh_lib.replicated(mesh)
+        step, *model.shapes, mesh_lib.replicated(mesh)
       )
     return Trained(
       model=model,

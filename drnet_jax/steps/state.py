@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole state of a training run: what a checkpoint holds."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,9 +46,7 @@ def abstract(
   model: Model, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Shapes and dtypes of a state."""
-  return jax.eval_shape(
-    lambda key: begin(optimizer, *model.init(key)), jax.random.key(0)
-  )
+  return jax.eval_shape(functools.partial(begin, optimizer), *model.shapes)
 
 
 def advanced(
