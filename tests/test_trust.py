@@ -258,6 +258,34 @@ def test_images_that_were_trained_on_are_not_held_out(spoilable):
   assert len(record_of(path).label) == 5
 
 
+def test_weights_to_begin_with_have_not_seen_what_is_held_out(
+  spoilable, tmp_path
+):
+  path, config, data = spoilable
+  new, mine = str(tmp_path / 'new'), config.copy_and_resolve_references()
+  mine.init_from = path
+  mine.data.update(held_out=3, validation_split='held_out')
+  where = f"init_from = '{path}' was trained on images of 'held_out'"
+  for _ in range(2):  # nothing was held out; fewer
+    with pytest.raises(NotHeldOut, match=where):
+      train.train(mine, new)
+    set_aside(path, config)
+    mine.data.held_out = 8
+  assert not os.path.exists(new)
+
+  def check(**changes):
+    mine.data.update(changes)
+    of = settings.call(Data, mine.data, 'config.data')
+    split = of.open('held_out', NAMES).examples
+    weights.check_unseen(path, of, {'held_out': split})
+
+  with pytest.raises(NotHeldOut):
+    check(held_out=6)
+  check(held_out=5)
+  shutil.copytree(data, tmp_path / 'moved')
+  check(data_dir=str(tmp_path / 'moved'), held_out=6)  # nobody can tell
+
+
 def test_policies_are_not_set_on_what_was_trained_on(spoilable):
   path, _, _ = spoilable
   with pytest.raises(NotHeldOut, match="'train', .*networks were trained on"):

@@ -179,6 +179,28 @@ def shapes_alone() -> Iterator[None]:
     yield
 
 
+def _traced_once(convolve: Callable) -> Callable:
+  """A convolution that is traced and differentiated once for all of a shape.
+
+  In a network they come again and again.
+  """
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def jitted(x, kernel, how):
+    strides, padding, options = how
+    return convolve(x, kernel, strides, padding, **dict(options))
+
+  @functools.wraps(convolve)
+  def call(x, kernel, strides, padding, **options):
+    if not isinstance(padding, str):
+      padding = tuple(map(tuple, padding))
+    how = tuple(strides), padding, tuple(options.items())
+    return jitted(x, kernel, how)
+
+  return call
+
+
+@_traced_once
 def narrow_conv(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of stride 1, for few output channels.
 
@@ -205,6 +227,7 @@ def narrow_conv(x, kernel, strides, padding, **options):
   return lax.platform_dependent(x, kernel, cpu=add_rows, default=convolve)
 
 
+@_traced_once
 def _dense(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of filters over all channels.
 
@@ -236,6 +259,7 @@ def _dense(x, kernel, strides, padding, **options):
   return lax.platform_dependent(x, kernel, cpu=of_cpu, default=convolve)
 
 
+@_traced_once
 def _depthwise(x, kernel, strides, padding, **options):
   """`lax.conv_general_dilated` of a filter for each channel.
 

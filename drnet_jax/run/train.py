@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, processes, settings
-from drnet_jax.data.pipeline import Data
+from drnet_jax.data.pipeline import ASIDE, Data
 from drnet_jax.errors import UserError
 from drnet_jax.models import Model
 from drnet_jax.run import head, workdir
@@ -84,12 +84,17 @@ def train(config: ml_collections.ConfigDict, path: str) -> None:
     names = data.class_names() if is_new else workdir.class_names(path)
     source = data.open(data.train_split, names)
     validation = data.open(data.validation_split, names)
-    data.open(data.test_split, names)  # else missed when all is trained
+    # Also the test: else a mistake shows when all is trained.
+    test = data.open(data.test_split, names)
   if len(names) < 2:
     raise UserError(
       f'{data.data_dir or data.name}: {names[0]!r} is the only class of '
       f'{data.train_split!r}; there is nothing to tell apart'
     )
+  if run.init_from and is_new:
+    named = {data.validation_split: validation, data.test_split: test}
+    aside = {k: v.examples for k, v in named.items() if k in ASIDE}
+    weights_lib.check_unseen(run.init_from, data, aside)
   seen, source = source.examples, data.with_unlabelled(source)
   model = models.create(run.model, num_classes=len(names))
   data.check_side(model.image_px)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights from another run or from PyTorch, and back to PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
@@ -11,10 +11,11 @@ from drnet_jax import mesh as mesh_lib
 from drnet_jax import models, settings, terminal
 from drnet_jax.data import classes
 from drnet_jax.data.pipeline import Data
-from drnet_jax.errors import UserError
+from drnet_jax.data.selection import Some
+from drnet_jax.errors import NotHeldOut, UserError
 from drnet_jax.models import Model, layers, torch_weights
 from drnet_jax.models.drnet import DRNet
-from drnet_jax.run import checkpoint, hub, workdir
+from drnet_jax.run import checkpoint, hub, paths, workdir
 from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.steps.state import Weights
 
@@ -81,6 +82,35 @@ def load(
   if not has_router:
     found = begin_predictor(model, found)
   return jax.device_put(found, mesh_lib.replicated(mesh))
+
+
+def check_unseen(origin: str, data: Data, splits: Mapping[str, Some]) -> None:
+  """Checks that weights to begin with have not seen what is held out now.
+
+  Args:
+    origin: see `load`; of weights under PyTorch's names nothing is known.
+    data: of the run that is to begin.
+    splits: images that are set aside of its training images, by their split.
+
+  Raises:
+    NotHeldOut: a run on the same images was trained on some.
+  """
+  if hub.is_weights(origin):
+    return
+  path = paths.root(origin)
+  theirs = workdir.read_config(path).data
+  same = ('name', 'data_dir', 'train_split')
+  if any(theirs.get(field) != getattr(data, field) for field in same):
+    return
+  for split, examples in splits.items():
+    try:
+      workdir.check_held_out(path, examples)
+    except NotHeldOut as error:
+      raise NotHeldOut(
+        f'config.init_from = {origin!r} was trained on images of {split!r}, '
+        'which would look too good. Hold out what that run did '
+        '(config.data.held_out), or begin with other weights'
+      ) from error
 
 
 def begin_predictor(model: Model, weights: Weights) -> Weights:
