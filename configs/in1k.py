@@ -119,7 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
     'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
       'distill': 0.0,  # share of the teacher's answer in the labels
-      'teacher': 'largest',  # or the 'ensemble' of all sizes
+      'teacher': 'largest',  # or 'ensemble', 'ensemble_below'
     },
   }
   config.finetune = {  # stage.Stage

@@ -6,9 +6,10 @@ python -m drnet_jax.main --config=configs/photos.py --workdir=runs/photos
 
 Photographs lie in photos/train/<class>/ and photos/val/<class>/; a tenth of the
 training images is held out and watched, 'val' is the test. Every image runs at
-64, 112 and 160 px, which costs 1.7 times training at 160 px alone, and every
-size learns from the labels and from the ensemble of all. There is no router.
-The weights' classifier is replaced. Another network, from a hub, at its size:
+64, 112 and 160 px, which costs 1.7 times training at 160 px alone, and learns
+from the labels, at the smaller sizes also from the ensemble of all. There is no
+router. The weights' classifier is replaced. Another network, from a hub, at its
+size:
 
 python -m drnet_jax.main --config=configs/photos.py --workdir=runs/photos50
 --config.data.data_dir=photos --config.model.base="{'network': 'resnet50'}"
@@ -61,5 +62,5 @@ def get_config() -> ml_collections.ConfigDict:
   stage.optimizer.decay_norms_and_biases = False
   stage.optimizer.clip_norm = 1.0
   stage.objective.distill = 0.5
-  stage.objective.teacher = 'ensemble'
+  stage.objective.teacher = 'ensemble_below'
   return config

@@ -104,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     'objective': {  # steps.pretrain.PretrainObjective
       'label_smoothing': 0.0,
       'distill': 0.5,  # share of the teacher's answer in the labels
-      'teacher': 'ensemble',  # of all sizes; or the 'largest'
+      'teacher': 'ensemble',  # of all sizes, teaches all
     },
   }
   config.finetune = {  # stage.Stage

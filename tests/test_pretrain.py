@@ -61,8 +61,15 @@ def test_gradient_is_that_of_the_summed_losses(distill):
   assert_trees_close(new.params, expected)
 
 
-@pytest.mark.parametrize('kind', ['plain', 'mixed', 'some without'])
-def test_every_size_learns_from_the_ensemble(kind):
+@pytest.mark.parametrize(
+  'kind, teacher',
+  [
+    ('plain', 'ensemble'),
+    ('mixed', 'ensemble'),
+    ('some without', 'ensemble_below'),
+  ],
+)
+def test_sizes_learn_from_the_ensemble(kind, teacher):
   """With smoothed labels, also where mixup has blended them, or none is."""
   model, batch = tiny_model(), random_batch(16)
   labels = jax.nn.one_hot(batch['label'], 5)
@@ -90,16 +97,20 @@ def test_every_size_learns_from_the_ensemble(kind):
         for norm, name, r in sets
       ]
     )
-    teacher = jax.lax.stop_gradient(losses.ensemble(logits, batch['label']))
-    teacher = jax.nn.softmax(teacher)
-    targets = 0.7 * labels + 0.3 * teacher
+    said = jax.lax.stop_gradient(losses.ensemble(logits, batch['label']))
+    said = jax.nn.softmax(said)
+    shares = jnp.full(len(sets), 0.3)
+    if teacher == 'ensemble_below':  # the largest is the first
+      shares = shares.at[0].set(0.0)
+    shares = shares[:, None, None]
+    targets = (1 - shares) * labels + shares * said
     if kind == 'some without':
-      targets = targets.at[::3].set(teacher[::3])
+      targets = targets.at[:, ::3].set(said[::3])
     smooth = optax.smooth_labels(targets, 0.1)
     return optax.softmax_cross_entropy(logits, smooth).mean(1).sum()
 
   value, grads = jax.jit(jax.value_and_grad(total))(state.params)
-  new, metrics = take_step(model, 8, batch, 0.3, 'ensemble')
+  new, metrics = take_step(model, 8, batch, 0.3, teacher)
   np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
   assert_trees_close(
     new.params, jax.tree.map(jnp.subtract, state.params, grads)

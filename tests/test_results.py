@@ -892,17 +892,19 @@ def test_the_prose_on_photographs_is_that_of_its_csv():
 
 
 def test_a_policy_of_photographs_saves_time_without_bfloat16():
-  (bulk,) = (
-    r
-    for r in raw('photos_stopwatch_avx2')
-    if (r['path'], r['mode']) == ('openvino', 'bulk')
-  )
-  share = float(bulk['realised_of_implied'])
-  assert share >= 0.85
   page = ' '.join((RESULTS / 'photos.md').read_text().split())
-  said = f'{float(bulk["realised"]):.2f} times as fast where '
-  said += f'{float(bulk["implied"]):.2f} is implied (**{bare(share)}**)'
-  assert said in page
+  # Of a saving of a quarter and one of nearly a half.
+  for name, least in (('avx2', 0.85), ('below', 0.8)):
+    (bulk,) = (
+      r
+      for r in raw(f'photos_stopwatch_{name}')
+      if (r['path'], r['mode']) == ('openvino', 'bulk')
+    )
+    share = float(bulk['realised_of_implied'])
+    assert share >= least
+    said = f'{float(bulk["realised"]):.2f} times as fast where '
+    said += f'{float(bulk["implied"]):.2f} is implied (**{bare(share)}**)'
+    assert said in page
 
 
 def test_the_prose_on_input_is_that_of_its_csv():

@@ -75,7 +75,7 @@ def test_weights_to_begin_with_are_given_where_no_stage_is_shared(file):
     sweep.plan(file, 'out', given)
   photos = next(str(path) for path in SETS if path.stem == 'photos')
   jobs = sweep.plan(photos, 'out', given)
-  assert len(jobs) == 6
+  assert len(jobs) == 7
   assert all(job.arguments[-1:] == tuple(given) for job in jobs)
 
 

@@ -4,7 +4,7 @@
 python -m drnet_jax sweep --set=configs/sets/photos.py --workdir=runs/photos
 --config.data.data_dir=photos --config.init_from=mobilenet_v2.safetensors
 
-Three ways to train one network for 64, 112 and 160 px, and what they are held
+Four ways to train one network for 64, 112 and 160 px, and what they are held
 against: a network for each size, finetuned alone on as many images. All are
 tested on the same crops.
 """
@@ -17,7 +17,8 @@ TITLE = 'Photographs: one network for three sizes, and one for each'
 TABLES = ()
 
 ROWS = {  # fields of the config
-  'ensemble teaches': {},
+  'ensemble teaches smaller': {},
+  'ensemble teaches': {'pretrain.objective.teacher': 'ensemble'},
   'largest teaches': {'pretrain.objective.teacher': 'largest'},
   'labels alone': {'pretrain.objective.distill': 0.0},
   '64 px alone': {'model.resolutions': (64,)},

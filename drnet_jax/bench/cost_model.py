@@ -180,7 +180,7 @@ def _images_per_device(stage: Stage, machine: Machine) -> int:
 def _held(stage: Stage, of_size: Mapping[int, int]) -> int:
   """Bytes of an image, of all sizes that wait for the backward pass."""
   told = stage.objective if stage.step == 'pretrain' else {}
-  all_wait = told.get('distill') and told.get('teacher') == 'ensemble'
+  all_wait = told.get('distill') and told.get('teacher') != 'largest'
   return (sum if all_wait else max)(of_size.values())
 
 

@@ -28,14 +28,15 @@ class PretrainObjective:
       a label it is all.
     teacher: 'largest': the largest size teaches the smaller ones. 'ensemble':
       the weighted mean of all sizes' logits teaches every size (RS-Net,
-      arXiv:2007.09558), see `losses.ensemble`. It keeps what all sizes
-      computed until the mean is known: for sizes of 1, 1/2 and 1/6 of the cost
-      1.7 times the memory of the largest.
+      arXiv:2007.09558), see `losses.ensemble`. 'ensemble_below': it teaches all
+      but the largest, which learns from the labels alone. An ensemble keeps
+      what all sizes computed until the mean is known: for sizes of 1, 1/2 and
+      1/6 of the cost 1.7 times the memory of the largest.
   """
 
   label_smoothing: settings.BelowOne
   distill: settings.Share
-  teacher: Literal['largest', 'ensemble']
+  teacher: Literal['largest', 'ensemble', 'ensemble_below']
 
 
 class PretrainStep(WholeStep):
@@ -82,16 +83,19 @@ class PretrainStep(WholeStep):
     # The largest is the first, to teach the others. One gradient per size, not
     # the gradient of the sum: what a size computed is gone before the next is
     # run, unless an ensemble has to wait for all of them.
-    distill = self.objective.distill
-    has_ensemble = distill and self.objective.teacher == 'ensemble'
+    distill, kind = self.objective.distill, self.objective.teacher
+    has_ensemble = distill and kind != 'largest'
     sizes = reversed([*enumerate(model.resolutions)])
     passes = (forward(index, size_px) for index, size_px in sizes)
     if has_ensemble:
       passes = [*passes]
       answers = jnp.stack([logits for _, _, logits, _ in passes])
       teacher = losses.ensemble(answers, labels)
-      targets = losses.blended(labels, teacher, share=distill)
     for size_px, name, logits, pullback in passes:
+      is_largest = size_px == max(model.resolutions)
+      if has_ensemble:
+        share = 0.0 if kind == 'ensemble_below' and is_largest else distill
+        targets = losses.blended(labels, teacher, share=share)
       loss, of_logits = jax.value_and_grad(loss_fn)(logits, targets)
       shared, norm = pullback(of_logits)
       grads['base'] = jax.tree.map(jnp.add, grads['base'], shared)
@@ -101,7 +105,7 @@ class PretrainStep(WholeStep):
       total += loss
       right, known = losses.right(logits, labels), losses.has_label(labels)
       metrics[f'top1_r{size_px}'] = right.sum() / jnp.maximum(known.sum(), 1)
-      if distill and not has_ensemble and size_px == max(model.resolutions):
+      if distill and not has_ensemble and is_largest:
         targets = losses.blended(labels, logits, share=distill)
 
     new_state = state_lib.advanced(
