@@ -26,17 +26,12 @@ if __name__ == '__main__':
 
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from drnet_jax import mesh, processes, terminal
-from drnet_jax.choosing.options import Costs
 from drnet_jax.commands import cli
 from drnet_jax.commands import flags as shared
 from drnet_jax.errors import UserError
-from drnet_jax.run import describe, evaluate, train
-from drnet_jax.run.workdir import Trained
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File or name of the config, and --config.<field>=<value>.'
@@ -59,6 +54,8 @@ for _flag in shared.TIMING:
 
 
 def main(arguments: Sequence[str]) -> None:
+  from drnet_jax import processes  # not for --help
+
   cli.refuse_others(shared.TIMING)
   cli.set_up()
   with processes.leaving_together():
@@ -66,6 +63,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(overrides: Sequence[str]) -> None:
+  import jax
+
+  from drnet_jax import mesh, processes, terminal
+  from drnet_jax.run import describe, evaluate, train
+
   shared.check_timing()
   if _MODE.value == 'describe':
     cli.refuse_beside('--mode=describe', shared.MEASURE)
@@ -92,7 +94,7 @@ def _run(overrides: Sequence[str]) -> None:
     raise
 
 
-def _measure(trained: Trained) -> Costs | None:
+def _measure(trained):
   def load(**how):
     from drnet_jax.serve.classifier import Classifier
 
