@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from conftest import compilations, encoded, pictures, tiny_exits, tiny_trained
@@ -16,6 +17,7 @@ from drnet_jax import cache
 from drnet_jax.choosing import policy
 from drnet_jax.choosing.policy import Policy
 from drnet_jax.errors import UserError
+from drnet_jax.export.contract import Contract
 from drnet_jax.run.checkpoint import Checkpoints
 from drnet_jax.serve import choice, openvino, openvino_graphs, parity
 from drnet_jax.serve.choice import How
@@ -100,7 +102,7 @@ def test_openvino_is_told_the_precision(trained):
   has = [p for a, p in openvino._ABILITIES if a in openvino.abilities()]
   assert has[-1] == 'f32'
   engine = Classifier.of(trained, runtime='openvino').engine
-  compiled = engine._networks[0].graph.compiled('LATENCY')
+  compiled = engine._networks[0].graph.compiled(1)
   told = compiled.get_property('INFERENCE_PRECISION_HINT')
   assert told.to_string() in ('f32', has[0])
   for precision in {'bf16', 'f16'} - {*has}:
@@ -356,20 +358,64 @@ def test_half_precision_gives_the_same_answers(trained):
 
 
 @needs_openvino
-def test_half_precision_resizes_alike(trained):
-  """A resize with its constants behind is the same one, and all have that."""
-  how = {'runtime': 'openvino', 'precision': 'f32'}
-  networks, turned = (
-    Classifier.of(trained, **how).engine._networks for _ in range(2)
+def test_rewritten_resizes_are_the_same(trained, tmp_path):
+  """And all sizes but the largest, which is not resized, are rewritten."""
+  Classifier.of(trained, runtime='jax', batch=1).export(
+    str(tmp_path), formats=('onnx',)
   )
-  images = pictures(8)
+  read, images = openvino.core().read_model, pictures(8)
+  how = {'PERFORMANCE_HINT': 'THROUGHPUT', 'INFERENCE_PRECISION_HINT': 'f32'}
   resized = []
-  for network, other in zip(networks, turned, strict=True):
-    resized.append(openvino_graphs._resize(network.graph.model) is not None)
-    openvino_graphs.resize_in_half(other.graph.model)
-    assert openvino_graphs._resize(other.graph.model) is None
-    np.testing.assert_allclose(other(images), network(images), atol=1e-6)
-  assert resized == [True, True, False]  # the largest is not
+  for size_px in Contract.of(trained).sizes_px:
+    file = str(tmp_path / f'r{size_px}.onnx')
+    plain, turned, blocks = models = [read(file) for _ in range(3)]
+    openvino_graphs.resize_in_half(turned)
+    openvino_graphs.resize_in_blocks(blocks)
+    resized.append(openvino_graphs._resize(plain) is not None)
+    assert not openvino_graphs._resize(turned)
+    assert not openvino_graphs._resize(blocks)
+    found = [
+      openvino.core().compile_model(model, 'CPU', how)(images)[0]
+      for model in models
+    ]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+  assert resized == [True, True, False]
+
+
+@needs_openvino
+@pytest.mark.parametrize('size_px', [8, 64, 101, 112, 224])
+def test_a_resize_in_blocks_is_the_same_with_fewer_multiplications(size_px):
+  """Up and down, and where no blocks are alike."""
+  from openvino import Model
+  from openvino import opset13 as op
+
+  shrink = np.asarray(jax.image.resize(np.eye(160), (size_px, 160), 'bilinear'))
+  images = op.parameter([-1, 3, 160, 160], np.float32)
+  rows = op.matmul(shrink[None, None], images, False, False)
+  columns = op.matmul(rows, shrink.T[None, None].copy(), False, False)
+  model = Model([op.relu(columns)], [images])
+  x = np.random.default_rng(0).random((2, 3, 160, 160), np.float32)
+  found = []
+  for _ in range(2):
+    compiled = openvino.core().compile_model(
+      model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
+    )
+    multiplied = sum(
+      np.prod(node.output(0).get_partial_shape().get_max_shape()[1:])
+      * node.input(1).get_partial_shape().get_max_shape()[-2]
+      for node in model.get_ordered_ops()
+      if node.get_type_name() == 'MatMul'
+    )
+    found.append((compiled(x)[0], multiplied))
+    openvino_graphs.resize_in_blocks(model)
+    model.validate_nodes_and_infer_types()
+  (before, dense), (after, of_blocks) = found
+  np.testing.assert_allclose(after, before, atol=1e-5)
+  if size_px in (8, 101):  # too small for blocks, and of a prime number
+    assert of_blocks <= dense
+  else:
+    assert of_blocks < 0.5 * dense
 
 
 @needs_openvino
@@ -435,15 +481,60 @@ def test_openvino_makes_only_what_is_run(trained):
   engine = Classifier.of(trained, runtime='openvino', precision='f32').engine
   images = pictures(40)
   engine.run(1, images[:1])
-  made = [(x._single, x._bulk) for x in engine._networks]
-  assert [x is None for pair in made for x in pair].count(False) == 1
-  # More batches under way than there are requests, in any order of asking.
+  assert [[*x.graph._compiled] for x in engine._networks] == [[], [1], []]
+  # More batches under way than there are cores, in any order of asking.
   said = [engine.run(2, images[i : i + 5])[0] for i in range(0, 40, 5)]
   whole = np.asarray(engine.run(2, images)[0])
   for i in reversed(range(8)):
     np.testing.assert_allclose(
       np.asarray(said[i]), whole[5 * i : 5 * i + 5], atol=1e-6
     )
+
+
+@needs_openvino
+def test_depthwise_maps_stay_in_the_cache():
+  """A core has few images at once, and they answer as they do alone."""
+  depthwise = {
+    'network': 'mobilenet_v2',
+    'stem': 8,
+    'stages': ((1, 8, 1, 2), (2, 8, 1, 2)),
+    'head': 16,
+  }
+  network = tiny_trained(base=depthwise, has_router=False)
+  engine = Classifier.of(network, runtime='openvino', precision='f32').engine
+  graph = engine._networks[0].graph
+  assert graph.at_once == 8
+  images = pictures(19)
+  found = np.asarray(engine.run(0, images)[0])
+  assert {*graph._compiled} == {8, -1}
+  alone = [np.asarray(engine.run(0, x[None])[0])[0] for x in images]
+  assert {*graph._compiled} == {8, -1, 1}
+  np.testing.assert_allclose(found, alone, atol=1e-6)
+  again = np.asarray(engine.run(0, images[:16])[0])
+  np.testing.assert_array_equal(again, found[:16])
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+  ('side', 'precision', 'expected'),
+  [(64, 'f32', 8), (112, 'f32', 4), (160, 'f32', 2), (640, 'f32', 2)]
+  + [(160, 'bf16', 4)],
+)
+def test_how_many_images_a_core_has_at_once(side, precision, expected):
+  """Depends on the first convolution's maps; None without depthwise ones."""
+  from openvino import Model
+  from openvino import opset13 as op
+
+  same = {'strides': [1, 1], 'dilations': [1, 1]}
+  pads = {'pads_begin': [0, 0], 'pads_end': [0, 0]}
+  images = op.parameter([-1, 3, side, side], np.float32)
+  filters = np.zeros((4, 3, 1, 1), np.float32)
+  x = op.convolution(images, filters, **same, **pads)
+  assert openvino_graphs.at_once(Model([x], [images]), precision) is None
+  filters = np.zeros((4, 1, 1, 3, 3), np.float32)
+  x = op.group_convolution(x, filters, **same, **pads)
+  model = Model([x], [images])
+  assert openvino_graphs.at_once(model, precision) == expected
 
 
 # What is kept.

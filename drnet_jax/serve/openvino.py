@@ -8,6 +8,7 @@ to sizes, or ways to run them, that nobody asks for.
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import sys
@@ -121,10 +122,15 @@ def networks(
   if found:
     graph = Graph(found[0], precision)
     return [Network(graph, values) for values in found[1]]
-  if precision != 'f32':
-    for model in models:
-      openvino_graphs.resize_in_half(model)
-  return [Network(Graph(model, precision)) for model in models]
+  resize = openvino_graphs.resize_in_half
+  if precision == 'f32':
+    resize = openvino_graphs.resize_in_blocks
+  for model in models:
+    resize(model)
+  return [
+    Network(Graph(model, precision, openvino_graphs.at_once(model, precision)))
+    for model in models
+  ]
 
 
 class Graph:
@@ -133,29 +139,36 @@ class Graph:
   Args:
     model: with a batch of images as its first input.
     precision: to compute in.
+    at_once: how many of many images a core is given, in a program for just as
+      many; None for as many as come.
   """
 
-  def __init__(self, model: Any, precision: str):
-    self.model = model
+  def __init__(self, model: Any, precision: str, at_once: int | None = None):
+    self.model, self.at_once = model, at_once
     self._precision = precision
     self._lock = threading.Lock()
-    self._compiled: dict[str, Any] = {}
+    self._compiled: dict[int, Any] = {}
 
-  def compiled(self, hint: str) -> Any:
-    """For single images ('LATENCY'), or for many ('THROUGHPUT')."""
+  def compiled(self, count: int) -> Any:
+    """For so many images: one has all cores, of more each core has some."""
+    count = self.kind(count)
     with self._lock:
-      if hint not in self._compiled:
-        self._compiled[hint] = self._compile(hint)
-      return self._compiled[hint]
+      if count not in self._compiled:
+        self._compiled[count] = self._compile(count)
+      return self._compiled[count]
 
-  def _compile(self, hint: str) -> Any:
+  def kind(self, count: int) -> int:
+    """How many images the program for so many is for; -1 for any number."""
+    return count if count in (1, self.at_once) else -1
+
+  def _compile(self, count: int) -> Any:
     model = self.model
-    if hint == 'LATENCY':
+    if count > 0:
       model = model.clone()  # constants are shared
       images = model.inputs[0]
-      model.reshape({images: [1, *list(images.partial_shape)[1:]]})
+      model.reshape({images: [count, *list(images.partial_shape)[1:]]})
     settings = {
-      'PERFORMANCE_HINT': hint,
+      'PERFORMANCE_HINT': 'LATENCY' if count == 1 else 'THROUGHPUT',
       'INFERENCE_PRECISION_HINT': self._precision,
       # Batches of several sizes run at once, each size with threads of its
       # own: pinned, those of two sizes may share a core while another is idle.
@@ -171,84 +184,63 @@ class Network:
     self.graph = graph
     self._values = values
     self._lock = threading.Lock()
-    # Requests: one for a single image; for many one for each core, in turn,
-    # with the answer that it is working on: the oldest is the first to be free.
-    self._single: Any = None
-    self._bulk: collections.deque | None = None
+    # Requests that nobody waits for, by the number of images they are for.
+    self._free = collections.defaultdict(collections.deque)
 
   def __call__(self, images: np.ndarray) -> Any:
     """[B, K] of uint8 [B, S, S, 3]; `numpy.asarray` waits."""
-    with self._lock:
-      if len(images) == 1:
-        self._single = self._single or self._requests('LATENCY')[0]
-        # A request is one caller's at a time, and its output the next one's.
-        found = self._single.infer({0: images}, share_inputs=True)
-        return next(iter(found.values()))
-      if not self._bulk:
-        requests = self._requests('THROUGHPUT')
-        self._bulk = collections.deque([x, None] for x in requests)
-      # Into how many pieces depends on nothing but their number: with its batch
-      # the last digits of an answer may change.
-      count = max(1, min(len(self._bulk), len(images) // _LEAST_BATCH))
-      return _Joined([self._begin(x) for x in np.array_split(images, count)])
+    if len(images) == 1:
+      with self._lock:  # all cores are one image's at a time
+        return self._run(images)
+    return _Joined([_cores().submit(self._run, x) for x in self._parts(images)])
 
-  def _requests(self, hint: str) -> list[Any]:
-    """As many as run at once."""
+  def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+    """A batch, in parts for a core each.
+
+    Which these are depends on nothing but the number of images: with its batch
+    the last digits of an answer may change.
+    """
+    if at_once := self.graph.at_once:
+      return np.split(images, range(at_once, len(images), at_once))
+    count = max(1, min(cores(), len(images) // _LEAST_BATCH))
+    return np.array_split(images, count)
+
+  def _run(self, images: np.ndarray) -> np.ndarray:
+    """[B, K], on the core that this thread stands for."""
+    free = self._free[self.graph.kind(len(images))]
+    try:
+      request = free.pop()
+    except IndexError:
+      request = self._request(len(images))
+    found = request.infer({0: images}, share_inputs=True)
+    free.append(request)
+    return next(iter(found.values()))  # a copy
+
+  def _request(self, count: int) -> Any:
     from openvino import Tensor
 
-    compiled, count = self.graph.compiled(hint), 1
-    if hint == 'THROUGHPUT':
-      count = compiled.get_property('OPTIMAL_NUMBER_OF_INFER_REQUESTS')
-    requests = [compiled.create_infer_request() for _ in range(count)]
-    for request in requests:
-      for i, value in enumerate(self._values, 1):
-        request.set_input_tensor(i, Tensor(value, shared_memory=True))
-    return requests
-
-  def _begin(self, images: np.ndarray) -> '_Answer':
-    oldest = self._bulk[0]
-    self._bulk.rotate(-1)
-    request, answer = oldest
-    if answer is not None:
-      answer.settle()
-    request.start_async({0: images}, share_inputs=True)
-    oldest[1] = _Answer(request, images)
-    return oldest[1]
+    request = self.graph.compiled(count).create_infer_request()
+    for i, value in enumerate(self._values, 1):
+      request.set_input_tensor(i, Tensor(value, shared_memory=True))
+    return request
 
 
-class _Answer:
-  """What a request will have found; kept when it goes on to the next images."""
+@functools.cache
+def _cores() -> concurrent.futures.ThreadPoolExecutor:
+  """A thread for each core, whatever runs there.
 
-  def __init__(self, request: Any, images: np.ndarray):
-    self._request, self._images = request, images  # which it reads meanwhile
-    self._lock = threading.Lock()
-    self._value: np.ndarray | Exception | None = None
-
-  def settle(self) -> None:
-    """Waits for it."""
-    with self._lock:
-      if self._value is None:
-        try:
-          self._request.wait()
-          self._value = self._request.get_output_tensor(0).data.copy()
-        except RuntimeError as error:
-          self._value = error  # for whoever asks for this answer
-        self._request = self._images = None
-
-  def get(self) -> np.ndarray:
-    """[B, K]."""
-    self.settle()
-    if isinstance(self._value, Exception):
-      raise self._value
-    return self._value
+  Were parts of two sizes to share a core, neither would find its maps in the
+  cache.
+  """
+  return concurrent.futures.ThreadPoolExecutor(cores(), 'openvino')
 
 
 class _Joined:
-  """The answers to the pieces of a batch, as one array."""
+  """The answers to the parts of a batch, as one array."""
 
-  def __init__(self, answers: list[_Answer]):
-    self._answers = answers
+  def __init__(self, parts: list[concurrent.futures.Future]):
+    self._parts = parts
 
   def __array__(self, dtype: Any = None, copy: bool | None = None):
-    found = np.concatenate([answer.get() for answer in self._answers])
+    found = np.concatenate([part.result() for part in self._parts])
     return found if dtype is None else found.astype(dtype)

@@ -10,6 +10,26 @@ from typing import Any
 
 import numpy as np
 
+# Of one channel of what a core should work on at once: of twice and of half as
+# much each image takes 3 to 10 % longer.
+_BYTES = 2**18
+
+
+def at_once(model: Any, precision: str) -> int | None:
+  """How many images a core should compute at once; None if it does not matter.
+
+  A depthwise convolution waits for memory, so that maps should still be in the
+  cache. In float32 a program for two images of 160 px, four of 112 or eight of
+  64 takes 7 to 19 % less time than eight in one for any number (MobileNetV2; a
+  ResNet-50 takes the same).
+  """
+  kinds = {node.get_type_name(): node for node in model.get_ordered_ops()[::-1]}
+  if 'GroupConvolution' not in kinds:
+    return None
+  side = kinds['Convolution'].input(0).get_partial_shape()[2].get_length()
+  bytes_each = side * side * (4 if precision == 'f32' else 2)
+  return int(np.clip(2 ** np.round(np.log2(_BYTES / bytes_each)), 2, 8))
+
 
 def resize_in_half(model: Any) -> None:
   """Rewrites R x C as (x C)ᵀ Rᵀ, turned back.
@@ -30,6 +50,58 @@ def resize_in_half(model: Any) -> None:
     narrow = turned(op.matmul(x, c, False, False))
     resized = turned(op.matmul(narrow, r, False, True))
     _replace(columns, resized)
+
+
+def resize_in_blocks(model: Any) -> None:
+  """Rewrites R x C as products of blocks, for most of R and C are zeros.
+
+  A pixel is the mean of a few. Smaller blocks than these leave out more zeros,
+  but take longer. In float32 a resize takes a fifth of the time of a small
+  network at 64 px, and so a fifteenth less of it.
+  """
+  from openvino import opset13 as op
+
+  found = _resize(model)
+  if not found:
+    return
+  rows, columns = found
+  x = rows.input_value(1)
+  r, c = (
+    node.data.reshape(node.data.shape[-2:])
+    for node in (_operand(rows, 0), _operand(columns, 1))
+  )
+  # Of rows, one product for all blocks: they reach equally far.
+  spans = _spans(r, 16)
+  reach = max(stop - start for start, stop in spans)
+  first = [min(start, r.shape[1] - reach) for start, _ in spans]
+  read = np.add.outer(first, np.arange(reach))
+  blocks = [
+    block[:, i] for block, i in zip(np.split(r, len(spans)), read, strict=True)
+  ]
+  shrunk = op.matmul(
+    np.stack(blocks), op.gather(x, read, np.array(2)), False, False
+  )
+  shape = [-1, x.partial_shape[1].get_length(), *r.shape]
+  shrunk = op.reshape(shrunk, np.array(shape), False)
+  # Of columns, a product for each: to gather these takes longer.
+  spans = _spans(c.T, 28)
+  parts = []
+  for block, span in zip(np.split(c, len(spans), 1), spans, strict=True):
+    bounds = (np.array([i]) for i in (*span, 1, 3))
+    part = op.slice(shrunk, *bounds)
+    parts.append(op.matmul(part, block[slice(*span)].copy(), False, False))
+  _replace(columns, op.concat(parts, 3))
+
+
+def _spans(matrix: np.ndarray, least: int) -> list[tuple[int, int]]:
+  """Of blocks of rows, the columns from the first to past the last not zero.
+
+  As many blocks of equally many rows as can be, of `least` or more.
+  """
+  most = max(len(matrix) // least, 1)
+  count = next(n for n in range(most, 0, -1) if len(matrix) % n == 0)
+  used = [np.flatnonzero(x.any(0)) for x in np.split(matrix, count)]
+  return [(int(x[0]), int(x[-1]) + 1) for x in used]
 
 
 def merged(models: Sequence[Any]) -> tuple[Any, list[list[np.ndarray]]] | None:

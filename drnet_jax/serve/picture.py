@@ -9,6 +9,8 @@ import numpy as np
 from drnet_jax.data import pixels, transforms
 from drnet_jax.export.contract import Contract, View
 
+_LITTLE = 2  # times
+
 
 class Picture:
   """An image, cut as networks are given it; decoded once for all views.
@@ -39,14 +41,17 @@ class Picture:
     scaled = self._contract.decode == 'scaled'
     image = pixels.decode(self._source, least_px=least_px if scaled else None)
     for view in missing:
-      self._crops[view] = np.ascontiguousarray(
-        transforms.center_crop(
-          image,
-          view.side_px,
-          resize_px=view.short_px,
-          keep_aspect=view.keep_aspect,
-        )
+      crop = transforms.center_crop(
+        image,
+        view.side_px,
+        resize_px=view.short_px,
+        keep_aspect=view.keep_aspect,
       )
+      # A view of what is little larger keeps no more memory than a copy takes
+      # time: new memory is slow to fill.
+      if crop.base is not None and crop.base.nbytes > _LITTLE * crop.nbytes:
+        crop = crop.copy()
+      self._crops[view] = crop
 
   def crop(self, view: View) -> np.ndarray:
     """The central crop, uint8 [side_px, side_px, 3].
