@@ -9,7 +9,10 @@ import builtins
 import errno
 import io
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -170,3 +173,17 @@ def test_it_works_or_says_what_is_wrong(
     len([x for x in lines if x.startswith('error')]) == 1
   )
   assert (status == 0) == ((name, fault) in WORKS), lines
+
+
+def test_python_that_leaves_out_assertions_is_refused():
+  """Flax takes off its interceptors in one."""
+  command = ['-m', 'drnet_jax.main', '--config=smoke', '--mode=describe']
+  done = subprocess.run(
+    [sys.executable, '-O', *command],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: python -O')
+  assert done.stderr.count('\n') == 1

@@ -166,7 +166,7 @@ def _digits() -> np.ndarray:
 
 def _example(image: np.ndarray, digit_px: int, label: int, original: int):
   encoded = io.BytesIO()
-  Image.fromarray(image).save(encoded, 'PNG', compress_level=1)
+  Image.fromarray(image).save(encoded, 'PNG', compress_level=0)
   return {
     'image': encoded.getvalue(),
     'label': int(label),

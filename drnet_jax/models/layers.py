@@ -26,6 +26,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from drnet_jax.errors import UserError
+
+if not __debug__:
+  # What Flax takes off its interceptors within an assertion would stay on.
+  raise UserError(
+    'python -O leaves out assertions, and Flax does work in one: run without '
+    '-O, and without PYTHONOPTIMIZE'
+  )
+
 # What fields of networks are annotated with, see `settings.check`.
 Padding = Literal['symmetric', 'same']
 DType = Literal['float32', 'bfloat16', 'float16']
