@@ -25,6 +25,7 @@ if __name__ == '__main__':
   memory.use_large_pages()  # before the imports, which take seconds
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -32,6 +33,11 @@ from ml_collections import config_flags
 from drnet_jax.commands import cli
 from drnet_jax.commands import flags as shared
 from drnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from drnet_jax.choosing.options import Costs
+  from drnet_jax.run import workdir
+  from drnet_jax.serve.classifier import Classifier
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File or name of the config, and --config.<field>=<value>.'
@@ -94,8 +100,10 @@ def _run(overrides: Sequence[str]) -> None:
     raise
 
 
-def _measure(trained):
-  def load(**how):
+def _measure(trained: 'workdir.Trained') -> 'Costs | None':
+  """Milliseconds of each option of what was trained, if they are asked for."""
+
+  def load(**how: Any) -> 'Classifier':
     from drnet_jax.serve.classifier import Classifier
 
     return Classifier.of(trained, **how)

@@ -355,6 +355,8 @@ def test_the_card_says_what_it_is(folder, trained):
   about = model_card.about(trained, converted)
   assert 'with weights that were not trained further' in about
   assert 'trained on' in model_card.about(trained, of)
+  table = model_card.int8_section([{'network': 'runs/a|b 64 px'}])
+  assert r'| runs/a\|b 64 px |' in table
 
 
 def test_an_exported_folder_is_run_as_exported(folder):

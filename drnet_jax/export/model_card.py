@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README of an exported model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from drnet_jax.choosing.calibration import Calibration
 from drnet_jax.choosing.policy import Policy, describe
@@ -51,7 +51,7 @@ def int8_section(rows: Sequence[Mapping[str, str]]) -> str:
       'by the sizes that it chooses. A processor without VNNI may round '
       'otherwise.',
       '',
-      *(f'| {" | ".join(cells)} |' for cells in table),
+      *map(_row, table),
       '',
     ]
   )
@@ -81,14 +81,14 @@ def text(
     '| part | GMACs per image |',
     '|---|---|',
     *(
-      f'| {name} | {gmacs:.4g} |'
+      _row([name, f'{gmacs:.4g}'])
       for name, gmacs in zip(
         contract.options.names, contract.gmacs, strict=True
       )
     ),
   ]
   if contract.routes:
-    lines.append(f'| predictor | {contract.predictor_gmacs:.4g} |')
+    lines.append(_row(['predictor', f'{contract.predictor_gmacs:.4g}']))
   lines += [
     '',
     '## Policies',
@@ -105,8 +105,13 @@ def text(
       '| GMACs | top-1, % | policy |',
       '|---|---|---|',
       *(
-        f'| {p.gmacs:.4g} | {100 * p.top1:.1f} | '
-        f'{describe(p.policy, contract.options)} |'
+        _row(
+          [
+            f'{p.gmacs:.4g}',
+            f'{100 * p.top1:.1f}',
+            describe(p.policy, contract.options),
+          ]
+        )
         for p in calibration.points['GMACs']['best']
       ),
     ]
@@ -155,3 +160,9 @@ def text(
     '',
   ]
   return '\n'.join(lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+  """Of a table in Markdown, whatever networks and classes are called."""
+  escaped = (cell.replace('|', r'\|') for cell in cells)
+  return f'| {" | ".join(escaped)} |'
