@@ -500,6 +500,27 @@ def test_scaled_decoding_shows_the_same_picture_at_every_size(trained):
     np.testing.assert_array_equal(crop, Picture(data, contract).crop(view))
 
 
+@pytest.mark.parametrize('kind', ['array', 'PIL', 'wide array'])
+def test_a_picture_is_cut_once_and_keeps_little(trained, kind):
+  """Whoever reuses the memory of an image does not change its crops."""
+  contract = Contract.of(trained)
+  view = contract.views[-1]
+  shape = (view.short_px, view.short_px * (5 if kind == 'wide array' else 1), 3)
+  painted = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  source = Image.fromarray(painted) if kind == 'PIL' else painted
+  picture = Picture(source, contract)
+  crop = picture.crop(view)
+  before = crop.copy()
+  if kind == 'PIL':
+    source.paste((0, 0, 0), (0, 0, *source.size))
+  else:
+    source[:] = 0
+  assert before.any()
+  np.testing.assert_array_equal(picture.crop(view), before)
+  kept = crop if crop.base is None else crop.base
+  assert kept.nbytes <= 2 * crop.nbytes
+
+
 def test_scaled_decoding_reads_no_larger_than_needed(trained, monkeypatch):
   decoded = []
   decode = pixels.decode

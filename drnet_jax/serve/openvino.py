@@ -227,11 +227,7 @@ class Network:
 
 @functools.cache
 def _cores() -> concurrent.futures.ThreadPoolExecutor:
-  """A thread for each core, whatever runs there.
-
-  Were parts of two sizes to share a core, neither would find its maps in the
-  cache.
-  """
+  """A thread for each core, for the parts of all sizes and networks."""
   return concurrent.futures.ThreadPoolExecutor(cores(), 'openvino')
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from drnet_jax.data import pixels, transforms
 from drnet_jax.export.contract import Contract, View
 
-_LITTLE = 2  # times
+_LITTLE = 2  # times as many bytes as a crop, that it may keep in memory
 
 
 class Picture:
@@ -47,8 +47,8 @@ class Picture:
         resize_px=view.short_px,
         keep_aspect=view.keep_aspect,
       )
-      # A view of what is little larger keeps no more memory than a copy takes
-      # time: new memory is slow to fill.
+      # The decoded image is ours alone, and new memory is slow to fill: what is
+      # little larger is kept, and not copied.
       if crop.base is not None and crop.base.nbytes > _LITTLE * crop.nbytes:
         crop = crop.copy()
       self._crops[view] = crop
